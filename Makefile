@@ -1,0 +1,50 @@
+# Everything that is installed goes below STATE, except Debian packages. See scripts/setup.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+ifeq ($(shell id -u),0)
+STATE ?= /var/lib/qemuspawner
+else
+STATE ?= $(HOME)/.local/state/qemuspawner
+endif
+PORT ?= 8000
+TESTS ?= tests
+
+# Absolute: it goes into scripts that are run from anywhere.
+override STATE := $(abspath $(STATE))
+export STATE PORT
+BIN := $(STATE)/venv/bin
+TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
+
+.PHONY: help demo test check golden wheel clean
+
+help: ## list what can be made
+	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)]"
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-8s%s\n' "$$name" "$$text"; done
+
+demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
+	@scripts/setup demo
+	@scripts/demo
+
+test: ## install everything, build the demo machine, run the tests (or those named by TESTS)
+	@scripts/setup test
+	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" $(BIN)/pytest $(TESTS)
+
+check: ## check format, style and types
+	@scripts/setup check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+golden: ## rewrite the expected outputs in tests/golden
+	@scripts/setup check
+	GOLDEN=1 $(BIN)/pytest -q $$(grep -rl --include='test_*.py' compare_with_golden tests)
+
+wheel: ## make dist/qemuspawner-VERSION.whl
+	@scripts/setup check
+	PATH="$(TOOLS):$$PATH" $(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean: ## remove what was made in this folder (STATE stays)
+	rm -rf dist build node_modules share/static/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

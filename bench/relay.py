@@ -1,0 +1,193 @@
+"""The relay against websockify and a bare socket copy, all in one run, interleaved.
+
+    python bench/relay.py [--rounds N]
+
+Prints a Markdown table: the median of the rounds, and their smallest and largest. Absolute figures are this
+machine's; what carries over are the ratios within a line, as each round measures all paths one by one.
+Needs websockify 0.13, QEMU and the project itself; uvloop is measured too where it is installed.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from guests import GREEN, RED
+from relay_peers import BLOCK, PONG, Channel, RunningPath, Source, connect_unix, start_path
+from tiny_guest import HEIGHT, WIDTH, tiny_guest
+
+from qemuspawner.session import rfb
+
+STREAM_MIB = 256
+PINGS = 300
+KEYS = 12
+STALL_S = 1.5
+
+_KEY_DOWN = struct.pack(">BBxxI", 4, 1, 0x61)
+_KEY_UP = struct.pack(">BBxxI", 4, 0, 0x61)
+_COLOURS = {bytes(reversed(colour)) for colour in (GREEN, RED)}  # blue comes first
+
+MEASURES = (
+    "throughput, MiB/s",
+    "CPU, s/GiB",
+    "ping p50, µs",
+    "ping p99, µs",
+    "growth with a stalled client, MiB",
+    "key to frame p50, ms",
+)
+Results = dict[str, dict[str, list[float]]]  # measure -> path -> one value a round
+
+
+def ask_for(blocks: int) -> bytes:
+    return struct.pack(">BBxxI", 4, 1, blocks)
+
+
+def throughput_mib_s(channel: Channel) -> float:
+    blocks = STREAM_MIB * 2**20 // len(BLOCK)
+    started = time.perf_counter()
+    channel.send(ask_for(blocks))
+    channel.read_to_end()
+    return STREAM_MIB / (time.perf_counter() - started)
+
+
+def ping_us(channel: Channel) -> tuple[float, float]:
+    """Median and 99th percentile of a pointer event's round trip."""
+    times = []
+    for _ in range(PINGS):
+        started = time.perf_counter()
+        channel.send(b"\x05\x00\x00\x00\x00\x00")
+        assert channel.read(len(PONG)) == PONG
+        times.append((time.perf_counter() - started) * 1e6)
+    times.sort()
+    return statistics.median(times), times[int(len(times) * 0.99)]
+
+
+def growth_mib(path: RunningPath) -> float:
+    """How much the path's processes grow while a client reads nothing of a fast stream."""
+    channel = path.connect()
+    before = path.rss_mib()
+    channel.send(ask_for(1024 * 2**20 // len(BLOCK)))
+    time.sleep(STALL_S)
+    grown = path.rss_mib() - before
+    channel.close()
+    return grown
+
+
+def key_to_frame_ms(channel: Channel) -> float:
+    """Median time from a key to the picture that it changed, on the guest that paints at each key."""
+    channel.send(rfb.set_encodings([0]))
+    request = struct.pack(">BBHHHH", 3, 1, 0, 0, WIDTH, HEIGHT)
+    channel.send(struct.pack(">BBHHHH", 3, 0, 0, 0, WIDTH, HEIGHT))
+    while (seen := read_update(channel)) not in _COLOURS:  # the guest is still starting
+        channel.send(request)
+    times = []
+    for number in range(KEYS):
+        channel.send(request)
+        # Rest for different times, so that keys meet QEMU's timer at every phase.
+        time.sleep(0.15 + 0.013 * (number % 7))
+        started = time.perf_counter()
+        channel.send(_KEY_DOWN)
+        while (colour := read_update(channel)) == seen:
+            channel.send(request)
+        times.append((time.perf_counter() - started) * 1000)
+        seen = colour
+        channel.send(_KEY_UP)
+    return statistics.median(times)
+
+
+def read_update(channel: Channel) -> bytes:
+    """The last pixel of the next update, as blue, green, red."""
+    pixel = b""
+    count = int.from_bytes(channel.read(4)[2:], "big")
+    for _ in range(count):
+        *_, width, height, _ = struct.unpack(">HHHHi", channel.read(12))
+        pixel = channel.read(width * height * 4)[-4:-1]
+    return pixel
+
+
+def measure_streams(folder: Path, results: Results, rounds: int) -> None:
+    target = folder / "source"
+    Source(target)
+    names = ["relay", "websockify", "copy"]
+    if importlib.util.find_spec("uvloop"):
+        names.insert(1, "uvloop")
+    with ExitStack() as stack:
+        paths = {name: stack.enter_context(start_path(name, target)) for name in names}
+        for _ in range(rounds):
+            channel = connect_unix(target)
+            results["throughput, MiB/s"]["direct"].append(throughput_mib_s(channel))
+            results["ping p50, µs"]["direct"].append(ping_us(channel)[0])
+            channel.close()
+            for name, path in paths.items():
+                channel = path.connect()
+                cpu_s = path.cpu_s()
+                results["throughput, MiB/s"][name].append(throughput_mib_s(channel))
+                results["CPU, s/GiB"][name].append((path.cpu_s() - cpu_s) * 1024 / STREAM_MIB)
+                channel.close()
+                channel = path.connect()
+                median, slow = ping_us(channel)
+                results["ping p50, µs"][name].append(median)
+                results["ping p99, µs"][name].append(slow)
+                channel.close()
+        for name, path in paths.items():
+            results["growth with a stalled client, MiB"][name].append(growth_mib(path))
+
+
+def measure_keys(folder: Path, results: Results, rounds: int) -> None:
+    with tiny_guest(folder) as vnc:
+        for _ in range(rounds):
+            channel = connect_unix(vnc)
+            results["key to frame p50, ms"]["direct"].append(key_to_frame_ms(channel))
+            channel.close()
+            for name, keepalive_ms in (("websockify", 0), ("relay", 15)):
+                with start_path(name, vnc, keepalive_ms=keepalive_ms) as path:
+                    channel = path.connect()
+                    results["key to frame p50, ms"][name].append(key_to_frame_ms(channel))
+                    channel.close()
+
+
+def render(results: Results) -> str:
+    columns = [("relay", "relay"), ("uvloop", "relay, uvloop"), ("websockify", "websockify")]
+    columns += [("copy", "bare copy"), ("direct", "no path at all")]
+    columns = [column for column in columns if any(column[0] in row for row in results.values())]
+    lines = [
+        "| measure | " + " | ".join(title for _, title in columns) + " | relay : websockify |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for measure, row in results.items():
+        cells = [summary(row[name]) if name in row else "" for name, _ in columns]
+        ratio = statistics.median(row["relay"]) / max(statistics.median(row["websockify"]), 1e-9)
+        lines.append(f"| {measure} | " + " | ".join(cells) + f" | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def summary(values: list[float]) -> str:
+    def short(value: float) -> str:
+        return f"{value:.0f}" if abs(value) >= 20 else f"{value:.2f}"
+
+    if len(values) == 1:
+        return short(values[0])
+    return f"{short(statistics.median(values))} ({short(min(values))}..{short(max(values))})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    results: Results = {measure: defaultdict(list) for measure in MEASURES}
+    with tempfile.TemporaryDirectory() as folder:
+        measure_streams(Path(folder), results, rounds)
+        measure_keys(Path(folder), results, rounds)
+    print(render(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""`qemuspawner doctor`: whether this host can run desktops, tried out for the account that asks."""
+
+import os
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from qemuspawner.errors import HostError
+from qemuspawner.machines.catalogue import load_catalogue, missing_files
+from qemuspawner.paths import StatePaths
+from qemuspawner.qemu.host import (
+    available_memory_mib,
+    check_disk,
+    check_memory,
+    find_qemu,
+    find_uefi,
+    kvm_works,
+)
+from qemuspawner.qemu.jail import check_jail
+from qemuspawner.units import render_mib
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was tried."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+    hint: str = ""
+
+
+def add_command(commands: "_SubParsersAction[ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor", help="try out what desktops need of this host; exit 1 where it lacks"
+    )
+    parser.set_defaults(command=examine)
+
+
+def examine(_arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    """Print every finding; 1 where there is an error."""
+    failed = False
+    for finding in (*_find_in_qemu(state), *_find_on_host(state), *_find_in_catalogue(state, folders)):
+        print(f"{finding.level:8} {finding.text}")
+        if finding.hint:
+            print(f"{'':8} {finding.hint}")
+        failed = failed or finding.level == "error"
+    return 1 if failed else 0
+
+
+def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
+    try:
+        qemu = find_qemu()
+    except HostError as exc:
+        yield _error(exc)
+        return
+    yield Finding(level="ok", text=f"QEMU {'.'.join(map(str, qemu.version))} is {qemu.program}.")
+    if shutil.which("qemu-img") is None:
+        yield Finding(level="error", text="qemu-img was not found.", hint="Install it (Debian: qemu-utils).")
+    if kvm_works(qemu, state.probes):
+        yield Finding(level="ok", text="KVM runs a guest.")
+    else:
+        yield Finding(
+            level="warning",
+            text="KVM does not run a guest; desktops are emulated, slowly.",
+            hint=_why_no_kvm(),
+        )
+    try:
+        check_jail()
+        yield Finding(level="ok", text="The jail around QEMU can be built.")
+    except HostError as exc:
+        yield _error(exc)
+    try:
+        yield Finding(level="ok", text=f"UEFI firmware is {find_uefi()[0]}.")
+    except HostError as exc:
+        yield Finding(level="warning", text=exc.message, hint=exc.hint)
+
+
+def _why_no_kvm() -> str:
+    device = Path("/dev/kvm")
+    if not device.exists():
+        return (
+            "There is no /dev/kvm: switch virtualization on in the firmware, or in the VM that this host is."
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        return "This account may not open /dev/kvm: add it to the group kvm."
+    return "/dev/kvm opens, but a guest under it does not get to its first instruction."
+
+
+def _find_on_host(state: StatePaths) -> Iterator[Finding]:
+    try:
+        check_memory(1024)
+        yield Finding(level="ok", text=f"{render_mib(available_memory_mib())} of memory are free.")
+    except HostError as exc:
+        yield Finding(level="warning", text=exc.message, hint=exc.hint)
+    folder = next(path for path in (state.root, *state.root.parents) if path.is_dir())
+    try:
+        check_disk(folder)
+        free_mib = shutil.disk_usage(folder).free >> 20
+        yield Finding(level="ok", text=f"{render_mib(free_mib)} are free in {folder}.")
+    except HostError as exc:
+        yield _error(exc)
+
+
+def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:
+    catalogue = load_catalogue(folders, state.images)
+    for problem in catalogue.problems:
+        yield Finding(level="error", text=str(problem))
+    for machine in catalogue.machines.values():
+        if missing_files(machine):
+            hint = f"Run 'qemuspawner machines build {machine.id}'." if machine.build else ""
+            yield Finding(level="warning", text=f"The image of '{machine.id}' is missing.", hint=hint)
+        else:
+            yield Finding(level="ok", text=f"'{machine.id}' can be started.")
+
+
+def _error(exc: HostError) -> Finding:
+    return Finding(level="error", text=exc.message, hint=exc.hint)

@@ -1,0 +1,172 @@
+"""`qemuspawner machines`: what can be started, what is wrong with it, and its images."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qemuspawner.errors import MachineError
+from qemuspawner.machine import Machine
+from qemuspawner.machines.build import build_machine, find_image_state
+from qemuspawner.machines.catalogue import Catalogue, digest_fits, load_catalogue, missing_files
+from qemuspawner.paths import StatePaths
+from qemuspawner.units import render_mib, render_seconds
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add_commands(commands: "_SubParsersAction[ArgumentParser]") -> None:
+    group = commands.add_parser("machines", help="the machines that can be started")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+
+    parser = actions.add_parser("list", help="list the machines and the state of their images")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(command=list_machines)
+
+    parser = actions.add_parser("show", help="show everything about one machine")
+    parser.add_argument("id")
+    parser.set_defaults(command=show_machine)
+
+    parser = actions.add_parser("check", help="check every machine.toml and image; exit 1 with all problems")
+    parser.set_defaults(command=check_machines)
+
+    parser = actions.add_parser("build", help="make a machine's image from Debian packages; needs root")
+    parser.add_argument("id")
+    parser.add_argument("--force", action="store_true", help="also if the image is up to date")
+    parser.add_argument("--mirror", default="", metavar="URL", help="take the packages from this repository")
+    parser.set_defaults(command=build)
+
+
+def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    catalogue = load_catalogue(folders, state.images)
+    if arguments.json:
+        rows = [
+            {
+                "id": machine.id,
+                "name": machine.name,
+                "version": machine.version,
+                "hidden": machine.hidden,
+                "image": _image_state(machine, state),
+                "cpus": list(machine.cpus.offered),
+                "memory_mib": [int(size) for size in machine.memory.offered],
+                "gpu": machine.gpu.need,
+                "folder": machine.folder,
+            }
+            for machine in catalogue.machines.values()
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(
+            ("ID", "NAME", "IMAGE", "CPUS", "MEMORY"),
+            [
+                (
+                    machine.id,
+                    machine.name + (" (hidden)" if machine.hidden else ""),
+                    _image_state(machine, state),
+                    ", ".join(map(str, machine.cpus.offered)),
+                    ", ".join(map(render_mib, machine.memory.offered)),
+                )
+                for machine in catalogue.machines.values()
+            ],
+        )
+    _print_problems(catalogue)
+    return 0
+
+
+def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    machine = _find(arguments.id, folders, state)
+    rows = [
+        ("id", machine.id),
+        ("name", machine.name),
+        ("description", machine.description),
+        ("version", machine.version),
+        ("folder", machine.folder),
+        ("image", f"{machine.image.file} ({machine.image.format}, {_image_state(machine, state)})"),
+        ("firmware", machine.firmware),
+        ("display", machine.display),
+        ("cpus", _offer(machine.cpus.offered, machine.cpus.default, str)),
+        ("memory", _offer(machine.memory.offered, machine.memory.default, render_mib)),
+        ("gpu", machine.gpu.need),
+        ("lifetime", _offer(machine.lifetime.offered, machine.lifetime.default, render_seconds)),
+        ("longest", render_seconds(machine.lifetime.max)),
+        ("idle", render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "no limit"),
+        ("agent", "yes" if machine.agent else "no"),
+        ("clipboard", "yes" if machine.clipboard else "no"),
+        ("network", machine.network),
+        ("ports", ", ".join(f"{name}: {port}" for name, port in machine.ports.items())),
+        ("users", ", ".join(machine.allow.users) or ("" if machine.allow.groups else "everybody")),
+        ("groups", ", ".join(machine.allow.groups)),
+    ]
+    for name, value in rows:
+        if value:
+            print(f"{name:12} {value}")
+    return 0
+
+
+def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    catalogue = load_catalogue(folders, state.images)
+    problems = [str(problem) for problem in catalogue.problems]
+    for machine in catalogue.machines.values():
+        how = f"; 'qemuspawner machines build {machine.id}' makes it" if machine.build else ""
+        missing = missing_files(machine)
+        problems += [f"{machine.id}: the file {path} is missing{how}." for path in missing]
+        if not missing and not digest_fits(machine):
+            problems.append(f"{machine.id}: the digest of {machine.image.file} is not that of machine.toml.")
+    for problem in problems:
+        print(problem)
+    if problems:
+        return 1
+    print(f"{len(catalogue.machines)} machines, no problems.")
+    return 0
+
+
+def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    machine = _find(arguments.id, folders, state)
+    build_machine(
+        machine,
+        images=state.images,
+        progress=lambda text: print(text, flush=True),
+        force=arguments.force,
+        mirror=arguments.mirror,
+    )
+    return 0
+
+
+def _find(machine_id: str, folders: list[Path], state: StatePaths) -> Machine:
+    catalogue = load_catalogue(folders, state.images)
+    machine = catalogue.machines.get(machine_id)
+    if machine is not None:
+        return machine
+    wrong = [str(problem) for problem in catalogue.problems if problem.machine_id == machine_id]
+    if wrong:
+        raise MachineError("\n".join(wrong), hint="docs/machines.md describes every key of machine.toml.")
+    known = ", ".join(catalogue.machines) or "none"
+    raise MachineError(
+        f"There is no machine '{machine_id}'; known: {known}.",
+        hint="Another folder is given with --machines.",
+    )
+
+
+def _image_state(machine: Machine, state: StatePaths) -> str:
+    if machine.build is not None:
+        return find_image_state(machine, images=state.images)
+    return "missing" if missing_files(machine) else "present"
+
+
+def _offer(offered: tuple[int, ...], default: int, render: Callable[[int], str]) -> str:
+    return ", ".join(f"{render(value)} (default)" if value == default else render(value) for value in offered)
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_problems(catalogue: Catalogue) -> None:
+    for problem in catalogue.problems:
+        print(f"problem: {problem}", file=sys.stderr)

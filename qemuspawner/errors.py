@@ -1,0 +1,44 @@
+"""Errors that may be shown to a person.
+
+Each carries a message (what failed: the thing, the value, the bound) and a hint (what the reader can
+do). They become text for people in three places only: the hub's spawner, the session's status and the
+command line. Commands, host paths and traces belong in the log.
+"""
+
+
+class QemuSpawnerError(Exception):
+    """Something failed in a way worth telling; `message` and `hint` are whole sentences."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def text(self) -> str:
+        """Message and hint as one paragraph."""
+        return f"{self.message} {self.hint}".strip()
+
+
+class OptionsError(QemuSpawnerError):
+    """The options of a start request cannot be accepted."""
+
+
+class MachineError(QemuSpawnerError):
+    """A machine of the catalogue cannot be read, built or started."""
+
+
+class ImageError(QemuSpawnerError):
+    """A disk image is missing, not what it claims to be, or cannot be made."""
+
+
+class HostError(QemuSpawnerError):
+    """This host lacks something: QEMU, memory, disk, a wall around the guest."""
+
+
+class VmError(QemuSpawnerError):
+    """QEMU did not start, did not answer or died."""
+
+
+class SessionError(QemuSpawnerError):
+    """A session could not be prepared or kept running."""

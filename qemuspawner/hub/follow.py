@@ -1,0 +1,123 @@
+"""Follow a session from its first answer until its desktop is there or it failed."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import msgspec
+from jupyterhub.httpclient import fetch
+
+from qemuspawner.spec import SessionStatus
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_MAX_STATUS_BYTES = 1024 * 1024
+# A restored desktop is there within a second; a booted one after many.
+_FAST_POLL_S = 0.1
+_SLOW_POLL_S = 0.5
+_FAST_FOR_S = 5
+
+
+async def follow_session(
+    url: str,
+    *,
+    token: str,
+    ssl_context: ssl.SSLContext | None,
+    is_alive: Callable[[], Awaitable[bool]],
+) -> AsyncGenerator[SessionStatus, None]:
+    """The status of the session at `url` again and again, from its first answer until its process ends."""
+    began = time.monotonic()
+    while True:
+        status = await fetch_status(url, token=token, ssl_context=ssl_context)
+        if status is not None:
+            yield status
+        if not await is_alive():
+            return
+        fast = time.monotonic() - began < _FAST_FOR_S
+        await asyncio.sleep(_FAST_POLL_S if fast else _SLOW_POLL_S)
+
+
+async def fetch_status(url: str, *, token: str, ssl_context: ssl.SSLContext | None) -> SessionStatus | None:
+    """The session's status; None where it does not answer, or not yet."""
+    try:
+        response = await fetch(
+            f"{url}api/status",
+            headers={"Authorization": f"token {token}"},
+            timeout=_TIMEOUT,
+            allow_redirects=False,
+            raise_for_status=False,
+            ssl=True if ssl_context is None else ssl_context,
+        )
+        async with response:
+            if response.status != 200:
+                log.debug("%s answers %s.", url, response.status)
+                return None
+            body = await response.content.read(_MAX_STATUS_BYTES)
+        return SessionStatus.from_json(body)
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    except msgspec.DecodeError as exc:
+        log.warning("%s answers, but not as a session does: %s", url, exc)
+        return None
+
+
+async def desktop_answers(url: str, *, ssl_context: ssl.SSLContext | None) -> bool:
+    """Whether the session says, without being asked who we are, that its desktop is there."""
+    try:
+        async with await fetch(
+            f"{url}api",
+            timeout=_TIMEOUT,
+            allow_redirects=False,
+            raise_for_status=False,
+            ssl=True if ssl_context is None else ssl_context,
+        ) as response:
+            return int(response.status) < 500
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+class Progress:
+    """What happened on the way to a desktop, as JupyterHub's progress events, for any number of readers."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, object]] = []
+        self._steps = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def update(self, status: SessionStatus) -> None:
+        """Note the steps that are new."""
+        new = status.steps[self._steps :]
+        self._steps = len(status.steps)
+        self._events += [
+            {"progress": status.progress, "message": step.text, "at": step.at, "level": step.level}
+            for step in new
+        ]
+        if new:
+            self._wake()
+
+    def close(self) -> None:
+        """Nothing more will happen: readers end."""
+        self._closed = True
+        self._wake()
+
+    async def events(self) -> AsyncIterator[dict[str, object]]:
+        """Everything from the beginning, then what comes, until the end."""
+        told = 0
+        while True:
+            for event in self._events[told:]:
+                told += 1
+                # The hub's handler takes keys out of what it sends.
+                yield dict(event)
+            if told == len(self._events):
+                if self._closed:
+                    return
+                await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,116 @@
+"""The options form: rendered for a user, with what they chose last or have just typed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+
+from qemuspawner.hub.options import (
+    FIELDS,
+    Limits,
+    Options,
+    RefusedOptionsError,
+    check_options,
+    find_obstacle,
+    max_lifetime_s,
+)
+from qemuspawner.machine import Machine
+from qemuspawner.machines.catalogue import icon_uri
+from qemuspawner.paths import TEMPLATES
+from qemuspawner.units import render_mib, render_seconds
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What stands in a form before it is shown: the last choice, what was typed, or what a link asks for."""
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    from_link: bool = False
+
+
+def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
+    """JupyterHub's form data, a list for each field, as options; a field left empty is an omitted one."""
+    options: dict[str, object] = {}
+    for name, values in form.items():
+        value = values[0] if len(values) == 1 else values
+        if value != "" and name != "_xsrf":
+            options[name] = value
+    return options
+
+
+def render_form(
+    entry: Entry, *, machines: Mapping[str, Machine], limits: Limits, catalogue_problems: Iterable[str] = ()
+) -> str:
+    """The form's HTML, without the <form> element; `catalogue_problems` are for administrators."""
+    obstacles = {name: find_obstacle(machine) for name, machine in machines.items()}
+    chosen = entry.options.get("machine")
+    if not isinstance(chosen, str) or obstacles.get(chosen, "unknown"):
+        chosen = next((name for name, obstacle in obstacles.items() if not obstacle), "")
+    cards = [
+        _card(machine, obstacle=obstacles[name], entry=entry if name == chosen else Entry(), limits=limits)
+        for name, machine in machines.items()
+    ]
+    return _TEMPLATES.get_template("options_form.html").render(
+        cards=cards,
+        chosen=next((card for card in cards if card["id"] == chosen), None),
+        problems=entry.problems,
+        fields=FIELDS,
+        from_link=entry.from_link,
+        catalogue_problems=list(catalogue_problems),
+    )
+
+
+def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> dict[str, object]:
+    """A machine as the template shows it."""
+    preferred = _preferred(machine, entry, limits)
+    longest_s = max_lifetime_s(machine, limits)
+    lifetimes = {int(lifetime) for lifetime in machine.lifetime.offered if lifetime <= longest_s}
+    return {
+        "id": machine.id,
+        "name": machine.name,
+        "version": machine.version,
+        "description": machine.description,
+        "icon": icon_uri(machine),
+        "obstacle": obstacle,
+        "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",
+        "longest": render_seconds(longest_s),
+        "selects": {
+            "cpus": _choices(machine.cpus.offered, preferred.cpus, str),
+            "memory": _choices(machine.memory.offered, preferred.memory_mib, render_mib),
+            "lifetime": _choices(lifetimes | {preferred.lifetime_s}, preferred.lifetime_s, render_seconds),
+        },
+    }
+
+
+def _preferred(machine: Machine, entry: Entry, limits: Limits) -> Options:
+    """The machine's defaults, with those of the entry's options that this machine accepts."""
+    options: dict[str, object] = {"machine": machine.id}
+
+    def checked() -> Options:
+        return check_options(options, machines={machine.id: machine}, limits=limits, startable=False)
+
+    for name in FIELDS[1:]:
+        if name in entry.options:
+            options[name] = entry.options[name]
+            try:
+                checked()
+            except RefusedOptionsError:
+                del options[name]
+    return checked()
+
+
+def _choices(values: Iterable[int], preferred: int, render: Any) -> list[dict[str, object]]:
+    return [
+        {"value": int(value), "label": render(int(value)), "selected": int(value) == preferred}
+        for value in sorted(set(values))
+    ]

@@ -1,0 +1,124 @@
+"""Machine: what a user can choose, as its machine.toml says it.
+
+Read and checked by `machines.catalogue`; travels to the session inside the SessionSpec. Every key is
+described in docs/machines.md, in the same order.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from qemuspawner.units import parse_mib, parse_seconds
+
+
+class Mib(int):
+    """A size in MiB; in machine.toml also text such as "2 GiB"."""
+
+
+class Seconds(int):
+    """A duration in seconds; in machine.toml also text such as "8 h"."""
+
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ImageFormat = Literal["qcow2", "raw", "iso", "vmdk", "vdi", "vhd", "vhdx", "qed"]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of machine.toml."""
+
+
+class Image(_Table, frozen=True, kw_only=True):
+    """The base image: never written, shared by all sessions."""
+
+    file: Name  # relative to the machine's image folder; absolute after loading
+    format: ImageFormat
+    digest: Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
+    kernel: str = ""  # with firmware = "direct": the kernel to start, beside the image
+    initrd: str = ""
+    cmdline: Annotated[str, Meta(max_length=1000)] = ""
+    bus: Literal["virtio", "sata", "nvme", "scsi"] = "virtio"
+    disk: Mib = Mib(0)  # size of the writable disk; 0: the image's own, or none beside an ISO
+
+
+class Cpus(_Table, frozen=True, kw_only=True):
+    default: Annotated[int, Meta(ge=1, le=512)] = 1
+    offered: tuple[Annotated[int, Meta(ge=1, le=512)], ...] = (1, 2, 4)
+
+
+class Memory(_Table, frozen=True, kw_only=True):
+    default: Mib = Mib(2048)
+    offered: tuple[Mib, ...] = (Mib(1024), Mib(2048), Mib(4096))
+
+
+class Gpu(_Table, frozen=True, kw_only=True):
+    need: Literal["none", "optional", "required"] = "none"
+
+
+class Lifetime(_Table, frozen=True, kw_only=True):
+    default: Seconds = Seconds(8 * 3600)
+    offered: tuple[Seconds, ...] = (Seconds(3600), Seconds(8 * 3600), Seconds(86400))
+    max: Seconds = Seconds(2 * 86400)  # what extending can reach, counted from the start
+    idle: Seconds = Seconds(0)  # without input for so long the session ends (0: never)
+
+
+class Allow(_Table, frozen=True, kw_only=True):
+    """Who may start the machine; with both lists empty, everybody."""
+
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+class Build(_Table, frozen=True, kw_only=True):
+    """How `qemuspawner machines build` makes the image with mmdebstrap."""
+
+    suite: Name
+    packages: tuple[Name, ...]
+    exclude: tuple[Name, ...] = ()  # path globs that dpkg leaves out
+    files: str = ""  # a folder beside machine.toml, laid over the new root folder before the packages come
+    script: str = ""  # a file beside machine.toml, run on the host with the new root folder as its argument
+    disk: Mib = Mib(4096)
+
+
+class Machine(_Table, frozen=True, kw_only=True):
+    """An entry of the catalogue."""
+
+    id: str = ""  # the folder's name
+    folder: str = ""  # where machine.toml lies
+    name: Name
+    description: Annotated[str, Meta(max_length=2000)] = ""
+    icon: str = ""  # an SVG beside machine.toml
+    version: Annotated[str, Meta(max_length=50)] = ""
+    hidden: bool = False  # not offered to anybody
+    machine_type: Literal["q35", "pc"] = "q35"
+    firmware: Literal["bios", "uefi", "direct"] = "bios"
+    display: Literal["virtio", "std", "qxl", "bochs", "cirrus", "vmware"] = "std"
+    agent: bool = False  # the guest runs qemu-guest-agent; the desktop is ready when it answers
+    clipboard: bool = False  # the guest runs spice-vdagent
+    network: Literal["none", "internet"] = "none"
+    shutdown: Seconds = Seconds(15)  # what the guest gets to shut down before it is switched off
+    ports: dict[Name, Port] = {}
+    image: Image
+    cpus: Cpus = Cpus()
+    memory: Memory = Memory()
+    gpu: Gpu = Gpu()
+    lifetime: Lifetime = Lifetime()
+    allow: Allow = Allow()
+    build: Build | None = None
+
+
+def decode_unit(kind: type, value: object) -> object:
+    """Msgspec's hook for Mib and Seconds."""
+    if kind is Mib:
+        return Mib(parse_mib(value))
+    if kind is Seconds:
+        return Seconds(parse_seconds(value))
+    raise NotImplementedError(kind)
+
+
+def encode_unit(value: object) -> object:
+    """The reverse of `decode_unit`: a plain number."""
+    if isinstance(value, (Mib, Seconds)):
+        return int(value)
+    raise NotImplementedError(type(value))

@@ -1,0 +1,1 @@
+"""The catalogue: what can be started, and how its images are made."""

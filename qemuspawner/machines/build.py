@@ -1,0 +1,353 @@
+"""Make a machine's image from Debian packages: mmdebstrap -> mke2fs -> qemu-img.
+
+Needs root, but no loop device and no mount on the host. The finished files take the place of the old ones
+in one rename each; a session that runs on the old image keeps it.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from qemuspawner.errors import HostError, MachineError
+from qemuspawner.machine import Build, Machine, encode_unit
+from qemuspawner.units import render_mib
+
+Progress = Callable[[str], None]
+
+MANIFEST = "image.json"
+LOG = "build.log"
+
+# Counts up when the steps below change what they make of the same recipe.
+_RECIPE_VERSION = 1
+_WORK_PREFIX = ".build-"
+_QUIET_S = 10  # no step stays silent for longer
+_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+# sudo and cron may leave the administrator's folders out.
+_TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`image.json`, beside the image it tells of; written last."""
+
+    recipe: str  # digest of everything the image was made from
+    built: str  # moment, UTC
+    size_bytes: int
+
+
+ImageState = Literal["current", "stale", "missing"]
+
+
+def find_image_state(machine: Machine, *, images: Path) -> ImageState:
+    """Whether the image of a machine with a [build] table is there and fits its recipe."""
+    manifest = load_manifest(images / machine.id)
+    if manifest is None or not all(path.is_file() for path in _outputs(machine)):
+        return "missing"
+    return "current" if manifest.recipe == recipe_digest(machine) else "stale"
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """What is known of the built image in `folder`; None where nothing was finished."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def recipe_digest(machine: Machine) -> str:
+    """The digest of everything that a build reads from the machine's folder.
+
+    What Debian's mirror offers on the day is no part of it: rebuild with force for updates.
+    """
+    build = _build_of(machine)
+    names = [path.name for path in _outputs(machine)]
+    digest = hashlib.sha256()
+    digest.update(
+        msgspec.json.encode([_RECIPE_VERSION, build, machine.image.format, names], enc_hook=encode_unit)
+    )
+    folder = Path(machine.folder)
+    for path in _recipe_files(folder, build):
+        content = path.read_bytes()
+        digest.update(f"\0{path.relative_to(folder)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def build_machine(
+    machine: Machine, *, images: Path, progress: Progress, force: bool = False, mirror: str = ""
+) -> bool:
+    """Make the image, kernel and initrd of `machine` in `images/ID/`; False where they were up to date.
+
+    `mirror` is an apt repository to take the packages from, in place of Debian's.
+
+    Raises:
+        MachineError: No [build] table, not root, another build under way, or a step failed; the log is named.
+        HostError: A tool is missing or the disk is too full.
+    """
+    build = _build_of(machine)
+    if not force and find_image_state(machine, images=images) == "current":
+        progress(f"The image of '{machine.id}' is up to date.")
+        return False
+    _check_host(machine, build, images)
+    target = images / machine.id
+    _make_folder(target)
+    with _lock(target, machine), _work_folder(target) as work:
+        log = target / LOG
+        log.unlink(missing_ok=True)
+        started = time.monotonic()
+        run = _Steps(machine=machine, log=log, progress=progress)
+        recipe = recipe_digest(machine)
+        root = _install_packages(machine, build, work, run, mirror=mirror)
+        disk = _make_disk(root, build, work, run, recipe=recipe)
+        _put_in_place(machine, target, disk, recipe=recipe)
+        log.unlink()
+        size = render_mib(Path(machine.image.file).stat().st_size >> 20)
+        progress(f"'{machine.id}' was built in {time.monotonic() - started:.0f} s: {size}.")
+    return True
+
+
+def _build_of(machine: Machine) -> Build:
+    if machine.build is None:
+        raise MachineError(
+            f"'{machine.id}' has no [build] table.",
+            hint="Put its image into the machine's image folder by hand, or add the table.",
+        )
+    return machine.build
+
+
+def _outputs(machine: Machine) -> tuple[Path, ...]:
+    image = machine.image
+    return tuple(Path(name) for name in (image.file, image.kernel, image.initrd) if name)
+
+
+def _recipe_files(folder: Path, build: Build) -> list[Path]:
+    files = [folder / build.script] if build.script else []
+    if build.files:
+        files += [path for path in (folder / build.files).rglob("*") if path.is_file()]
+    return sorted(files)
+
+
+def _check_host(machine: Machine, build: Build, images: Path) -> None:
+    if os.geteuid() != 0:
+        raise MachineError(
+            f"Building '{machine.id}' needs root: its files belong to root inside the image.",
+            hint=f"Try 'sudo qemuspawner machines build {machine.id}', with the same --state.",
+        )
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool, path=_TOOL_PATH) is None:
+            raise HostError(
+                f"'{tool}' was not found on this host.", hint=f"Install it: apt install {package}."
+            )
+    existing = next(folder for folder in (images, *images.parents) if folder.is_dir())
+    free_mib = shutil.disk_usage(existing).free >> 20
+    if free_mib < build.disk:
+        raise HostError(
+            f"Building '{machine.id}' takes up to {render_mib(build.disk)}; "
+            f"{render_mib(free_mib)} are free at {existing}.",
+            hint="Make room, or choose another folder with --state.",
+        )
+
+
+def _make_folder(path: Path) -> None:
+    """A folder that sessions of any account can read, whatever our umask; existing ones stay as they are.
+
+    It belongs to whom the folder above belongs to, who called us with sudo and may want to remove it.
+    """
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir()
+            folder.chmod(0o755)
+            owner = folder.parent.stat()
+            os.chown(folder, owner.st_uid, owner.st_gid)
+
+
+@contextmanager
+def _lock(target: Path, machine: Machine) -> Iterator[None]:
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise MachineError(
+                f"'{machine.id}' is being built already.", hint="Wait for that build to end."
+            ) from exc
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the result, so that a rename puts it in place; remains of a killed build go first."""
+    for remains in target.glob(f"{_WORK_PREFIX}*"):
+        shutil.rmtree(remains)
+    with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=target) as name:
+        work = Path(name)
+        # apt gives up root for downloading and must still get to its files.
+        work.chmod(0o755)
+        yield work
+
+
+class _Steps:
+    """Runs the tools of one build, their output in its log and the essence of it told as progress."""
+
+    def __init__(self, *, machine: Machine, log: Path, progress: Progress) -> None:
+        self._machine = machine
+        self._log = log
+        self._progress = progress
+        self._told_at = 0.0
+
+    def tell(self, text: str) -> None:
+        self._progress(text)
+        self._told_at = time.monotonic()
+
+    def run(self, command: list[str]) -> None:
+        """Raises MachineError with the tool's last words and the log's name."""
+        env = {**os.environ, "PATH": _TOOL_PATH, "LC_ALL": "C.UTF-8"}
+        last = ""
+        with self._log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                env=env,
+                umask=0o022,  # the administrator's own umask must not get into the image
+            )
+            with process:
+                try:
+                    for line in process.stdout or ():
+                        log.write(line)
+                        last = line.strip() or last
+                        self._tell_line(line.strip())
+                except BaseException:
+                    # Asked to end, mmdebstrap tidies up after itself; leaving this block waits for it.
+                    process.terminate()
+                    raise
+        if process.returncode != 0:
+            raise MachineError(
+                f"Building '{self._machine.id}' failed in {command[0]}: {last or process.returncode}",
+                hint=f"The whole story is in {self._log}.",
+            )
+
+    def _tell_line(self, line: str) -> None:
+        # "I: /" is a kernel package's word, not mmdebstrap's.
+        if line.startswith("I: ") and not line.startswith(("I: running --", "I: /")):
+            self.tell(f"{line[3:4].upper()}{line[4:]}")
+        elif time.monotonic() - self._told_at > _QUIET_S and line.startswith(
+            ("Get:", "Unpacking ", "Setting up ")
+        ):
+            self.tell(f"  {line}")
+
+
+def _install_packages(machine: Machine, build: Build, work: Path, run: _Steps, *, mirror: str) -> Path:
+    """A folder with the packages installed and the recipe's files and script applied."""
+    root = work / "root"
+    folder = Path(machine.folder)
+    hooks = []
+    if build.files:
+        hooks.append(f"--essential-hook={_stage_files(folder / build.files, work)}")
+    if build.script:
+        script = work / "customize"
+        shutil.copyfile(folder / build.script, script)
+        script.chmod(0o755)
+        hooks.append(f"--customize-hook={script}")
+    run.tell(f"Installing {len(build.packages)} packages and what they need from Debian {build.suite}")
+    run.run(
+        [
+            "mmdebstrap",
+            "--verbose",
+            "--variant=minbase",
+            f"--include={','.join(build.packages)}",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in build.exclude),
+            "--dpkgopt=force-confold",  # the recipe's own configuration files stay
+            '--aptopt=Acquire::Retries "3"',
+            *hooks,
+            build.suite,
+            str(root),
+            *([mirror] if mirror else []),
+        ]
+    )
+    return root
+
+
+def _stage_files(files: Path, work: Path) -> Path:
+    """Copy the recipe's files with the modes they shall have, and return a hook that lays them over the root.
+
+    A wheel keeps no modes: what begins with #! is executable.
+    """
+    staged = work / "files"
+    shutil.copytree(files, staged, copy_function=shutil.copyfile)
+    for path in (staged, *staged.rglob("*")):
+        executable = path.is_dir() or path.read_bytes().startswith(b"#!")
+        path.chmod(0o755 if executable else 0o644)
+    hook = work / "lay-files"
+    hook.write_text('#!/bin/sh\nexec cp -r --preserve=mode "$(dirname "$0")/files/." "$1/"\n')
+    hook.chmod(0o755)
+    return hook
+
+
+def _make_disk(root: Path, build: Build, work: Path, run: _Steps, *, recipe: str) -> Path:
+    """The root folder as a file system without partitions, in a qcow2."""
+    for path in (root / "boot").iterdir():
+        # QEMU is given them; in the image they would only be in the way.
+        shutil.move(path, work / path.name)
+    raw = work / "disk.raw"
+    with raw.open("wb") as file:
+        file.truncate(build.disk << 20)
+    # The same recipe gives the same identifiers: two builds differ in what Debian changed alone.
+    identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, recipe))
+    run.tell("Writing the file system")
+    run.run(
+        [
+            *("mke2fs", "-q", "-t", "ext4", "-L", "root", "-m", "0"),
+            *("-O", "^metadata_csum_seed"),
+            *("-U", identifier, "-E", f"hash_seed={identifier},lazy_itable_init=1,root_owner=0:0"),
+            *("-d", str(root), str(raw)),
+        ]
+    )
+    disk = work / "disk.qcow2"
+    run.tell("Converting it to qcow2")
+    run.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(disk)])
+    return disk
+
+
+def _put_in_place(machine: Machine, target: Path, disk: Path, *, recipe: str) -> None:
+    """Rename the results over the old files; until the new manifest is there, the image counts as missing."""
+    work = disk.parent
+    finished = {machine.image.file: disk}
+    for name, pattern in ((machine.image.kernel, "vmlinuz-*"), (machine.image.initrd, "initrd.img-*")):
+        if name:
+            found = sorted(work.glob(pattern))
+            if len(found) != 1:
+                raise MachineError(
+                    f"Building '{machine.id}' brought {len(found)} files /boot/{pattern}; one is needed.",
+                    hint="Name one kernel package and what makes its initrd in build.packages.",
+                )
+            finished[name] = found[0]
+    manifest = Manifest(
+        recipe=recipe,
+        built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        size_bytes=disk.stat().st_size,
+    )
+    written = work / MANIFEST
+    written.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    (target / MANIFEST).unlink(missing_ok=True)
+    for name, path in finished.items():
+        path.chmod(0o444)
+        path.replace(name)
+    written.chmod(0o444)
+    written.replace(target / MANIFEST)

@@ -1,0 +1,416 @@
+"""Read and check the machine.toml files of the catalogue.
+
+The author of a machine need not be the administrator: a file is taken for text that may be wrong in any
+way, every problem is reported with its file and key, and no machine hides another.
+"""
+
+import base64
+import difflib
+import hashlib
+import os
+import re
+import stat
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from qemuspawner.errors import MachineError
+from qemuspawner.machine import Build, Cpus, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
+from qemuspawner.paths import MACHINE_FILE
+from qemuspawner.units import render_mib, render_seconds
+
+_ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_PORT_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_MAX_FILE_BYTES = 256 * 1024
+_MAX_ICON_BYTES = 64 * 1024
+_MIN_MEMORY = Mib(16)
+_MIN_DURATION = Seconds(60)
+_MAX_SHUTDOWN = Seconds(60)  # the hub kills what takes longer
+_OWN_FIELDS = ("id", "folder")  # of Machine, and not of machine.toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something wrong with a machine."""
+
+    path: Path
+    machine_id: str
+    key: str  # dotted, such as "cpus.default"; "" for the file as a whole
+    reason: str  # without a full stop
+
+    def __str__(self) -> str:
+        key = f", key '{self.key}'" if self.key else ""
+        # The bytes of a file's name need not be text, and a page with such a name could not be sent.
+        return f"{self.path}{key}: {self.reason}.".encode(errors="backslashreplace").decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """What can be started, by id and in the order of the names, and what is wrong with the rest."""
+
+    machines: dict[str, Machine]
+    problems: tuple[Problem, ...] = ()
+
+
+def load_catalogue(folders: Sequence[Path], images: Path) -> Catalogue:
+    """All machines of `folders`; where two have the same id, the first one's folder wins.
+
+    Quick enough to be called whenever the form is shown: a file that did not change is not parsed again.
+    """
+    machines: dict[str, Machine] = {}
+    problems: list[Problem] = []
+    for folder in folders:
+        try:
+            found = sorted(path for path in folder.iterdir() if _has_machine_file(path))
+        except OSError as exc:
+            problems.append(Problem(path=folder, machine_id="", key="", reason=_os_reason(exc)))
+            continue
+        for path in found:
+            machine, wrong = _load(path, images)
+            problems += wrong
+            if machine is None:
+                continue
+            if machine.id in machines:
+                reason = f"hidden by the machine of the same name in {machines[machine.id].folder}"
+                problems.append(_problem(path, "", reason))
+                continue
+            machines[machine.id] = machine
+    by_name = sorted(machines.values(), key=lambda machine: (machine.name.casefold(), machine.id))
+    return Catalogue(machines={machine.id: machine for machine in by_name}, problems=tuple(problems))
+
+
+def load_machine(folder: Path, images: Path) -> Machine:
+    """The machine in `folder`, its files made absolute.
+
+    Raises:
+        MachineError: Names the file, and of each problem the key and the reason.
+    """
+    machine, problems = _load(folder, images)
+    if machine is None:
+        raise MachineError(
+            "\n".join(map(str, problems)), hint="docs/machines.md describes every key of machine.toml."
+        )
+    return machine
+
+
+def missing_files(machine: Machine) -> list[Path]:
+    """The image files that a session would need and that are not there."""
+    image = machine.image
+    paths = [Path(name) for name in (image.file, image.kernel, image.initrd) if name]
+    return [path for path in paths if not _is_file(path)]
+
+
+def digest_fits(machine: Machine) -> bool:
+    """Whether the image is the one that machine.toml names by its digest; takes seconds a gigabyte.
+
+    A machine without a digest takes any image.
+    """
+    if not machine.image.digest:
+        return True
+    with Path(machine.image.file).open("rb") as file:
+        return machine.image.digest == f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def icon_uri(machine: Machine) -> str:
+    """The icon as a data: URI for the `src` of an <img>; empty where there is none.
+
+    Never put the SVG itself into a page: it may carry scripts. Inside an <img> they do not run.
+    """
+    if not machine.icon:
+        return ""
+    try:
+        content = _read_icon(Path(machine.folder), machine.icon)
+    except (OSError, ValueError, RuntimeError):
+        return ""
+    return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+
+
+def _load(folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
+    """The machine in `folder`, or None and what is wrong with it; raises nothing."""
+    try:
+        return _load_unguarded(folder, images)
+    except OSError as exc:
+        reason = _os_reason(exc)
+    except RecursionError:
+        reason = "its values lie too deep in one another"
+    except (ValueError, RuntimeError) as exc:
+        reason = str(exc).removesuffix(".")
+    return None, [_problem(folder, "", reason)]
+
+
+def _load_unguarded(folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
+    """As `_load`.
+
+    Raises:
+        OSError, ValueError, RuntimeError: Something of it cannot be read or understood.
+    """
+    if not _ID.fullmatch(folder.name):
+        reason = f"the folder's name '{folder.name}' must be 1 to 40 of a-z, 0-9 and '-', a letter first"
+        return None, [_problem(folder, "", reason)]
+    table = _parse(_read(folder / MACHINE_FILE, max_bytes=_MAX_FILE_BYTES).decode())
+    values, wrong = _convert(Machine, table, prefix="")
+    if not wrong:
+        machine = _complete(Machine(**values), folder, images)
+        wrong = list(_check(machine, folder, table))
+    if wrong:
+        return None, [_problem(folder, key, reason) for key, reason in wrong]
+    return machine, []
+
+
+def _problem(folder: Path, key: str, reason: str) -> Problem:
+    return Problem(path=folder / MACHINE_FILE, machine_id=folder.name, key=key, reason=reason)
+
+
+def _has_machine_file(folder: Path) -> bool:
+    """Whether to read `folder` as a machine; one that is closed to us counts, and is reported."""
+    try:
+        (folder / MACHINE_FILE).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file(), and False where that may not look or the name cannot be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _read(path: Path, *, max_bytes: int) -> bytes:
+    """The content of a regular file; a pipe or device in its place does not hang the hub.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, or too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"'{path.name}' is not a regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"'{path.name}' is larger than {max_bytes // 1024} KiB")
+    return content
+
+
+def _os_reason(exc: OSError) -> str:
+    return f"it cannot be read: {exc.strerror}"
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> dict[str, Any]:
+    """Parsed once for each content; nobody changes the result."""
+    return tomllib.loads(text)
+
+
+# -- conversion: each key on its own, so that each wrong one is reported -------------------------------------
+
+
+Wrong = tuple[str, str]  # key, reason
+
+
+def _convert(
+    kind: type[msgspec.Struct], table: dict[str, Any], *, prefix: str
+) -> tuple[dict[str, Any], list[Wrong]]:
+    """The values of `kind`'s fields, and what is wrong with them."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    if kind is Machine:
+        fields = {name: field for name, field in fields.items() if name not in _OWN_FIELDS}
+    wrong: list[Wrong] = [
+        (prefix + name, f"there is no such key{_suggestion(name, fields)}")
+        for name in table
+        if name not in fields
+    ]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        key = prefix + name
+        if name not in table:
+            if field.required:
+                wrong.append((key, "it is missing"))
+            continue
+        values[name], reasons = _convert_value(field.type, table[name], key)
+        wrong += reasons
+    return values, wrong
+
+
+def _convert_value(kind: Any, value: object, key: str) -> tuple[Any, list[Wrong]]:
+    inner = _table_kind(kind)
+    if inner is not None:
+        if not isinstance(value, dict):
+            return None, [(key, f"it must be a table, such as [{key}]")]
+        values, wrong = _convert(inner, value, prefix=f"{key}.")
+        return (None, wrong) if wrong else (inner(**values), [])
+    if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+        choices = ", ".join(map(str, typing.get_args(kind)))
+        return None, [(key, f"{_quote(value)} is not one of {choices}")]
+    try:
+        return msgspec.convert(value, kind, dec_hook=decode_unit), []
+    except msgspec.ValidationError as exc:
+        reason, _, where = str(exc).partition(" - at ")
+        place = where.strip("`").removeprefix("$")
+        return None, [(key + place, f"{_quote(value)} does not fit: {_lower(reason)}")]
+
+
+def _table_kind(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct of a table, also of an optional one."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, msgspec.Struct):
+            return option
+    return None
+
+
+def _suggestion(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; is '{close[0]}' meant?" if close else ""
+
+
+def _quote(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _lower(text: str) -> str:
+    return (text[:1].lower() + text[1:]).replace("`", "'")
+
+
+# -- what the keys mean together -----------------------------------------------------------------------------
+
+
+def _complete(machine: Machine, folder: Path, images: Path) -> Machine:
+    """Paths made absolute, and what is offered sorted, each once and with the default."""
+    own = images / folder.name
+    image = machine.image
+    cpus, memory, lifetime = machine.cpus, machine.memory, machine.lifetime
+    return msgspec.structs.replace(
+        machine,
+        id=folder.name,
+        folder=str(folder.absolute()),
+        # An absolute path stays: the administrator's images may lie anywhere.
+        image=msgspec.structs.replace(
+            image,
+            file=_absolute(own, image.file),
+            kernel=_absolute(own, image.kernel),
+            initrd=_absolute(own, image.initrd),
+        ),
+        cpus=Cpus(default=cpus.default, offered=tuple(sorted({*cpus.offered, cpus.default}))),
+        memory=Memory(default=memory.default, offered=tuple(sorted({*memory.offered, memory.default}))),
+        lifetime=msgspec.structs.replace(
+            lifetime, offered=tuple(sorted({*lifetime.offered, lifetime.default}))
+        ),
+    )
+
+
+def _absolute(folder: Path, name: str) -> str:
+    return str((folder / name).absolute()) if name else ""
+
+
+def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wrong]:
+    for key in ("name", "version"):
+        if not getattr(machine, key).isprintable():
+            yield key, "it has characters that cannot be shown, such as a line break"
+    for name in machine.ports:
+        if not _PORT_NAME.fullmatch(name):
+            yield (
+                f"ports.{name}",
+                "a port's name must be of a-z, 0-9 and '-', a letter first",
+            )
+    if machine.shutdown > _MAX_SHUTDOWN:
+        longest = render_seconds(_MAX_SHUTDOWN)
+        yield "shutdown", f"{render_seconds(machine.shutdown)} are more than {longest}"
+    if machine.memory.offered[0] < _MIN_MEMORY:
+        size = render_mib(machine.memory.offered[0])
+        yield "memory.offered", f"{size} are less than {render_mib(_MIN_MEMORY)}"
+    yield from _check_lifetime(machine.lifetime)
+    yield from _check_image(machine, table["image"])
+    if machine.build is not None:
+        yield from _check_build(machine, machine.build, folder, table["image"])
+    if machine.icon:
+        try:
+            _read_icon(folder, machine.icon)
+        except OSError as exc:
+            yield "icon", _os_reason(exc)
+        except ValueError as exc:
+            yield "icon", str(exc)
+
+
+def _check_lifetime(lifetime: Lifetime) -> Iterator[Wrong]:
+    if lifetime.default > lifetime.max:
+        longest = render_seconds(lifetime.max)
+        yield "lifetime.default", f"{render_seconds(lifetime.default)} are more than lifetime.max, {longest}"
+    elif lifetime.offered[-1] > lifetime.max:
+        longest = render_seconds(lifetime.max)
+        yield (
+            "lifetime.offered",
+            f"{render_seconds(lifetime.offered[-1])} are more than lifetime.max, {longest}",
+        )
+    least = render_seconds(_MIN_DURATION)
+    if lifetime.offered[0] < _MIN_DURATION:
+        yield "lifetime.offered", f"{render_seconds(lifetime.offered[0])} are less than {least}"
+    if 0 < lifetime.idle < _MIN_DURATION:
+        yield "lifetime.idle", f"{render_seconds(lifetime.idle)} are less than {least}; 0 means never"
+
+
+def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
+    image = machine.image
+    for key in ("file", "kernel", "initrd"):
+        name = said.get(key, "")
+        if ".." in Path(name).parts or "\0" in name:
+            yield f"image.{key}", f"{_quote(name)} leads out of the machine's image folder"
+    if machine.firmware == "direct":
+        if not image.kernel:
+            yield "image.kernel", 'it is missing; firmware = "direct" starts this kernel'
+    else:
+        for key in ("kernel", "initrd", "cmdline"):
+            if getattr(image, key):
+                yield f"image.{key}", f'it needs firmware = "direct"; the machine has "{machine.firmware}"'
+
+
+def _check_build(machine: Machine, build: Build, folder: Path, said: dict[str, Any]) -> Iterator[Wrong]:
+    if machine.firmware != "direct":
+        yield "build", 'what is built has no boot loader; it needs firmware = "direct"'
+    if machine.image.format != "qcow2":
+        yield "image.format", f'what is built is "qcow2", not "{machine.image.format}"'
+    for key in ("file", "kernel", "initrd"):
+        if "/" in said.get(key, ""):
+            yield (
+                f"image.{key}",
+                "what is built lies in the machine's image folder: a name without '/' is needed",
+            )
+    if not build.packages:
+        yield "build.packages", "it is empty"
+    for key, name, is_right, kind in (
+        ("build.script", build.script, _is_file, "file"),
+        ("build.files", build.files, Path.is_dir, "folder"),
+    ):
+        if name and not (_lies_in(folder, name) and is_right(folder / name)):
+            yield key, f"{_quote(name)} is not a {kind} beside machine.toml"
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether `name` stays in `folder`, also when links are followed; False where they lead nowhere."""
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, in a circle
+        return False
+
+
+def _read_icon(folder: Path, name: str) -> bytes:
+    """Raises ValueError or OSError where it is not an SVG file of this machine."""
+    if not name.endswith(".svg") or "\0" in name or not _lies_in(folder, name):
+        raise ValueError(f"{_quote(name)} is not the name of an SVG file beside machine.toml")
+    content = _read(folder / name, max_bytes=_MAX_ICON_BYTES)
+    if b"<svg" not in content:
+        raise ValueError(f"{_quote(name)} is not an SVG file")
+    return content

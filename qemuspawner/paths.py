@@ -1,0 +1,121 @@
+"""Every file and directory name in use, one line of meaning each."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+# In a wheel the shared files lie inside the package, in a checkout beside it.
+_INSTALLED_SHARE = _PACKAGE / "share"
+SHARE = _INSTALLED_SHARE if _INSTALLED_SHARE.is_dir() else _PACKAGE.parent / "share"
+
+TEMPLATES = SHARE / "templates"  # Jinja: the options form, the desktop page, the hub's pages that we extend
+STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ holds the noVNC bundle
+EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
+
+MACHINE_FILE = "machine.toml"
+
+# QEMU's sockets. Relative to its working directory they are short, and no host path is among its options.
+VNC_SOCKET = "vnc"
+QMP_SOCKET = "qmp"
+AGENT_SOCKET = "qga"
+# A unix socket's path, with its closing NUL, fits in 108 bytes.
+MAX_SOCKET_PATH = 107
+
+
+def session_id(user: str, server_name: str) -> str:
+    """The directory name of a user's server: 20 hex digits, the same at every start.
+
+    Names may be e-mail addresses or Unicode, so they never become a path.
+    """
+    return hashlib.sha256(f"{user}\0{server_name}".encode()).hexdigest()[:20]
+
+
+def default_state() -> Path:
+    """The state folder where none is given: the host's for root, the account's own for everybody else."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/qemuspawner")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "qemuspawner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatePaths:
+    """The state folder of a host."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, folder: str) -> "StatePaths":
+        return cls(root=Path(folder))
+
+    @property
+    def images(self) -> Path:
+        """`images/MACHINE/`: disk images and kernels, written by `qemuspawner machines`, read by sessions."""
+        return self.root / "images"
+
+    @property
+    def sessions(self) -> Path:
+        """`sessions/ID/`: one directory a session."""
+        return self.root / "sessions"
+
+    @property
+    def probes(self) -> Path:
+        """`sessions/.probes-UID/`: what this host can do, as found by our account since the last boot."""
+        return self.probes_of(os.geteuid())
+
+    def probes_of(self, uid: int) -> Path:
+        return self.sessions / f".probes-{uid}"
+
+    def certificates(self, session_id: str) -> Path:
+        """`certs/ID/`: a session's part of JupyterHub's internal TLS, for its account alone."""
+        return self.root / "certs" / session_id
+
+    def session(self, session_id: str) -> "SessionPaths":
+        return SessionPaths(root=self.sessions / session_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPaths:
+    """Everything of one session; mode 0700."""
+
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the supervisor for as long as it lives; the lock is the session's existence."""
+        return self.root / "lock"
+
+    @property
+    def spec(self) -> Path:
+        """The SessionSpec, for whoever sums up what is in use."""
+        return self.root / "spec.json"
+
+    @property
+    def vm(self) -> Path:
+        """The only directory of the session that QEMU may see and write."""
+        return self.root / "vm"
+
+    @property
+    def overlay(self) -> Path:
+        """The session's own writes, a qcow2 backed by the base image."""
+        return self.vm / "disk.qcow2"
+
+    @property
+    def firmware_vars(self) -> Path:
+        """The VM's own copy of the UEFI variables."""
+        return self.vm / "vars.fd"
+
+    @property
+    def vnc_socket(self) -> Path:
+        """QEMU's sockets, made in `vm` and moved here, out of QEMU's reach, as soon as they are there."""
+        return self.root / VNC_SOCKET
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.root / QMP_SOCKET
+
+    @property
+    def agent_socket(self) -> Path:
+        """The QEMU guest agent's channel."""
+        return self.root / AGENT_SOCKET

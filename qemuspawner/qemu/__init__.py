@@ -1,0 +1,1 @@
+"""A virtual machine as QEMU sees it."""

@@ -1,0 +1,154 @@
+"""The QEMU guest agent: a program inside the guest that answers over a virtio port.
+
+Every answer comes from the guest, which is hostile: it is bounded in size and time, and never trusted to
+be more than text.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import itertools
+import json
+from pathlib import Path
+
+from qemuspawner.errors import VmError
+
+_MAX_ANSWER_BYTES = 1 << 20
+_TIMEOUT_S = 10
+
+
+class GuestAgent:
+    """A connection to the guest agent; one command at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ids = itertools.count(1)
+        self._lock = asyncio.Lock()
+
+    async def wait_until_ready(self, *, timeout_s: float) -> bool:
+        """Wait until the agent answers; False after `timeout_s` seconds of silence."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    # An agent that is not there yet does not answer, and QEMU keeps what was sent for it.
+                    with contextlib.suppress(VmError):
+                        async with self._lock:
+                            await self._synchronise(timeout_s=2)
+                        return True
+                    await asyncio.sleep(0.2)
+        return False
+
+    async def execute(self, command: str, **arguments: object) -> object:
+        """Run an agent command and return its answer.
+
+        Raises:
+            VmError: The agent is silent, or refuses.
+        """
+        async with self._lock:
+            if self._writer is None:
+                await self._synchronise(timeout_s=_TIMEOUT_S)
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    answer = await self._exchange(command, arguments)
+            except TimeoutError as exc:
+                # A late answer must not be taken for the next command's.
+                self.close()
+                raise VmError(f"The guest agent did not answer '{command}' within {_TIMEOUT_S} s.") from exc
+        if "error" in answer:
+            raise VmError(f"The guest agent refused '{command}'.")
+        return answer.get("return")
+
+    async def send(self, command: str, **arguments: object) -> None:
+        """Send a command that has no answer when it succeeds, such as guest-shutdown."""
+        async with self._lock:
+            if self._writer is None:
+                await self._synchronise(timeout_s=_TIMEOUT_S)
+            self._write({"execute": command, "arguments": arguments})
+
+    async def run(self, *argv: str, stdin: bytes = b"", timeout_s: float = 30) -> tuple[int, str]:
+        """Run a program in the guest as root; its exit code and what it wrote (stdout and stderr).
+
+        Raises:
+            VmError: It could not be started, or did not end within `timeout_s` seconds.
+        """
+        arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+        if stdin:
+            arguments["input-data"] = base64.b64encode(stdin).decode()
+        started = await self.execute("guest-exec", **arguments)
+        if not isinstance(started, dict) or not isinstance(started.get("pid"), int):
+            raise VmError("The guest agent's answer to 'guest-exec' is not understood.")
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    status = await self.execute("guest-exec-status", pid=started["pid"])
+                    if isinstance(status, dict) and status.get("exited"):
+                        break
+                    await asyncio.sleep(0.05)
+        except TimeoutError as exc:
+            raise VmError(f"'{argv[0]}' did not end in the guest within {timeout_s:g} s.") from exc
+        output = _decode(status.get("out-data")) + _decode(status.get("err-data"))
+        code = status.get("exitcode")
+        return (code if isinstance(code, int) else -1), output
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None
+
+    async def _synchronise(self, *, timeout_s: float) -> None:
+        """Connect, and skip whatever an earlier connection left in the channel."""
+        self.close()
+        number = next(self._ids)
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._reader, self._writer = await asyncio.open_unix_connection(
+                    str(self._path), limit=_MAX_ANSWER_BYTES
+                )
+                # 0xff makes the agent drop a half-read command; it answers with 0xff in front.
+                self._writer.write(b"\xff")
+                self._write({"execute": "guest-sync-delimited", "arguments": {"id": number}})
+                while True:
+                    answer = await self._read()
+                    if answer.get("return") == number:
+                        return
+        except (TimeoutError, OSError) as exc:
+            self.close()
+            raise VmError(f"The guest agent did not answer within {timeout_s:g} s.") from exc
+
+    async def _exchange(self, command: str, arguments: dict[str, object]) -> dict[str, object]:
+        self._write({"execute": command, "arguments": arguments})
+        return await self._read()
+
+    def _write(self, message: dict[str, object]) -> None:
+        if self._writer is None:
+            raise VmError("The guest agent is not connected.")
+        self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def _read(self) -> dict[str, object]:
+        """The next line that is a JSON object."""
+        while self._reader is not None:
+            try:
+                line = await self._reader.readline()
+            except ValueError as exc:
+                self.close()
+                raise VmError("The guest agent's answer is too long.") from exc
+            if not line:
+                break
+            with contextlib.suppress(ValueError, RecursionError):
+                answer = json.loads(line.rpartition(b"\xff")[2])
+                if isinstance(answer, dict):
+                    return answer
+        self.close()
+        raise VmError("The guest agent's channel was closed.")
+
+
+def _decode(data: object) -> str:
+    if not isinstance(data, str):
+        return ""
+    try:
+        return base64.b64decode(data).decode(errors="replace")
+    except binascii.Error:
+        return ""

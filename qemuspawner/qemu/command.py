@@ -1,0 +1,207 @@
+"""Vm -> QEMU's argument list; one pure function a device, options as JSON wherever QEMU takes it.
+
+Where QEMU takes only its own `key=value,` text, the values are ours: numbers and names from fixed sets,
+never a path or a user's words (a comma in those would begin a new option).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
+from qemuspawner.qemu.vm import DirectKernel, Disk, Uefi, Vm
+
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# TCG caches translated code, by default up to 1 GiB a VM.
+TCG_CACHE_MIB = 256
+
+_DISPLAYS: dict[str, dict[str, object]] = {
+    "virtio": {"driver": "virtio-vga"},
+    "std": {"driver": "VGA", "vgamem_mb": 16},
+    "qxl": {"driver": "qxl-vga"},
+    "bochs": {"driver": "bochs-display"},
+    "cirrus": {"driver": "cirrus-vga"},
+    "vmware": {"driver": "vmware-svga"},
+}
+
+
+def qemu_args(vm: Vm) -> list[str]:
+    """Everything after the program's name."""
+    args = ["-nodefaults", "-no-user-config", "-name", vm.name, "-sandbox", SANDBOX]
+    args += machine_args(vm)
+    args += firmware_args(vm.firmware)
+    # 0 is taken by a kernel given with -kernel.
+    for index, disk in enumerate(vm.disks, start=1):
+        args += disk_args(disk, boot_index=index)
+    args += display_args(vm.display)
+    args += input_args(vm.display)
+    args += network_args()
+    args += entropy_args()
+    args += serial_args()
+    args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
+    args += control_args()
+    return args
+
+
+def json_option(option: str, value: Mapping[str, object]) -> list[str]:
+    return [option, json.dumps(value, separators=(",", ":"))]
+
+
+def machine_args(vm: Vm) -> list[str]:
+    if vm.accelerator == "kvm":
+        accelerator, cpu = "kvm", "host"
+    else:
+        accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "max"
+    return [
+        *("-machine", vm.machine_type),
+        *("-accel", accelerator),
+        *("-cpu", cpu),
+        *("-smp", str(vm.cpus)),
+        *("-m", f"{vm.memory_mib}M"),
+        *("-rtc", "base=utc"),
+    ]
+
+
+def firmware_args(firmware: DirectKernel | Uefi | None) -> list[str]:
+    match firmware:
+        case DirectKernel(kernel=kernel, initrd=initrd, cmdline=cmdline):
+            args = ["-kernel", str(kernel)]
+            if initrd:
+                args += ["-initrd", str(initrd)]
+            return [*args, "-append", cmdline]
+        case Uefi(code=code, variables=variables):
+            return [
+                *json_option("-blockdev", _raw_file("uefi-code", code, read_only=True)),
+                *json_option("-blockdev", _raw_file("uefi-vars", variables, read_only=False)),
+                *("-machine", "pflash0=uefi-code,pflash1=uefi-vars"),
+            ]
+    return []
+
+
+def _raw_file(node: str, path: Path, *, read_only: bool) -> dict[str, object]:
+    return {
+        "driver": "raw",
+        "node-name": node,
+        "read-only": read_only,
+        "file": {"driver": "file", "filename": str(path)},
+    }
+
+
+def disk_args(disk: Disk, *, boot_index: int) -> list[str]:
+    """A disk with its whole graph spelled out: QEMU follows no file name found inside an image."""
+    node: dict[str, object] = {
+        "driver": disk.driver,
+        "node-name": disk.id,
+        "read-only": disk.cdrom,
+        "file": {"driver": "file", "filename": str(disk.path)},
+    }
+    if not disk.cdrom:
+        node["discard"] = "unmap"
+        node["detect-zeroes"] = "unmap"
+        # The overlay is thrown away at the end: flushing it to the platter buys nothing.
+        node["cache"] = {"no-flush": True}
+        node["backing"] = _base_node(disk) if disk.backing else None
+    device: dict[str, object] = {"drive": disk.id, "id": f"{disk.id}-device", "bootindex": boot_index}
+    if disk.cdrom:
+        return [
+            *json_option("-blockdev", node),
+            *json_option("-device", {"driver": "ide-cd", "bus": "ide.1", **device}),
+        ]
+    # A full host disk pauses the VM instead of failing the guest's writes: nothing is lost.
+    device |= {"werror": "stop", "rerror": "stop"}
+    controller: list[str] = []
+    match disk.bus:
+        case "virtio":
+            driver: dict[str, object] = {"driver": "virtio-blk-pci"}
+        case "sata":
+            driver = {"driver": "ide-hd", "bus": "ide.0"}
+        case "nvme":
+            driver = {"driver": "nvme", "serial": disk.id}
+            # QEMU's NVMe controller has no error policy.
+            del device["werror"], device["rerror"]
+        case "scsi":
+            controller = json_option("-device", {"driver": "virtio-scsi-pci", "id": "scsi0"})
+            driver = {"driver": "scsi-hd", "bus": "scsi0.0"}
+    return [*json_option("-blockdev", node), *controller, *json_option("-device", driver | device)]
+
+
+def _base_node(disk: Disk) -> dict[str, object]:
+    base: dict[str, object] = {
+        "driver": disk.backing_driver,
+        "node-name": f"{disk.id}-base",
+        "read-only": True,
+        "file": {"driver": "file", "filename": str(disk.backing), "read-only": True},
+    }
+    # A base image that names a file of its own never gets it, whatever its header says.
+    if disk.backing_driver in ("qcow2", "qed", "vmdk"):
+        base["backing"] = None
+    return base
+
+
+def display_args(display: str) -> list[str]:
+    return [
+        *json_option("-device", _DISPLAYS[display] | {"id": "display0"}),
+        *("-display", "none"),
+        # force-shared: no client can throw the others out. lossy: motion as JPEG, 33 instead of 4 fps.
+        *("-vnc", f"unix:{VNC_SOCKET},share=force-shared,lossy=on"),
+    ]
+
+
+def input_args(display: str) -> list[str]:
+    """An absolute pointer, so that the guest's and the browser's lie on each other.
+
+    A guest with virtio graphics has virtio input as well; every other one knows USB and a PS/2 keyboard.
+    """
+    if display == "virtio":
+        return [
+            *json_option("-device", {"driver": "virtio-tablet-pci"}),
+            *json_option("-device", {"driver": "virtio-keyboard-pci"}),
+        ]
+    return [
+        *json_option("-device", {"driver": "qemu-xhci", "id": "usb0"}),
+        *json_option("-device", {"driver": "usb-tablet", "bus": "usb0.0"}),
+    ]
+
+
+def network_args() -> list[str]:
+    """A network card with DHCP and nothing behind it."""
+    return [
+        *json_option("-netdev", {"type": "user", "id": "net0", "restrict": True}),
+        *json_option("-device", {"driver": "virtio-net-pci", "netdev": "net0", "romfile": ""}),
+    ]
+
+
+def entropy_args() -> list[str]:
+    return [
+        *json_option("-object", {"qom-type": "rng-builtin", "id": "rng0"}),
+        *json_option("-device", {"driver": "virtio-rng-pci", "rng": "rng0"}),
+    ]
+
+
+def serial_args() -> list[str]:
+    """The guest's serial port into a ring of QEMU's own memory: a guest cannot fill the host's logs."""
+    return [
+        *("-chardev", "ringbuf,id=serial0,size=65536"),
+        *("-serial", "chardev:serial0"),
+    ]
+
+
+def channel_args(*, agent: bool, clipboard: bool) -> list[str]:
+    """The guest agent's channel and the clipboard's, where the guest has the programs."""
+    args: list[str] = []
+    if agent or clipboard:
+        args += json_option("-device", {"driver": "virtio-serial-pci", "id": "channels0"})
+    if agent:
+        args += ["-chardev", f"socket,id=agent0,path={AGENT_SOCKET},server=on,wait=off"]
+        port = {"driver": "virtserialport", "chardev": "agent0", "name": "org.qemu.guest_agent.0"}
+        args += json_option("-device", port)
+    if clipboard:
+        args += ["-chardev", "qemu-vdagent,id=vdagent0,name=vdagent,clipboard=on"]
+        port = {"driver": "virtserialport", "chardev": "vdagent0", "name": "com.redhat.spice.0"}
+        args += json_option("-device", port)
+    return args
+
+
+def control_args() -> list[str]:
+    return ["-qmp", f"unix:{QMP_SOCKET},server=on,wait=off"]

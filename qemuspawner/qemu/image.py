@@ -1,0 +1,195 @@
+"""Disk images: checked before QEMU sees them, and the overlay a session writes to.
+
+An image from elsewhere may name other files (a backing file, an external data file, an extent) that QEMU
+would open with our rights. Its header is read here, by us, and such an image is refused.
+"""
+
+import os
+import re
+import resource
+import shutil
+import stat
+import struct
+import subprocess
+from pathlib import Path
+
+from qemuspawner.errors import ImageError
+from qemuspawner.machine import Image, ImageFormat
+from qemuspawner.qemu.vm import DRIVERS
+from qemuspawner.units import render_mib
+
+_MAX_SIZE_BYTES = 16 * 1024**4
+_CONVERT = "Convert it with 'qemu-img convert' into a file that stands alone."
+
+# magic bytes and where they lie; the order matters only for the message
+_MAGIC: dict[ImageFormat, tuple[int, bytes]] = {
+    "qcow2": (0, b"QFI\xfb"),
+    "vmdk": (0, b"KDMV"),
+    "vdi": (0x40, b"\x7f\x10\xda\xbe"),
+    "vhdx": (0, b"vhdxfile"),
+    "qed": (0, b"QED\0"),
+    "iso": (0x8001, b"CD001"),
+}
+
+
+def check_image(image: Image) -> None:
+    """Refuse an image that is not what its machine.toml says, or that reaches for other files.
+
+    Raises:
+        ImageError: With the file's name and what is wrong with it.
+
+    Sources: QEMU docs/interop/{qcow2,qed_spec}.txt, VMDK 5.0 specification, VHD 1.0, VHDX 1.0.
+    """
+    path = Path(image.file)
+    try:
+        # Not blocking: a FIFO in the image's place must not hang the session.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ImageError(
+            f"The disk image '{path.name}' cannot be opened: {exc.strerror}.",
+            hint="Ask the administrator to build or fetch the machine's image again.",
+        ) from exc
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"The disk image '{path.name}' is not a regular file.")
+        head = os.pread(descriptor, 0x8100, 0)
+        foot = os.pread(descriptor, 512, max(0, status.st_size - 512))
+        problem = _find_problem(image.format, head, foot, descriptor)
+    except struct.error:
+        problem = "its header is cut off."
+    finally:
+        os.close(descriptor)
+    if problem:
+        raise ImageError(f"The disk image '{path.name}' is refused: {problem}", hint=_CONVERT)
+
+
+def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descriptor: int) -> str:
+    """Why the image is refused; empty where it is not."""
+    found = _recognise(head, foot)
+    if found != image_format and not (image_format == "raw" and found == "iso"):
+        said = "a raw disk" if found == "raw" else f"in the format {found}"
+        return f"machine.toml says {image_format}, but the file is {said}."
+    match image_format:
+        case "qcow2":
+            return _problem_of_qcow2(head)
+        case "vmdk":
+            return _problem_of_vmdk(head, descriptor)
+        case "qed":
+            (features,) = struct.unpack_from("<Q", head, 16)
+            return "it has a backing file." if features & 1 else ""
+        case "vdi":
+            # uuidLink and uuidParent of a difference image are not zero.
+            return "" if head[0x1A8:0x1C8] == bytes(32) else "it is a difference image."
+        case "vhd":
+            (kind,) = struct.unpack_from(">I", foot, 60)
+            return "" if kind in (2, 3) else "it is a difference image."
+    # VHDX: QEMU itself refuses one with a parent. RAW and ISO have no header to lie in.
+    return ""
+
+
+def _recognise(head: bytes, foot: bytes) -> ImageFormat:
+    for name, (offset, magic) in _MAGIC.items():
+        if head[offset : offset + len(magic)] == magic:
+            return name
+    if foot.startswith(b"conectix"):
+        return "vhd"
+    if head.lstrip()[:21] == b"# Disk DescriptorFile":
+        return "vmdk"
+    return "raw"
+
+
+def _problem_of_qcow2(head: bytes) -> str:
+    version, backing_offset, _, _, size_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
+    if version not in (2, 3):
+        return f"qcow2 version {version} is not known."
+    if backing_offset:
+        return "it has a backing file."
+    if encryption:
+        return "it is encrypted."
+    if size_bytes > _MAX_SIZE_BYTES:
+        return f"its disk of {render_mib(size_bytes >> 20)} is larger than 16 TiB."
+    if version == 3:
+        (incompatible,) = struct.unpack_from(">Q", head, 72)
+        if incompatible & 4:
+            return "it keeps its data in another file."
+        if incompatible & ~0b11011:
+            return "it uses features of qcow2 that are not known here."
+    return ""
+
+
+def _problem_of_vmdk(head: bytes, descriptor: int) -> str:
+    if not head.startswith(b"KDMV"):
+        return "it is a text that names other files."
+    descriptor_sector, descriptor_sectors = struct.unpack_from("<QQ", head, 28)
+    if not 0 < descriptor_sectors <= 128 or descriptor_sector * 512 > os.fstat(descriptor).st_size:
+        return "its description is missing."
+    text = os.pread(descriptor, descriptor_sectors * 512, descriptor_sector * 512).split(b"\0")[0]
+    kind = re.search(rb'(?m)^\s*createType\s*=\s*"?([A-Za-z0-9]+)', text)
+    if kind is None or kind[1] not in (b"monolithicSparse", b"streamOptimized"):
+        return "it is not a VMDK in one file."
+    parent = re.search(rb"(?m)^\s*parentCID\s*=\s*([0-9a-fA-F]+)", text)
+    if parent is not None and parent[1].lower() != b"ffffffff":
+        return "it has a parent image."
+    return ""
+
+
+def create_overlay(overlay: Path, image: Image) -> None:
+    """Make the session's own disk, backed by the base image; `check_image` comes first.
+
+    Raises:
+        ImageError: qemu-img could not, with its own words.
+    """
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    if image.format == "iso":
+        _run_qemu_img([*create, str(overlay), f"{image.disk}M"])
+        return
+    # "file:" keeps a colon in a path from being read as a protocol.
+    _run_qemu_img([*create, "-b", f"file:{image.file}", "-F", DRIVERS[image.format], str(overlay)])
+    if not image.disk:
+        return
+    size_bytes = _read_size(overlay)
+    if image.disk << 20 < size_bytes:
+        raise ImageError(
+            f"machine.toml asks for a disk of {render_mib(image.disk)}, "
+            f"and the image's own has {render_mib(-(-size_bytes >> 20))}.",
+            hint="The administrator sets image.disk to at least that, or leaves it out.",
+        )
+    _run_qemu_img(["qemu-img", "resize", "-q", "-f", "qcow2", str(overlay), f"{image.disk}M"])
+
+
+def _read_size(overlay: Path) -> int:
+    """The size in bytes of the disk in a qcow2 that we made ourselves."""
+    with overlay.open("rb") as file:
+        (size_bytes,) = struct.unpack_from(">Q", file.read(32), 24)
+    return int(size_bytes)
+
+
+def _run_qemu_img(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        raise ImageError(
+            "qemu-img was not found on this host.", hint="Install QEMU's disk tools (qemu-utils)."
+        )
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            preexec_fn=_limit_tool,
+        )
+    except subprocess.CalledProcessError as exc:
+        last = exc.stderr.strip().splitlines()[-1:] or [f"exit code {exc.returncode}"]
+        raise ImageError(
+            f"The session's disk could not be made: {last[0]}", hint="Is the host's disk full?"
+        ) from exc
+    except subprocess.TimeoutExpired as exc:
+        raise ImageError("Making the session's disk took longer than 60 s.") from exc
+
+
+def _limit_tool() -> None:
+    """A hostile image must not make the tool eat the host."""
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))

@@ -1,0 +1,88 @@
+"""The walls around QEMU: it dies with its supervisor and sees nothing but its own files.
+
+From outside in: `setpriv` (killed when the supervisor dies), `unshare` (a process-id namespace, so that
+whatever is inside dies as one), `bwrap` (bubblewrap: own file system, no network, no capabilities).
+QEMU's seccomp filter (`-sandbox`) stands inside. All of it works without privileges.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from qemuspawner.errors import HostError
+
+_TOOLS = ("setpriv", "unshare", "bwrap", "choom")
+
+# The kernel takes the VM before the supervisor, and the supervisor before the hub.
+_OOM_SCORE = 500
+
+# Between fork and the death signal's registration the supervisor may already be gone.
+_IF_PARENT_LIVES = 'test "$PPID" = "$0" && exec "$@"'
+
+
+def tie_to_parent(command: Sequence[str], *, parent_pid: int) -> list[str]:
+    """`command`, killed by the kernel as soon as its parent dies.
+
+    The parent must start it from its main thread: the signal is sent when that thread ends.
+    """
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *("sh", "-c", _IF_PARENT_LIVES, str(parent_pid)),
+        *("choom", "-n", str(_OOM_SCORE), "--"),
+        *command,
+    ]
+
+
+def in_jail(command: Sequence[str], *, work_dir: Path, files: Sequence[Path], kvm: bool) -> list[str]:
+    """`command` in its own namespaces, in `work_dir`, the only place it may write to.
+
+    It may read `files` and the programs and libraries of the host, at their usual paths.
+    """
+    binds: list[str] = []
+    for path in files:
+        binds += ["--ro-bind", str(path), str(path)]
+    if kvm:
+        binds += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    return [
+        *("unshare", "--map-current-user", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
+        *("bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
+        *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
+        *_SYSTEM_FILES,
+        *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108 - the jail's own
+        *("--bind", str(work_dir), str(work_dir)),
+        *binds,
+        *("--chdir", str(work_dir), "--"),
+        *command,
+    ]
+
+
+_SYSTEM_FILES = (
+    *("--ro-bind", "/usr", "/usr"),
+    *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin"),
+    *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
+    *("--ro-bind-try", "/etc/alternatives", "/etc/alternatives"),
+)
+
+
+@cache
+def check_jail() -> None:
+    """Raise HostError where these walls cannot be built on this host, by building them once."""
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise HostError(
+            f"The jail around QEMU needs {' and '.join(missing)}.",
+            hint="Install bubblewrap and util-linux, or set jail = False where every user is trusted.",
+        )
+    command = tie_to_parent(
+        in_jail(["true"], work_dir=Path("/usr"), files=(), kvm=False), parent_pid=os.getpid()
+    )
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
+    if done.returncode != 0:
+        raise HostError(
+            "The jail around QEMU cannot be built on this host: "
+            f"{done.stderr.strip() or f'exit code {done.returncode}'}.",
+            hint="Allow unprivileged user namespaces, or set jail = False where every user is trusted.",
+        )

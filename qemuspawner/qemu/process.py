@@ -1,0 +1,216 @@
+"""QEMU as a running process: start it, speak QMP, stop it by steps."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qemu.qmp import EventListener, QMPClient, QMPError
+
+from qemuspawner.errors import VmError
+from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
+
+# An answer takes milliseconds; a QEMU that is silent for so long hangs.
+_QMP_TIMEOUT_S = 5
+_QUIT_TIMEOUT_S = 3
+
+# A guest can make QEMU complain without end (unknown keys, device errors).
+_MAX_LOG_LINES = 200
+
+Log = logging.LoggerAdapter[logging.Logger]
+
+
+class QemuProcess:
+    """One QEMU, with everything that was put around it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], paths: SessionPaths, *, log: Log) -> None:
+        self._process = process
+        self._paths = paths
+        self._log = log
+        self._qmp = QMPClient("qemuspawner")
+        self._exited = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.last_words = ""  # the newest line QEMU wrote to its standard error
+        self.pid = 0  # QEMU's own, once QMP answers; `process` may be the outermost wall
+
+    async def connect(self, *, timeout_s: float) -> None:
+        """Wait until QMP answers, and take QEMU's sockets out of its reach.
+
+        Raises:
+            VmError: QEMU ended, or said nothing within `timeout_s` seconds.
+        """
+        self._tasks = [asyncio.create_task(self._read_log()), asyncio.create_task(self._wait_for_exit())]
+        qmp_socket = self._paths.vm / QMP_SOCKET
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.pid:
+                    await self._check_alive()
+                    # bind() makes the file before listen() accepts: a refused connection means "not yet".
+                    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                        self.pid = _peer_pid(qmp_socket)
+                        break
+                    await asyncio.sleep(0.01)
+                await self._qmp.connect(str(qmp_socket))
+                # QEMU greets when all its sockets are there.
+                self._take_sockets()
+        except (TimeoutError, QMPError, OSError) as exc:
+            await self._check_alive()
+            raise VmError(f"QEMU did not answer within {timeout_s:g} s.") from exc
+
+    def _take_sockets(self) -> None:
+        """Move QEMU's sockets out of the directory that it may write to.
+
+        A guest that broke out could else put a link in a socket's place, and we would follow it.
+        """
+        for name in (VNC_SOCKET, QMP_SOCKET, AGENT_SOCKET):
+            made = self._paths.vm / name
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(made.lstat().st_mode):
+                    made.rename(self._paths.root / name)
+
+    async def _check_alive(self) -> None:
+        if self._process.poll() is not None:
+            # Its last words may still be on their way.
+            await asyncio.wait(self._tasks, timeout=1)
+            self._log.error("QEMU ended with code %s: %s", self._process.returncode, self.last_words)
+            raise VmError(
+                "QEMU could not start the machine.",
+                hint="The administrator finds QEMU's own words in the hub's log.",
+            )
+
+    async def execute(self, command: str, **arguments: object) -> object:
+        """Run a QMP command and return its answer.
+
+        Raises:
+            VmError: QEMU refused, ended, or was silent for 5 s.
+        """
+        try:
+            async with asyncio.timeout(_QMP_TIMEOUT_S):
+                return await self._qmp.execute(command, arguments or None)
+        except TimeoutError as exc:
+            raise VmError(f"QEMU did not answer '{command}' within {_QMP_TIMEOUT_S} s.") from exc
+        except QMPError as exc:
+            raise VmError(f"QEMU refused '{command}': {exc}") from exc
+
+    @contextlib.contextmanager
+    def events(self, *names: str) -> Iterator[EventListener]:
+        """Listen to the QMP events of these names from now on."""
+        with self._qmp.listener(names) as listener:
+            yield listener
+
+    async def wait(self) -> int:
+        """Wait for QEMU's end; its exit code."""
+        await self._exited.wait()
+        return self._process.returncode or 0
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    async def stop(self) -> None:
+        """End QEMU now: `quit`, then SIGKILL. A guest that should shut down was asked before."""
+        if self.running:
+            with contextlib.suppress(VmError):
+                await self.execute("quit")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_QUIT_TIMEOUT_S):
+                    await self._exited.wait()
+        if self.running:
+            self._log.warning("QEMU did not quit; it is killed.")
+            self._process.kill()
+            await self._exited.wait()
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await self._qmp.disconnect()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _wait_for_exit(self) -> None:
+        """A pidfd becomes readable when the process ends."""
+        loop = asyncio.get_running_loop()
+        descriptor = os.pidfd_open(self._process.pid)
+        ended = asyncio.Event()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._process.wait()
+        self._exited.set()
+
+    async def _read_log(self) -> None:
+        if self._process.stderr is None:
+            return
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=1 << 16)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._process.stderr)
+        count = 0
+        while chunk := await reader.read(1 << 14):
+            for line in chunk.decode(errors="replace").splitlines():
+                if text := line.strip()[:500]:
+                    self.last_words = text
+                    count += 1
+                    if count < _MAX_LOG_LINES:
+                        self._log.info("qemu: %s", text)
+                    elif count == _MAX_LOG_LINES:
+                        self._log.warning(
+                            "qemu: says more than %s lines; the rest is dropped.", _MAX_LOG_LINES
+                        )
+
+
+def start_qemu(command: Sequence[str], *, work_dir: Path) -> "subprocess.Popen[bytes]":
+    """Start QEMU, walls included; must be called from the main thread.
+
+    Raises:
+        VmError: The program could not be started.
+    """
+    try:
+        return subprocess.Popen(
+            list(command),
+            cwd=work_dir,
+            # Nothing of ours, such as the server's token.
+            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # The terminal's Ctrl-C is for the hub.
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise VmError(f"QEMU could not be started: {exc.strerror}.") from exc
+
+
+def kill_orphan(qmp_socket: Path) -> bool:
+    """Kill a QEMU whose supervisor is gone; whether there was one.
+
+    The kernel says who listens, so no process id has to be trusted; nor is a link that lies in its place.
+    """
+    try:
+        if not stat.S_ISSOCK(qmp_socket.lstat().st_mode):
+            return False
+        pid = _peer_pid(qmp_socket)
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    os.close(descriptor)
+    return True
+
+
+def _peer_pid(path: Path) -> int:
+    """The process that listens on a unix socket, as the kernel knows it (SO_PEERCRED)."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        connection.connect(str(path))
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid

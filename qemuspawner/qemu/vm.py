@@ -1,0 +1,128 @@
+"""Vm: what QEMU is given. Everything is decided here; `command` only writes it down."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qemuspawner.machine import ImageFormat, Machine
+from qemuspawner.paths import SessionPaths
+
+Accelerator = Literal["kvm", "tcg"]
+
+# What QEMU calls the formats of the catalogue.
+DRIVERS: dict[ImageFormat, str] = {
+    "qcow2": "qcow2",
+    "raw": "raw",
+    "iso": "raw",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhd": "vpc",
+    "vhdx": "vhdx",
+    "qed": "qed",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A disk or, read-only with `cdrom`, a disc in a drive."""
+
+    id: str
+    path: Path
+    driver: str  # QEMU's name of the format; never probed
+    bus: Literal["virtio", "sata", "nvme", "scsi"] = "virtio"
+    cdrom: bool = False
+    backing: Path | None = None  # the base image under an overlay
+    backing_driver: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectKernel:
+    """A Linux kernel that QEMU starts without firmware menu or boot loader."""
+
+    kernel: Path
+    initrd: Path | None
+    cmdline: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uefi:
+    """UEFI firmware: the code is shared, the variables are the VM's own."""
+
+    code: Path
+    variables: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vm:
+    """One virtual machine. Sockets lie in QEMU's working directory: `vnc`, `qmp` and `qga`."""
+
+    name: str  # our own id, never a user's text
+    machine_type: Literal["q35", "pc"]
+    accelerator: Accelerator
+    cpus: int
+    memory_mib: int
+    disks: tuple[Disk, ...]
+    firmware: DirectKernel | Uefi | None = None  # None: BIOS
+    display: str = "std"
+    agent: bool = False
+    clipboard: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What QEMU reads outside its working directory."""
+        paths = [disk.backing for disk in self.disks if disk.backing]
+        paths += [disk.path for disk in self.disks if disk.cdrom]
+        match self.firmware:
+            case DirectKernel(kernel=kernel, initrd=initrd):
+                paths += [kernel, *([initrd] if initrd else [])]
+            case Uefi(code=code):
+                paths.append(code)
+        return tuple(paths)
+
+
+def make_vm(
+    machine: Machine,
+    paths: SessionPaths,
+    *,
+    accelerator: Accelerator,
+    cpus: int,
+    memory_mib: int,
+    uefi_code: Path | None = None,
+) -> Vm:
+    """The VM of a session of `machine`, its writes going to the session's overlay."""
+    image = machine.image
+    base = Path(image.file)
+    overlay = Disk(id="disk0", path=paths.overlay, driver="qcow2", bus=image.bus)
+    if image.format == "iso":
+        disc = Disk(id="disc0", path=base, driver="raw", cdrom=True)
+        disks = (overlay, disc) if image.disk else (disc,)
+    else:
+        backed = Disk(
+            id="disk0",
+            path=paths.overlay,
+            driver="qcow2",
+            bus=image.bus,
+            backing=base,
+            backing_driver=DRIVERS[image.format],
+        )
+        disks = (backed,)
+    firmware: DirectKernel | Uefi | None = None
+    if machine.firmware == "direct":
+        initrd = Path(image.initrd) if image.initrd else None
+        firmware = DirectKernel(kernel=Path(image.kernel), initrd=initrd, cmdline=image.cmdline)
+    elif machine.firmware == "uefi":
+        if uefi_code is None:
+            raise AssertionError("The caller finds the UEFI firmware.")
+        firmware = Uefi(code=uefi_code, variables=paths.firmware_vars)
+    return Vm(
+        name=paths.root.name,
+        machine_type=machine.machine_type,
+        accelerator=accelerator,
+        cpus=cpus,
+        memory_mib=memory_mib,
+        disks=disks,
+        firmware=firmware,
+        display=machine.display,
+        agent=machine.agent,
+        clipboard=machine.clipboard,
+    )

@@ -1,0 +1,48 @@
+"""The process of a session, `qemuspawner-session`: QEMU's parent, and the web server the hub proxies to.
+
+JupyterHub starts it as it starts `jupyterhub-singleuser` for notebooks.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sys
+from types import FrameType
+
+from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
+
+
+def main() -> None:
+    """The console script: run one session to its end; exit code 1 where it failed."""
+    # Files and sockets are for this account alone, and guest memory must not end up in a core file.
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.basicConfig(format="[%(levelname).1s %(asctime)s qemuspawner-session] %(message)s")
+    logging.getLogger("qemuspawner").setLevel(os.environ.get("QEMUSPAWNER_LOG_LEVEL", "INFO").upper())
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        spec = SessionSpec.from_environment()
+    except QemuSpawnerError as exc:
+        logging.getLogger(__name__).error(exc.text)
+        sys.exit(1)
+    del os.environ[SPEC_VARIABLE]
+
+    from qemuspawner.session.supervisor import Supervisor
+
+    supervisor = Supervisor(spec)
+    try:
+        supervisor.prepare()
+        # JupyterHub's client takes most of a second to import: the guest boots meanwhile.
+        from qemuspawner.session.app import serve
+
+        asyncio.run(serve(supervisor))
+    finally:
+        supervisor.close()
+    sys.exit(1 if supervisor.state == "failed" else 0)
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(1)

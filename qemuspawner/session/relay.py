@@ -1,0 +1,298 @@
+"""The relay: each viewer's websocket on one side, a VNC connection of its own on the other.
+
+Back-pressure holds both ways: nothing is read from one side before the other has taken the last piece,
+so a stalled browser costs one buffer.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from qemuspawner.session import rfb
+from qemuspawner.session.access import Role
+from qemuspawner.session.desktop import Desktop, DesktopError, connect_desktop, keep_fresh
+from qemuspawner.session.websocket import WebSocket, WebSocketError
+
+log = logging.getLogger(__name__)
+
+MAX_VIEWERS = 8
+MAX_VIEWERS_PER_PERSON = 2
+
+_BUFFER_BYTES = 256 * 1024
+# Recv and send that never wait would never let the event loop run: yield after so many pieces.
+_PIECES_AT_A_TIME = 16
+_GREETING_TIMEOUT_S = 10.0
+_PING_EVERY_S = 20.0
+_DEAD_AFTER_S = 60.0
+
+
+class CloseCode(IntEnum):
+    """Why the relay closed a websocket; session.js knows the same numbers."""
+
+    NORMAL = 1000
+    ENDED = 4001  # the session is over
+    MALFORMED = 4400
+    WITHDRAWN = 4403  # the viewer may no longer see this desktop
+    REPLACED = 4409  # the same person opened the desktop once more
+    FULL = 4429  # too many viewers
+    UNREACHABLE = 4503  # the desktop does not answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """Who looks at the desktop through one websocket."""
+
+    name: str
+    role: Role
+
+    @property
+    def allowed(self) -> frozenset[rfb.Kind]:
+        """The kinds of messages that reach the desktop."""
+        return rfb.VIEW if self.role == "view" else rfb.CONTROL
+
+
+class _Farewell(Exception):  # noqa: N818
+    """Ends a viewer's link with a close code and a reason; a way out more often than an error."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class Relay:
+    """All viewers of one session's desktop."""
+
+    def __init__(
+        self,
+        *,
+        session_id: str,
+        vnc_socket: Path,
+        name: str,
+        on_input: Callable[[], None],
+        refresh_keepalive_ms: int = 15,
+    ) -> None:
+        """Nothing is opened before a viewer comes.
+
+        Args:
+            session_id: Begins each line of the log.
+            vnc_socket: QEMU's VNC server.
+            name: What the desktop is called in a VNC client; QEMU's own name is not shown.
+            on_input: Called when a person did something: a key, the pointer, a copied text. Pictures asked
+                for and pings answered do not count, as an open tab sends them for ever.
+            refresh_keepalive_ms: See `keep_fresh`; 0 switches it off.
+        """
+        self._session_id = session_id
+        self._vnc_socket = vnc_socket
+        self._name = name
+        self._on_input = on_input
+        self._refresh_interval_s = refresh_keepalive_ms / 1000
+        self._links: list[_Link] = []  # oldest first
+        self._keeping_fresh: asyncio.Task[None] | None = None
+
+    @property
+    def viewers(self) -> int:
+        return len(self._links)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The people who look at the desktop now."""
+        return frozenset(link.viewer.name for link in self._links)
+
+    async def serve(self, websocket: WebSocket, viewer: Viewer) -> None:
+        """Show the desktop to a viewer until either side ends, and close the websocket.
+
+        Raises nothing: why it ended goes to the viewer and the log.
+        """
+        refusal = self._make_room(viewer)
+        if refusal:
+            log.info("%s: %s is refused: %s", self._session_id, viewer.name, refusal.reason)
+            await websocket.close(refusal.code, refusal.reason)
+            return
+        link = _Link(websocket, viewer)
+        self._links.append(link)
+        self._freshen()
+        log.info("%s: %s looks at the desktop (%s)", self._session_id, viewer.name, viewer.role)
+        try:
+            end = await link.run(self._vnc_socket, self._name, self._on_input)
+            log.info("%s: %s left the desktop: %d %s", self._session_id, viewer.name, end.code, end.reason)
+        finally:
+            websocket.abort()
+            self._links.remove(link)
+            link.gone.set()
+            if not self._links and self._keeping_fresh is not None:
+                self._keeping_fresh.cancel()
+                self._keeping_fresh = None
+
+    async def close_all(self, code: int, reason: str) -> None:
+        """Send every viewer away; returns when all are gone, a stalled one after two seconds."""
+        await self._close(self._links, code, reason)
+
+    async def close_person(self, name: str, code: int, reason: str) -> None:
+        """Send all of one person's viewers away, such as after their access was withdrawn."""
+        await self._close([link for link in self._links if link.viewer.name == name], code, reason)
+
+    async def _close(self, links: list["_Link"], code: int, reason: str) -> None:
+        links = list(links)
+        for link in links:
+            link.dismiss(code, reason)
+        await asyncio.gather(*(link.gone.wait() for link in links))
+
+    def _make_room(self, viewer: Viewer) -> _Farewell | None:
+        """Dismiss who has to go for `viewer`; or the answer that refuses `viewer`."""
+        present = [link for link in self._links if not link.dismissed]
+        own = [link for link in present if link.viewer.name == viewer.name]
+        if len(own) >= MAX_VIEWERS_PER_PERSON:
+            own[0].dismiss(CloseCode.REPLACED, "The desktop was opened in another window.")
+        elif len(present) >= MAX_VIEWERS:
+            guests = [link for link in present if link.viewer.role != "owner"]
+            if viewer.role != "owner" or not guests:
+                return _Farewell(CloseCode.FULL, f"{MAX_VIEWERS} viewers look at this desktop already.")
+            guests[0].dismiss(CloseCode.FULL, "The owner came and the desktop was full.")
+        return None
+
+    def _freshen(self) -> None:
+        if self._refresh_interval_s and (self._keeping_fresh is None or self._keeping_fresh.done()):
+            work = keep_fresh(self._vnc_socket, interval_s=self._refresh_interval_s)
+            self._keeping_fresh = asyncio.create_task(work)
+
+
+class _Link:
+    """One viewer's websocket and its connection to the desktop."""
+
+    def __init__(self, websocket: WebSocket, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.gone = asyncio.Event()
+        self._websocket = websocket
+        self._dismissal: asyncio.Future[_Farewell] = asyncio.get_running_loop().create_future()
+
+    @property
+    def dismissed(self) -> bool:
+        return self._dismissal.done()
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Make `run` end with this farewell."""
+        if not self.dismissed:
+            self._dismissal.set_result(_Farewell(code, reason))
+
+    async def run(self, vnc_socket: Path, name: str, on_input: Callable[[], None]) -> _Farewell:
+        """Relay until one side ends or the viewer is dismissed, say goodbye, and return why."""
+        with ExitStack() as stack:
+            opening = asyncio.create_task(self._open(stack, vnc_socket, name))
+            farewell = await self._first_end(opening)
+            if farewell is not None:
+                await _cancel(opening)
+                await self._websocket.close(farewell.code, farewell.reason)
+                return farewell
+            desktop, messages = opening.result()
+            showing = asyncio.create_task(self._show(desktop))
+            others = [
+                asyncio.create_task(self._obey(desktop, messages, on_input)),
+                asyncio.create_task(self._watch()),
+            ]
+            try:
+                farewell = await self._first_end(showing, *others)
+                assert farewell is not None, "each of the three ends by raising"
+                await _cancel(*others)
+                # Still showing: the close frame follows the frame that is being sent, it does not cut it.
+                await self._websocket.close(farewell.code, farewell.reason)
+            finally:
+                await _cancel(showing, *others)
+        return farewell
+
+    async def _first_end(self, *tasks: asyncio.Task[Any]) -> _Farewell | None:
+        """Wait for the first task to end, or the dismissal; None if the task just returned."""
+        try:
+            await asyncio.wait([*tasks, self._dismissal], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancel(*tasks)
+            raise
+        if self.dismissed:
+            return self._dismissal.result()
+        return _farewell_for(next(task for task in tasks if task.done()).exception())
+
+    async def _open(
+        self, stack: ExitStack, vnc_socket: Path, name: str
+    ) -> tuple[Desktop, rfb.ViewerMessages]:
+        """Shake hands with both sides; the desktop's connection is left on `stack`."""
+        desktop = stack.enter_context(await connect_desktop(vnc_socket))
+        async with asyncio.timeout(_GREETING_TIMEOUT_S):
+            return desktop, await self._greet(desktop, name)
+
+    async def _greet(self, desktop: Desktop, name: str) -> rfb.ViewerMessages:
+        handshake = rfb.Handshake(rfb.greet_viewer())
+        await self._websocket.send(memoryview(handshake.opening))
+        while not handshake.done:
+            data = await self._websocket.receive()
+            if not data:
+                raise _Farewell(CloseCode.NORMAL)
+            answer = handshake.feed(data)
+            if answer:
+                await self._websocket.send(memoryview(answer))
+        await self._websocket.send(memoryview(rfb.server_init(desktop.head, name) + desktop.early))
+        messages = rfb.ViewerMessages(self.viewer.allowed)
+        # What came early is the beginning of the first message, or all of it.
+        await desktop.send(messages.feed(handshake.rest).data)
+        return messages
+
+    async def _show(self, desktop: Desktop) -> None:
+        """Copy from the desktop to the viewer, unread."""
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        while True:
+            for _ in range(_PIECES_AT_A_TIME):
+                size = await desktop.receive_into(buffer)
+                await self._websocket.send(buffer[:size])
+            await asyncio.sleep(0)
+
+    async def _obey(
+        self, desktop: Desktop, messages: rfb.ViewerMessages, on_input: Callable[[], None]
+    ) -> None:
+        """Forward what the viewer may send to the desktop."""
+        while data := await self._websocket.receive():
+            forward = messages.feed(data)
+            if forward.by_person:
+                on_input()
+            await desktop.send(forward.data)
+        raise _Farewell(CloseCode.NORMAL)
+
+    async def _watch(self) -> None:
+        """Ask the viewer for signs of life."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_PING_EVERY_S)
+            silent_s = loop.time() - self._websocket.heard_at
+            if silent_s > _DEAD_AFTER_S:
+                raise _Farewell(CloseCode.NORMAL, f"nothing was heard for {silent_s:.0f} s")
+            # A viewer that takes nothing holds the ping up too; by then it is as good as dead.
+            async with asyncio.timeout(_DEAD_AFTER_S):
+                await self._websocket.ping()
+
+
+def _farewell_for(error: BaseException | None) -> _Farewell | None:
+    """What to tell a viewer whose link ended with `error`."""
+    match error:
+        case None | _Farewell():
+            return error
+        case rfb.RfbError():
+            return _Farewell(CloseCode.MALFORMED, str(error))
+        case WebSocketError():
+            return _Farewell(error.code, error.reason)
+        case DesktopError():
+            return _Farewell(CloseCode.UNREACHABLE, str(error))
+        case TimeoutError():
+            return _Farewell(CloseCode.NORMAL, "the viewer did not answer in time")
+        case OSError():
+            return _Farewell(CloseCode.NORMAL, "the connection was lost")
+    log.error("The relay failed", exc_info=error)
+    return _Farewell(1011, "The relay failed; the log has the detail.")
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

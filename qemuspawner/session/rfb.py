@@ -1,0 +1,302 @@
+"""RFB, the protocol of VNC, as the relay between a viewer and QEMU must know it. Pure: bytes in, bytes out.
+
+The relay ends both handshakes itself, so what a viewer says in its own never reaches QEMU. Of what
+follows, the server's bytes pass unread. The viewer's are cut into messages, and each message is forwarded
+or dropped by its kind: QEMU's VNC server has no view-only mode and lets a client throw out all others.
+
+Lengths are certain only while no extension changes them, so SetEncodings is cut to those that do not.
+
+Sources: RFC 6143; the RFB community wiki's rfbproto.rst for the extensions.
+"""
+
+import enum
+import struct
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+VERSION = b"RFB 003.008\n"
+MAX_CLIPBOARD_BYTES = 256 * 1024
+MAX_DESKTOP_PIXELS = 8192  # on a side
+MAX_ENCODINGS = 256
+
+_NO_SECURITY = 1
+_EXTENDED_CLIPBOARD = struct.unpack(">i", b"\xc0\xa1\xe5\xce")[0]
+EXTENDED_KEY = -258
+
+_ENCODINGS = frozenset({
+    0, 1, 2, 5, 6, 7, 16, -260,  # raw, copy, RRE, hextile, zlib, tight, ZRLE, tight PNG
+    *range(-32, -22),  # JPEG quality
+    *range(-256, -246),  # compression
+    -223, -224, -308,  # the desktop's size, last rectangle, size with screens (makes 251 possible)
+    -239, -314, 0x574D5664,  # the pointer's shape
+    EXTENDED_KEY, -261,  # QEMU: scan codes, keyboard lights
+})  # fmt: skip
+
+
+class RfbError(Exception):
+    """The stream is not what RFB allows here; the text is one sentence for the log and the other side."""
+
+
+class Kind(enum.Enum):
+    """What a viewer's message does; the unit of what a viewer may."""
+
+    DISPLAY = "display"  # asks for pictures and says in which form: whoever may look may send it
+    INPUT = "input"  # keys and pointer
+    CLIPBOARD = "clipboard"  # text, in either direction
+    RESIZE = "resize"  # another size of the guest's desktop
+    POWER = "power"  # QEMU's shut down and reset by VNC
+
+
+VIEW = frozenset({Kind.DISPLAY})
+# Power has a route of its own, where a person confirms and the log says who it was.
+CONTROL = frozenset({Kind.DISPLAY, Kind.INPUT, Kind.CLIPBOARD, Kind.RESIZE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """What came of a piece of a viewer's stream."""
+
+    data: bytes  # for QEMU
+    by_person: bool  # a key, the pointer or a copied text was in it: somebody is there
+
+
+class ViewerMessages:
+    """A viewer's stream after the handshake, filtered by the kinds this viewer may send.
+
+    Holds at most one message that is not yet whole (4 KiB); clipboard text passes through as it comes.
+    """
+
+    def __init__(self, allowed: frozenset[Kind]) -> None:
+        self.allowed = allowed
+        self._pending = b""  # the beginning of a message
+        self._text_left = 0  # bytes of clipboard text still to come
+        self._text_passes = False
+
+    def feed(self, data: bytes) -> Forward:
+        """Take the next bytes of the stream, cut anywhere.
+
+        Raises:
+            RfbError: A message that is unknown, too long or impossible. The stream is of no use then.
+        """
+        data = self._pending + data
+        out = bytearray()
+        by_person = False
+        at = 0
+        while at < len(data):
+            if self._text_left:
+                size = min(self._text_left, len(data) - at)
+                self._text_left -= size
+                if self._text_passes:
+                    out += data[at : at + size]
+                at += size
+                continue
+            head = message_size(data, at)
+            if head is None or at + head > len(data):
+                break
+            message = data[at : at + head]
+            at += head
+            kind = message_kind(message[0])
+            passes = kind in self.allowed
+            if message[0] == 6:
+                self._text_left = abs(_text_length(message)) - (head - 8)
+                self._text_passes = passes
+            if passes:
+                out += self._cut(message)
+                by_person |= _is_by_person(message)
+        self._pending = data[at:]
+        return Forward(data=bytes(out), by_person=by_person)
+
+    def _cut(self, message: bytes) -> bytes:
+        """The message as QEMU may have it."""
+        if message[0] == 2:
+            offered = struct.unpack(f">{(len(message) - 4) // 4}i", message[4:])
+            # Without this encoding QEMU tells a client nothing of the guest's clipboard either.
+            extra = {_EXTENDED_CLIPBOARD} if Kind.CLIPBOARD in self.allowed else set()
+            return set_encodings(code for code in offered if code in _ENCODINGS or code in extra)
+        if message[0] == 251:
+            width, height, screens = struct.unpack_from(">HHB", message, 2)
+            sane = screens == 1 and 0 < width <= MAX_DESKTOP_PIXELS and 0 < height <= MAX_DESKTOP_PIXELS
+            return message if sane else b""
+        return message
+
+
+_KINDS = {
+    0: Kind.DISPLAY,  # SetPixelFormat
+    2: Kind.DISPLAY,  # SetEncodings
+    3: Kind.DISPLAY,  # FramebufferUpdateRequest
+    4: Kind.INPUT,  # KeyEvent
+    5: Kind.INPUT,  # PointerEvent
+    6: Kind.CLIPBOARD,  # ClientCutText
+    250: Kind.POWER,  # XVP
+    251: Kind.RESIZE,  # SetDesktopSize
+    255: Kind.INPUT,  # QEMU: extended key event
+}
+_FIXED_SIZES = {0: 20, 3: 10, 4: 8, 5: 6, 250: 4}
+
+
+def message_kind(code: int) -> Kind:
+    """Raises RfbError for a message we do not know, as its length cannot be known either."""
+    try:
+        return _KINDS[code]
+    except KeyError:
+        raise RfbError(f"Message type {code} is unknown.") from None
+
+
+def message_size(data: bytes, at: int = 0) -> int | None:
+    """Bytes of the message at `at`, of clipboard text the head only; None while that cannot be told yet.
+
+    Raises:
+        RfbError: The message is unknown or its length is out of bounds.
+    """
+    code = data[at]
+    message_kind(code)
+    if code in _FIXED_SIZES:
+        return _FIXED_SIZES[code]
+    available = len(data) - at
+    if code == 2:
+        if available < 4:
+            return None
+        count = int.from_bytes(data[at + 2 : at + 4], "big")
+        if count > MAX_ENCODINGS:
+            raise RfbError(f"SetEncodings lists {count} encodings; at most {MAX_ENCODINGS} are read.")
+        return 4 + 4 * count
+    if code == 6:
+        return _text_head_size(data, at) if available >= 8 else None
+    if code == 251:
+        return 8 + 16 * data[at + 6] if available >= 7 else None
+    if available < 2:
+        return None
+    if data[at + 1] != 0:
+        raise RfbError(f"QEMU message {data[at + 1]} is unknown.")
+    return 12
+
+
+def _text_length(message: bytes, at: int = 0) -> int:
+    """A clipboard message's length field: negative marks the extended form."""
+    return int.from_bytes(message[at + 4 : at + 8], "big", signed=True)
+
+
+def _text_head_size(data: bytes, at: int) -> int:
+    length = _text_length(data, at)
+    if abs(length) > MAX_CLIPBOARD_BYTES:
+        raise RfbError(f"A clipboard text has {abs(length)} bytes; at most {MAX_CLIPBOARD_BYTES} are read.")
+    if -4 < length < 0:
+        raise RfbError("An extended clipboard message is shorter than its flags.")
+    # The extended form's flags belong to the head: they tell a person's copy from the browser's bookkeeping.
+    return 12 if length < 0 else 8
+
+
+def _is_by_person(message: bytes) -> bool:
+    """Whether somebody did something, as against a page that answers the guest by itself."""
+    if message[0] != 6:
+        return message[0] in (4, 5, 255)
+    notify = 1 << 27
+    return len(message) == 8 or bool(int.from_bytes(message[8:12], "big") & notify)
+
+
+def set_encodings(encodings: Iterable[int]) -> bytes:
+    codes = list(encodings)
+    return struct.pack(f">BxH{len(codes)}i", 2, len(codes), *codes)
+
+
+def extended_key(*, keysym: int, scan_code: int, down: bool) -> bytes:
+    """QEMU's key event: what counts is the scan code (set 1, as in the `xt` table)."""
+    return struct.pack(">BBHII", 255, 0, down, keysym, scan_code)
+
+
+# Handshakes. Each is a generator that yields (bytes to send, count of bytes to read next), is sent those
+# bytes, and returns its result: straight to read, and still without I/O.
+
+_T = TypeVar("_T")
+Steps = Generator[tuple[bytes, int], bytes, _T]
+
+
+class Handshake(Generic[_T]):
+    """Runs the steps of a handshake over a stream that arrives in pieces cut anywhere."""
+
+    def __init__(self, steps: Steps[_T]) -> None:
+        self._steps = steps
+        self._pending = b""
+        self._result: list[_T] = []
+        self.opening, self._wanted = next(steps)  # what to send before anything arrives
+
+    @property
+    def done(self) -> bool:
+        return bool(self._result)
+
+    @property
+    def result(self) -> _T:
+        return self._result[0]
+
+    @property
+    def rest(self) -> bytes:
+        """What arrived after the handshake's last byte."""
+        return self._pending
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes and return what to send; raises RfbError where the other side errs."""
+        self._pending += data
+        answer = b""
+        while not self.done and len(self._pending) >= self._wanted:
+            piece, self._pending = self._pending[: self._wanted], self._pending[self._wanted :]
+            try:
+                send, self._wanted = self._steps.send(piece)
+            except StopIteration as end:
+                self._result.append(end.value)
+            else:
+                answer += send
+        return answer
+
+
+def greet_desktop() -> Steps[bytes]:
+    """The handshake with QEMU; returns the 20 bytes of size and pixel format from its ServerInit.
+
+    Always shared: a connection that is not throws out all others. No security: the socket lies in a
+    directory that only the session's own account may enter.
+    """
+    version = yield b"", 12
+    if version != VERSION:
+        raise RfbError(f"The desktop's RFB version is {version!r}, not {VERSION!r}.")
+    (count,) = yield VERSION, 1
+    if not count:
+        raise RfbError(f"The desktop refuses: {(yield from _reason())}.")
+    offered = yield b"", count
+    if _NO_SECURITY not in offered:
+        raise RfbError(f"The desktop asks for a login (RFB security types {list(offered)}).")
+    refused = yield bytes([_NO_SECURITY]), 4
+    if any(refused):
+        raise RfbError(f"The desktop refuses: {(yield from _reason())}.")
+    head = yield b"\x01", 24
+    name_size = int.from_bytes(head[20:], "big")
+    if name_size > 4096:
+        raise RfbError(f"The desktop's name has {name_size} bytes.")
+    if name_size:
+        yield b"", name_size
+    return head[:20]
+
+
+def _reason() -> Steps[str]:
+    size = int.from_bytes((yield b"", 4), "big")
+    text = (yield b"", min(size, 200)) if size else b"no reason given"
+    return text.decode("utf-8", "replace").rstrip(".")
+
+
+def greet_viewer() -> Steps[None]:
+    """The handshake with a viewer up to its ClientInit; the ServerInit that follows is `server_init`.
+
+    The viewer's wish to be alone (its shared flag) is not heard.
+    """
+    version = yield VERSION, 12
+    if version != VERSION:
+        raise RfbError(f"The viewer's RFB version is {version!r}; only {VERSION!r} is spoken.")
+    choice = yield bytes([1, _NO_SECURITY]), 1
+    if choice[0] != _NO_SECURITY:
+        raise RfbError(f"The viewer chose RFB security type {choice[0]}, which was not offered.")
+    yield bytes(4), 1
+
+
+def server_init(head: bytes, name: str) -> bytes:
+    """ServerInit with QEMU's size and pixel format (20 bytes) and our own desktop name."""
+    text = "".join(char for char in name if char.isprintable())[:200].encode()
+    return head + struct.pack(">I", len(text)) + text

@@ -1,0 +1,98 @@
+"""The two documents that cross between processes: SessionSpec in, SessionStatus out."""
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from qemuspawner.errors import SessionError
+from qemuspawner.machine import Machine, decode_unit, encode_unit
+
+# One environment variable is at most 128 KiB on Linux.
+SPEC_VARIABLE = "QEMUSPAWNER_SESSION"
+# The number of the descriptor on which the hub listens for the session; unset: the session binds itself.
+LISTEN_VARIABLE = "QEMUSPAWNER_LISTEN_FD"
+
+State = Literal["preparing", "booting", "running", "stopping", "ended", "failed"]
+
+
+class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub asks for: one run of one machine for one user."""
+
+    session_id: str
+    user: str
+    server_name: str  # "" is the default server
+    state_dir: str  # the host's state folder
+    machine: Machine
+    cpus: int
+    memory_mib: int
+    lifetime_s: int
+    max_lifetime_s: int  # what extending can reach, counted from the start
+    idle_s: int = 0  # 0: never ends for being idle
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    allow_tcg: bool = False  # QEMU calls only KVM a security boundary
+    jail: bool = True  # QEMU in its own namespaces, seeing its own files only
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self, enc_hook=encode_unit).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "SessionSpec":
+        """Raises SessionError where the text is not a SessionSpec."""
+        try:
+            return msgspec.json.decode(text, type=cls, dec_hook=decode_unit)
+        except msgspec.DecodeError as exc:
+            raise SessionError(
+                f"The session's specification cannot be read: {exc}.",
+                hint="Give the hub and its hosts the same version of qemuspawner.",
+            ) from exc
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "SessionSpec":
+        """The spec that the hub gave this process."""
+        text = environ.get(SPEC_VARIABLE)
+        if not text:
+            raise SessionError(
+                f"The environment variable {SPEC_VARIABLE} is missing.",
+                hint="qemuspawner-session is started by JupyterHub, not by hand.",
+            )
+        return cls.from_json(text)
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened on the way to the desktop."""
+
+    at: float  # seconds since the session's start
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+
+
+class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a session is doing. Moments are Unix seconds by this host's clock; compare them with `now`."""
+
+    session_id: str
+    state: State
+    message: str = ""  # what failed, why it ends, or what is wrong while it runs
+    hint: str = ""
+    steps: tuple[Step, ...] = ()
+    progress: int = 0  # percent of the way to the desktop
+    machine: str = ""  # the machine's name
+    cpus: int = 0
+    memory_mib: int = 0
+    accelerator: Literal["", "kvm", "tcg"] = ""
+    now: float = 0
+    started: float = 0
+    deadline: float = 0
+    max_deadline: float = 0  # what extending can reach
+    idle_deadline: float = 0  # 0: never
+    viewers: int = 0
+    qemu_pid: int = 0
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "SessionStatus":
+        """Raises msgspec.DecodeError where the text is not a SessionStatus."""
+        return msgspec.json.decode(text, type=cls)

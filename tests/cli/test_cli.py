@@ -1,0 +1,207 @@
+"""The command `qemuspawner` as an administrator meets it: what it prints, where, and its exit code."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from qemuspawner import __version__
+from qemuspawner.cli import main
+
+MACHINE = 'name = "Rocky 9"\nversion = "9.4"\n[image]\nfile = "disk.raw"\nformat = "raw"\n'
+
+
+class Command:
+    """Runs `qemuspawner` with a catalogue of our own."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.state = root / "state"
+        self.machines = root / "machines"
+        self.machines.mkdir()
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    def add(self, name: str, text: str = MACHINE, *, image: bool = False) -> None:
+        (self.machines / name).mkdir()
+        (self.machines / name / "machine.toml").write_text(text)
+        if image:
+            folder = self.state / "images" / name
+            folder.mkdir(parents=True)
+            (folder / "disk.raw").touch()
+
+    def run(self, *arguments: str) -> int:
+        with pytest.raises(SystemExit) as caught:
+            main(["--state", str(self.state), "--machines", str(self.machines), *arguments])
+        captured = self._capsys.readouterr()
+        self.out, self.err = captured.out, captured.err
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, capsys)
+
+
+def test_list_shows_each_machine_and_its_image(command: Command) -> None:
+    command.add("rocky", image=True)
+    command.add("alma", MACHINE.replace("Rocky", "Alma"))
+
+    assert command.run("machines", "list") == 0
+    assert command.out.splitlines() == [
+        "ID     NAME     IMAGE    CPUS     MEMORY",
+        "alma   Alma 9   missing  1, 2, 4  1 GiB, 2 GiB, 4 GiB",
+        "rocky  Rocky 9  present  1, 2, 4  1 GiB, 2 GiB, 4 GiB",
+    ]
+
+
+def test_list_for_programs_is_json(command: Command) -> None:
+    command.add("rocky", image=True)
+
+    command.run("machines", "list", "--json")
+
+    assert json.loads(command.out) == [
+        {
+            "id": "rocky",
+            "name": "Rocky 9",
+            "version": "9.4",
+            "hidden": False,
+            "image": "present",
+            "cpus": [1, 2, 4],
+            "memory_mib": [1024, 2048, 4096],
+            "gpu": "none",
+            "folder": str(command.machines / "rocky"),
+        }
+    ]
+
+
+def test_list_names_a_broken_machine_and_shows_the_others(command: Command) -> None:
+    command.add("rocky")
+    command.add("broken", "name = 3")
+
+    assert command.run("machines", "list") == 0
+    assert "rocky" in command.out
+    assert "broken/machine.toml, key 'name': 3 does not fit: expected 'str', got 'int'." in command.err
+
+
+def test_show_tells_everything_about_a_machine(command: Command) -> None:
+    command.add("rocky")
+
+    assert command.run("machines", "show", "rocky") == 0
+    assert f"image        {command.state}/images/rocky/disk.raw (raw, missing)" in command.out
+    assert "lifetime     1 h, 8 h (default), 1 d" in command.out
+
+
+def test_show_of_a_broken_machine_says_what_is_wrong(command: Command) -> None:
+    command.add("broken", "name = 3")
+
+    assert command.run("machines", "show", "broken") == 1
+    assert command.err.startswith(f"error: {command.machines}/broken/machine.toml, key 'name'")
+    assert command.err.endswith("hint: docs/machines.md describes every key of machine.toml.\n")
+
+
+def test_an_unknown_machine_is_answered_with_the_known_ones(command: Command) -> None:
+    command.add("rocky")
+
+    assert command.run("machines", "show", "windows") == 1
+    assert command.err.splitlines() == [
+        "error: There is no machine 'windows'; known: rocky.",
+        "hint: Another folder is given with --machines.",
+    ]
+
+
+def test_check_prints_all_problems_and_fails(command: Command) -> None:
+    command.add("rocky")
+    command.add("broken", "name = 3\ncpus = 4")
+
+    assert command.run("machines", "check") == 1
+    assert command.out.splitlines() == [
+        f"{command.machines}/broken/machine.toml, key 'name': 3 does not fit: expected 'str', got 'int'.",
+        f"{command.machines}/broken/machine.toml, key 'image': it is missing.",
+        f"{command.machines}/broken/machine.toml, key 'cpus': it must be a table, such as [cpus].",
+        f"rocky: the file {command.state}/images/rocky/disk.raw is missing.",
+    ]
+
+
+def test_check_of_a_sound_catalogue_says_so(command: Command) -> None:
+    command.add("rocky", image=True)
+
+    assert command.run("machines", "check") == 0
+    assert command.out == "1 machines, no problems.\n"
+
+
+def test_check_finds_an_image_that_is_not_the_one_named(command: Command) -> None:
+    command.add("rocky", f'{MACHINE}digest = "sha256:{"0" * 64}"', image=True)
+
+    assert command.run("machines", "check") == 1
+    assert command.out == (
+        f"rocky: the digest of {command.state}/images/rocky/disk.raw is not that of machine.toml.\n"
+    )
+
+
+def test_check_takes_an_image_whose_digest_is_right(command: Command) -> None:
+    command.add("rocky", f'{MACHINE}digest = "sha256:{sha256().hexdigest()}"', image=True)
+
+    assert command.run("machines", "check") == 0
+
+
+def test_build_of_a_machine_without_recipe_is_refused(command: Command) -> None:
+    command.add("rocky")
+
+    assert command.run("machines", "build", "rocky") == 1
+    assert command.err.splitlines()[0] == "error: 'rocky' has no [build] table."
+
+
+def test_the_first_of_several_folders_wins(command: Command, tmp_path: Path) -> None:
+    command.add("rocky")
+    other = tmp_path / "other/rocky"
+    other.mkdir(parents=True)
+    (other / "machine.toml").write_text(MACHINE.replace("Rocky", "Other"))
+
+    command.run("--machines", str(other.parent), "machines", "list")
+
+    assert "Rocky 9" in command.out
+    assert "hidden by the machine of the same name" in command.err
+
+
+def test_the_state_folder_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QEMUSPAWNER_STATE", str(tmp_path))
+
+    with pytest.raises(SystemExit):
+        main(["machines", "show", "debian-desktop"])
+
+    assert f"{tmp_path}/images/debian-desktop/disk.qcow2" in capsys.readouterr().out
+
+
+def test_doctor_tries_out_this_host(command: Command) -> None:
+    command.add("rocky", image=True)
+
+    assert command.run("doctor") == 0
+    for word in ("QEMU ", "KVM ", "jail ", "memory ", "'rocky' can be started."):
+        assert word in command.out
+
+
+def test_doctor_fails_where_the_host_lacks_something(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert command.run("doctor") == 1
+    assert "error    qemu-system-x86_64 was not found on this host." in command.out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+
+    assert caught.value.code == 2

@@ -1,0 +1,44 @@
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hubs
+import pytest
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """A state folder that the sessions' account can go through."""
+    with hubs.state_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def machines_dir(state_dir: Path, tmp_path: Path) -> Path:
+    """A folder with one machine, "mini", that everybody may start."""
+    machines = tmp_path / "machines"
+    hubs.add_machine(machines, state_dir, "mini")
+    return machines
+
+
+@pytest.fixture
+async def start_hub(
+    hub_app: Any, state_dir: Path, machines_dir: Path
+) -> AsyncIterator[Callable[..., Awaitable[hubs.Hub]]]:
+    """Start a hub with other settings of the spawner, or in `jupyterhub` of the hub, than the usual ones."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(*, jupyterhub: Mapping[str, Any] | None = None, **spawner: Any) -> hubs.Hub:
+            config = hubs.hub_config(state_dir, machines_dir, **spawner)
+            config.JupyterHub.update(jupyterhub or {})
+            running = hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir)
+            return await stack.enter_async_context(running)
+
+        yield start
+
+
+@pytest.fixture
+async def hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
+    """A hub whose sessions are real ones."""
+    return await start_hub()

@@ -1,0 +1,201 @@
+"""The one check of options, without a hub."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qemuspawner.hub.options import (
+    Limits,
+    Options,
+    RefusedOptionsError,
+    allowed_machines,
+    check_options,
+    show,
+)
+from qemuspawner.machine import Allow, Image, Machine
+
+MACHINE = Machine(id="debian", name="Debian", image=Image(file="/nowhere/disk.raw", format="raw"))
+OTHER = msgspec.structs.replace(MACHINE, id="other", name="Other")
+
+
+def check(options: dict[str, Any], *machines: Machine, limits: Limits | None = None) -> Options:
+    return check_options(
+        options,
+        machines={machine.id: machine for machine in machines or (MACHINE,)},
+        limits=limits or Limits(),
+        startable=False,
+    )
+
+
+def problems(options: dict[str, Any], *machines: Machine, limits: Limits | None = None) -> dict[str, str]:
+    with pytest.raises(RefusedOptionsError) as refusal:
+        check(options, *machines, limits=limits)
+    return refusal.value.problems
+
+
+def test_omitted_options_take_the_defaults_of_the_only_machine() -> None:
+    assert check({}).stored() == {
+        "machine": "debian",
+        "cpus": 1,
+        "memory": 2048,
+        "lifetime": 8 * 3600,
+        "profile": "Debian",
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"machine": "debian", "cpus": 2, "memory": 4096, "lifetime": 5400},
+        {"machine": "debian", "cpus": "2", "memory": "4 GiB", "lifetime": "1.5 h"},
+        {"machine": "debian", "cpus": " 2 ", "memory": "4096", "lifetime": "90min"},
+    ],
+)
+def test_numbers_and_text_mean_the_same(options: dict[str, Any]) -> None:
+    checked = check(options)
+
+    assert (checked.cpus, checked.memory_mib, checked.lifetime_s) == (2, 4096, 5400)
+
+
+def test_stored_options_are_accepted_again() -> None:
+    stored = check({"cpus": 2, "lifetime": "2 h"}).stored()
+
+    assert check(stored).stored() == stored
+
+
+MIB = "offers 1 GiB, 2 GiB or 4 GiB"
+BAD_VALUES = [
+    ("cpus", 3, "'3'", "offers 1, 2 or 4"),
+    ("cpus", 0, "'0'", "offers 1, 2 or 4"),
+    ("cpus", -1, "'-1'", "offers 1, 2 or 4"),
+    ("cpus", True, "'True'", "offers 1, 2 or 4"),
+    ("cpus", 2.0, "'2.0'", "offers 1, 2 or 4"),
+    ("cpus", None, "'None'", "offers 1, 2 or 4"),
+    ("cpus", [2], "'[2]'", "offers 1, 2 or 4"),
+    ("cpus", {"a": 1}, "{'a': 1}", "offers 1, 2 or 4"),
+    ("cpus", "2,foo=bar", "'2,foo=bar'", "offers 1, 2 or 4"),
+    ("cpus", "٢", "'٢'", "offers 1, 2 or 4"),
+    ("cpus", "1" * 1_000_000, "111…'", "offers 1, 2 or 4"),
+    ("cpus", 10**4000, "'1000", "offers 1, 2 or 4"),
+    ("memory", "3 GiB", "'3 GiB'", MIB),
+    ("memory", "2 GiB,slots=4", "'2 GiB,slots=4'", MIB),
+    ("memory", "<script>", "'<script>'", MIB),
+    ("memory", float("nan"), "'nan'", MIB),
+    ("memory", 1e300, "'1e+300'", MIB),
+    ("memory", "x" * 1_000_000, "xxx…'", MIB),
+    ("lifetime", 59, "'59'", "lasts from 1 min to 2 d"),
+    ("lifetime", "3 d", "'3 d'", "lasts from 1 min to 2 d"),
+    ("lifetime", "-5 h", "'-5 h'", "lasts from 1 min to 2 d"),
+    ("lifetime", "../../etc", "'../../etc'", "lasts from 1 min to 2 d"),
+    ("lifetime", "8 h\r\nSet-Cookie: a", "'8 h\\r\\nSet-Cookie: a'", "lasts from 1 min to 2 d"),
+    ("machine", "../debian", "'../debian'", "one of 'debian'"),
+    ("machine", "", "''", "one of 'debian'"),
+    ("machine", ["debian"], "['debian']", "one of 'debian'"),
+    ("machine", 7, "'7'", "one of 'debian'"),
+    ("machine", "\u202enaibed\x00", "'\\u202enaibed\\x00'", "one of 'debian'"),
+    ("machine", "\ud800", "'\\ud800'", "one of 'debian'"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "shown", "bound"), BAD_VALUES)
+def test_a_bad_value_is_refused_with_field_value_and_bound(
+    field: str, value: object, shown: str, bound: str
+) -> None:
+    [(named, sentence)] = problems({field: value}).items()
+
+    assert (named, sentence[-1]) == (field, ".")
+    assert f"The option '{field}' is " in sentence
+    assert shown in sentence
+    assert bound in sentence
+    assert len(sentence) < 250
+    assert sentence.isprintable()
+
+
+def test_every_problem_is_told_at_once() -> None:
+    found = problems({"cpus": 9, "memory": "much", "lifetime": 1, "colour": "red", "profile": "ignored"})
+
+    assert list(found) == ["'colour'", "cpus", "memory", "lifetime"]
+
+
+def test_an_unknown_option_is_named_with_those_there_are() -> None:
+    assert problems({"run\nas": 1}) == {
+        "'run\\nas'": "There is no option 'run\\nas'; the options are machine, cpus, memory and lifetime."
+    }
+
+
+def test_a_thousand_unknown_options_make_a_short_answer() -> None:
+    assert len(problems({f"option{number}": 1 for number in range(1000)})) == 8
+
+
+def test_without_a_machine_the_choice_is_named() -> None:
+    assert problems({}, MACHINE, OTHER) == {
+        "machine": "The option 'machine' is missing; it is one of 'debian' or 'other'."
+    }
+
+
+def test_who_may_start_nothing_is_told_so() -> None:
+    with pytest.raises(RefusedOptionsError, match="no machine that you may start"):
+        check_options({}, machines={}, limits=Limits())
+
+
+def test_the_administrators_limit_cuts_the_machines_lifetime() -> None:
+    limits = Limits(lifetime_s=7200)
+
+    assert check({}, limits=limits).lifetime_s == 7200
+    assert "lasts from 1 min to 2 h" in problems({"lifetime": 7201}, limits=limits)["lifetime"]
+
+
+def test_a_machine_without_its_image_says_what_the_administrator_does() -> None:
+    with pytest.raises(RefusedOptionsError, match=r"'disk.raw' is missing; the administrator puts it"):
+        check_options({}, machines={"debian": MACHINE}, limits=Limits())
+
+
+@pytest.mark.parametrize(
+    ("allow", "is_allowed"),
+    [
+        (Allow(), True),
+        (Allow(users=("alice",)), True),
+        (Allow(users=("bob",)), False),
+        (Allow(groups=("physics",)), True),
+        (Allow(groups=("chemistry",)), False),
+        (Allow(users=("bob",), groups=("physics",)), True),
+    ],
+)
+def test_a_machine_is_for_the_users_and_groups_it_names(allow: Allow, is_allowed: bool) -> None:
+    machine = msgspec.structs.replace(MACHINE, allow=allow)
+
+    allowed = allowed_machines({"debian": machine}, user="alice", groups={"physics", "staff"})
+
+    assert bool(allowed) is is_allowed
+
+
+def test_a_hidden_machine_is_for_nobody() -> None:
+    hidden = msgspec.structs.replace(MACHINE, hidden=True)
+
+    assert allowed_machines({"debian": hidden}, user="alice", groups=()) == {}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+# Hypothesis writes its table of Unicode at the first use, in a fresh clone.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(st.sampled_from(["machine", "cpus", "memory", "lifetime", "profile", "x"]), JSON))
+def test_anything_is_either_options_or_a_refusal(options: dict[str, Any]) -> None:
+    try:
+        checked = check(options)
+    except RefusedOptionsError as exc:
+        assert exc.message.isprintable()
+    else:
+        assert check(checked.stored()) == checked
+
+
+def test_a_value_is_shown_short_and_on_one_line() -> None:
+    assert show("a\nb\x1b[31m" + "c" * 100) == "'a\\nb\\x1b[31m" + "c" * 52 + "…'"

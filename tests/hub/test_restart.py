@@ -1,0 +1,151 @@
+"""A real hub process is killed and started again under its sessions."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from jupyterhub.utils import random_port
+
+import qemuspawner
+from qemuspawner.hub.process import KnownProcess
+
+TESTS = Path(__file__).parent.parent
+STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
+TOKEN = "a-token-for-the-test"
+
+CONFIG = """
+import sys
+sys.path[:0] = {path!r}
+import hubs
+c.merge(hubs.hub_config({state!r}, {machines!r}, cmd={cmd!r}, environment={environment!r}))
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.db_url = "sqlite:///{state}/hub.sqlite"
+c.JupyterHub.cookie_secret = b"0" * 32
+c.JupyterHub.bind_url = "http://127.0.0.1:{proxy_port}"
+c.JupyterHub.hub_port = {port}
+c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}, "admin": True}}]
+c.JupyterHub.load_roles = [
+    {{"name": "test", "services": ["test"],
+      "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
+]
+"""
+
+
+class HubProcess:
+    """JupyterHub as its own process."""
+
+    def __init__(self, config: Path, port: int, http: aiohttp.ClientSession) -> None:
+        self._config, self._http = config, http
+        self._url = f"http://127.0.0.1:{port}/hub/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
+        self._process = subprocess.Popen(command, cwd=self._config.parent, start_new_session=True)
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(aiohttp.ClientConnectorError):
+                    await self.ask("GET", "/health")
+                    return
+                await asyncio.sleep(0.1)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    async def ask(self, method: str, path: str) -> Any:
+        headers = {"Authorization": f"token {TOKEN}"}
+        async with self._http.request(method, self._url + path, headers=headers) as response:
+            return await response.json() if "json" in response.content_type else await response.text()
+
+    async def server(self) -> dict[str, Any]:
+        user = await self.ask("GET", "/users/alice?include_stopped_servers")
+        server: dict[str, Any] = user["servers"][""]
+        return server
+
+    async def wait_for_server(self, key: str, value: object) -> dict[str, Any]:
+        async with asyncio.timeout(60):
+            while (server := await self.server())[key] != value:
+                await asyncio.sleep(0.1)
+        return server
+
+
+@pytest.fixture
+async def hub_process(state_dir: Path, machines_dir: Path, tmp_path: Path) -> AsyncIterator[HubProcess]:
+    root = str(Path(qemuspawner.__file__).parent.parent)
+    port = random_port()
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        CONFIG.format(
+            path=[str(TESTS), root],
+            state=str(state_dir),
+            machines=str(machines_dir),
+            cmd=STANDIN,
+            environment={"QEMUSPAWNER_STANDIN": "slow", "PYTHONPATH": root},
+            proxy_port=random_port(),
+            port=port,
+            token=TOKEN,
+        )
+    )
+    async with aiohttp.ClientSession() as http:
+        hub = HubProcess(config, port, http)
+        await hub.start()
+        await hub.ask("POST", "/users/alice")
+        yield hub
+        with contextlib.suppress(Exception):
+            await hub.ask("DELETE", "/users/alice/server")
+            await hub.wait_for_server("stopped", True)
+        hub.kill()
+
+
+async def test_a_session_outlives_its_killed_hub(hub_process: HubProcess) -> None:
+    await hub_process.ask("POST", "/users/alice/server")
+    before = await hub_process.wait_for_server("ready", True)
+
+    hub_process.kill()
+    await hub_process.start()
+    after = await hub_process.wait_for_server("ready", True)
+
+    assert after["state"] == before["state"]
+
+
+async def test_a_hub_killed_during_a_start_takes_it_up_again(hub_process: HubProcess) -> None:
+    start = asyncio.create_task(hub_process.ask("POST", "/users/alice/server"))
+    async with asyncio.timeout(20):
+        while "pid" not in ((await hub_process.server()).get("state") or {}):
+            await asyncio.sleep(0.05)
+    pending = await hub_process.server()
+
+    hub_process.kill()
+    with contextlib.suppress(aiohttp.ClientError):
+        await start
+    await hub_process.start()
+    after = await hub_process.wait_for_server("ready", True)
+
+    assert pending["pending"] == "spawn"
+    assert after["state"]["pid"] == pending["state"]["pid"]
+    assert "starting" not in after["state"]
+
+
+async def test_a_session_that_ended_while_the_hub_was_dead_is_stopped(hub_process: HubProcess) -> None:
+    await hub_process.ask("POST", "/users/alice/server")
+    state = (await hub_process.wait_for_server("ready", True))["state"]
+    hub_process.kill()
+    os.kill(state["pid"], signal.SIGTERM)
+    known = KnownProcess.from_state(state)
+    while known is not None and known.alive:
+        await asyncio.sleep(0.05)
+
+    await hub_process.start()
+    after = await hub_process.wait_for_server("stopped", True)
+
+    assert not after["ready"]

@@ -1,0 +1,307 @@
+"""Building an image: the real one, made once by `make test`, and what happens when a build fails."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qemuspawner.errors import HostError, MachineError
+from qemuspawner.machine import Machine
+from qemuspawner.machines import build
+from qemuspawner.machines.build import build_machine, find_image_state, load_manifest, recipe_digest
+from qemuspawner.machines.catalogue import load_machine, missing_files
+from qemuspawner.paths import EXAMPLE_MACHINES
+
+RECIPE = """
+name = "Tiny"
+firmware = "direct"
+[image]
+file = "disk.qcow2"
+format = "qcow2"
+kernel = "vmlinuz"
+[build]
+suite = "bookworm"
+packages = ["linux-image-amd64"]
+script = "customize.sh"
+files = "files"
+disk = "16 MiB"
+"""
+
+# Leaves behind what mmdebstrap would, in no time; the root folder is the last argument.
+FAKE_MMDEBSTRAP = """#!/bin/sh
+echo "I: downloading packages with apt..." >&2
+for root; do :; done
+mkdir -p "$root/boot"
+echo kernel > "$root/boot/vmlinuz-6.1"
+"""
+
+HOLD_LOCK = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print(flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def demo_images() -> Path:
+    """Where `make test` has built the demo machine."""
+    return Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
+
+
+@pytest.fixture
+def demo(demo_images: Path) -> Machine:
+    return load_machine(EXAMPLE_MACHINES / "debian-desktop", demo_images)
+
+
+@pytest.fixture
+def machine(write_machine: Callable[..., Path], images: Path) -> Machine:
+    folder = write_machine(RECIPE, name="tiny")
+    (folder / "customize.sh").write_text("#!/bin/sh\n")
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/hostname").write_text("tiny\n")
+    return load_machine(folder, images)
+
+
+@pytest.fixture
+def use_mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Build as root, with a script in mmdebstrap's place."""
+
+    def use(script: str) -> None:
+        tool = tmp_path / "bin/mmdebstrap"
+        tool.parent.mkdir()
+        tool.write_text(script)
+        tool.chmod(0o755)
+        monkeypatch.setattr(build, "_TOOL_PATH", f"{tool.parent}:{os.environ['PATH']}:/usr/sbin")
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    return use
+
+
+def silent(_text: str) -> None:
+    pass
+
+
+def content_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_demo_machine_is_built_and_current(demo: Machine, demo_images: Path) -> None:
+    assert missing_files(demo) == []
+    assert find_image_state(demo, images=demo_images) == "current"
+
+
+def test_the_manifest_tells_the_recipe_and_the_size(demo: Machine, demo_images: Path) -> None:
+    manifest = load_manifest(demo_images / demo.id)
+
+    assert manifest is not None
+    assert manifest.recipe == recipe_digest(demo)
+    assert manifest.size_bytes == Path(demo.image.file).stat().st_size
+
+
+def test_the_demo_image_stays_below_900_mib(demo: Machine) -> None:
+    assert Path(demo.image.file).stat().st_size < 900 << 20
+
+
+def test_images_are_read_by_everybody_and_written_by_nobody(demo: Machine) -> None:
+    """The sessions' account is another one than the administrator's."""
+    modes = {stat.S_IMODE(Path(path).stat().st_mode) for path in (demo.image.file, demo.image.kernel)}
+
+    assert modes == {0o444}
+
+
+def test_an_image_that_is_up_to_date_is_not_built_again(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(machine, images=images, progress=silent)
+    told: list[str] = []
+
+    assert build_machine(machine, images=images, progress=told.append) is False
+    assert told == ["The image of 'tiny' is up to date."]
+
+
+def test_a_build_leaves_image_kernel_and_manifest_alone(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+
+    assert build_machine(machine, images=images, progress=silent) is True
+    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "vmlinuz"]
+
+
+def test_a_build_says_how_far_it_is(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    told: list[str] = []
+
+    build_machine(machine, images=images, progress=told.append)
+
+    assert told[:4] == [
+        "Installing 1 packages and what they need from Debian bookworm",
+        "Downloading packages with apt...",
+        "Writing the file system",
+        "Converting it to qcow2",
+    ]
+
+
+@pytest.mark.parametrize("changed", ["machine.toml", "customize.sh", "files/etc/hostname", "files/etc/new"])
+def test_a_changed_recipe_makes_the_image_stale(
+    changed: str, machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(machine, images=images, progress=silent)
+    path = Path(machine.folder) / changed
+    before = path.read_text() if path.exists() else ""
+
+    path.write_text(before.replace("bookworm", "trixie") + "# changed\n")
+
+    assert find_image_state(load_machine(path.parents[changed.count("/")], images), images=images) == "stale"
+
+
+def test_a_changed_description_leaves_the_image_current(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(machine, images=images, progress=silent)
+    path = Path(machine.folder) / "machine.toml"
+
+    path.write_text(path.read_text().replace("Tiny", "Very tiny"))
+
+    assert find_image_state(load_machine(path.parent, images), images=images) == "current"
+
+
+def test_a_session_keeps_the_image_it_has_open(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(machine, images=images, progress=silent)
+    with Path(machine.image.kernel).open() as in_use:
+        build_machine(machine, images=images, progress=silent, force=True)
+
+        assert in_use.read() == "kernel\n"
+        assert os.fstat(in_use.fileno()).st_ino != Path(machine.image.kernel).stat().st_ino
+
+
+def test_a_failed_build_leaves_its_log_and_names_it(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap('#!/bin/sh\nfor root; do :; done; mkdir "$root"; echo "E: no such package" >&2; exit 1\n')
+
+    with pytest.raises(MachineError, match="failed in mmdebstrap: E: no such package") as caught:
+        build_machine(machine, images=images, progress=silent)
+
+    assert content_of(images / "tiny") == ["build.log"]
+    assert str(images / "tiny/build.log") in caught.value.hint
+
+
+def test_a_failed_build_leaves_the_old_image(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(machine, images=images, progress=silent)
+    (tmp_path / "bin/mmdebstrap").write_text("#!/bin/sh\nexit 1\n")
+
+    with pytest.raises(MachineError):
+        build_machine(machine, images=images, progress=silent, force=True)
+
+    assert find_image_state(machine, images=images) == "current"
+
+
+def test_an_interrupted_build_leaves_nothing(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    """The tool is asked to end and waited for; then its half-done work goes."""
+    use_mmdebstrap('#!/bin/sh\nfor root; do :; done; mkdir "$root"; echo "I: started"; exec sleep 60\n')
+
+    def interrupt(text: str) -> None:
+        if text == "Started":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_machine(machine, images=images, progress=interrupt)
+
+    assert content_of(images / "tiny") == ["build.log"]
+
+
+def test_remains_of_a_killed_build_go_with_the_next(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    (images / "tiny/.build-killed/root").mkdir(parents=True)
+
+    build_machine(machine, images=images, progress=silent)
+
+    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "vmlinuz"]
+
+
+def test_two_builds_of_one_machine_are_one_too_many(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    (images / "tiny").mkdir(parents=True)
+    command = [sys.executable, "-c", HOLD_LOCK, str(images / "tiny")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+
+        with pytest.raises(MachineError, match="'tiny' is being built already"):
+            build_machine(machine, images=images, progress=silent)
+
+        other.kill()
+
+
+def test_a_recipe_without_a_kernel_is_refused(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP.replace("vmlinuz-6.1", "README"))
+
+    with pytest.raises(MachineError, match=r"brought 0 files /boot/vmlinuz-\*"):
+        build_machine(machine, images=images, progress=silent)
+
+
+def test_building_needs_root(machine: Machine, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    with pytest.raises(MachineError) as caught:
+        build_machine(machine, images=images, progress=silent)
+
+    assert "sudo qemuspawner machines build tiny" in caught.value.hint
+
+
+def test_a_missing_tool_is_named_with_its_package(
+    machine: Machine, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "_TOOL_PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    with pytest.raises(HostError, match="'mmdebstrap' was not found"):
+        build_machine(machine, images=images, progress=silent)
+
+
+def test_a_full_disk_is_said_before_anything_is_done(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda _path: _Full())
+
+    with pytest.raises(HostError, match="takes up to 16 MiB; 3 MiB are free"):
+        build_machine(machine, images=images, progress=silent)
+
+    assert not images.exists()
+
+
+class _Full:
+    free = 3 << 20
+
+
+def test_a_machine_without_a_recipe_cannot_be_built(write_machine: Callable[..., Path], images: Path) -> None:
+    machine = load_machine(write_machine(), images)
+
+    with pytest.raises(MachineError, match=r"'mini' has no \[build\] table"):
+        build_machine(machine, images=images, progress=silent)

@@ -1,0 +1,142 @@
+"""Every format of the catalogue really boots, inside the jail."""
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import guests
+import msgspec
+import pytest
+from PIL import Image as Picture
+
+from qemuspawner.machine import Machine, decode_unit
+from qemuspawner.paths import session_id
+from qemuspawner.qemu.process import QemuProcess
+from qemuspawner.session.prepare import Prepared, prepare
+from qemuspawner.spec import SessionSpec
+
+LOG = logging.LoggerAdapter(logging.getLogger(__name__))
+
+
+@contextlib.asynccontextmanager
+async def running(state: Path, **machine: Any) -> AsyncIterator[tuple[QemuProcess, Prepared]]:
+    """A session's QEMU without its web side."""
+    (state / "sessions").mkdir()
+    spec = SessionSpec(
+        session_id=session_id("alice", ""),
+        user="alice",
+        server_name="",
+        state_dir=str(state),
+        machine=msgspec.convert({"name": "Painter", **machine}, Machine, dec_hook=decode_unit),
+        cpus=1,
+        memory_mib=64,
+        lifetime_s=3600,
+        max_lifetime_s=3600,
+        accelerator="tcg",
+        allow_tcg=True,
+    )
+    with contextlib.ExitStack() as stack:
+        prepared = prepare(spec, stack, lambda _text, _progress: None)
+        qemu = QemuProcess(prepared.process, prepared.paths, log=LOG)
+        try:
+            await qemu.connect(timeout_s=30)
+            yield qemu, prepared
+        finally:
+            await qemu.stop()
+
+
+async def screen(qemu: QemuProcess, prepared: Prepared) -> Picture.Image:
+    path = prepared.paths.vm / "screen.png"
+    await qemu.execute("screendump", filename=str(path), format="png")
+    return Picture.open(io.BytesIO(path.read_bytes())).convert("RGB")
+
+
+async def wait_for_colour(qemu: QemuProcess, prepared: Prepared, colour: tuple[int, int, int]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            picture = await screen(qemu, prepared)
+            if picture.getpixel((picture.width // 2, picture.height // 2)) == colour:
+                return
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "qed", "iso"])
+async def test_a_disk_of_every_format_boots(image_format: str, tmp_path: Path) -> None:
+    """The guest paints the screen green, so firmware, disk and display work."""
+    disk = guests.make_disk(tmp_path / "disk", image_format)
+
+    async with running(tmp_path, image={"file": str(disk), "format": image_format}) as vm:
+        await wait_for_colour(*vm, guests.GREEN)
+
+
+@pytest.mark.parametrize("bus", ["sata", "scsi", "nvme"])
+async def test_a_disk_on_every_bus_boots(bus: str, tmp_path: Path) -> None:
+    disk = guests.make_disk(tmp_path / "disk", "qcow2")
+
+    async with running(tmp_path, image={"file": str(disk), "format": "qcow2", "bus": bus}) as vm:
+        await wait_for_colour(*vm, guests.GREEN)
+
+
+async def test_an_iso_boots_beside_an_empty_disk(tmp_path: Path) -> None:
+    disc = guests.make_disk(tmp_path / "disc", "iso")
+
+    async with running(tmp_path, image={"file": str(disc), "format": "iso", "disk": "1 GiB"}) as vm:
+        await wait_for_colour(*vm, guests.GREEN)
+
+
+@pytest.mark.parametrize("display", ["virtio", "std", "qxl", "cirrus", "vmware"])
+async def test_every_display_shows_a_bios_guest(display: str, tmp_path: Path) -> None:
+    disk = guests.make_disk(tmp_path / "disk")
+
+    async with running(tmp_path, display=display, image={"file": str(disk), "format": "raw"}) as vm:
+        await wait_for_colour(*vm, guests.GREEN)
+
+
+async def test_uefi_firmware_starts(tmp_path: Path) -> None:
+    """The firmware draws something on a display that was black."""
+    disk = guests.make_disk(tmp_path / "disk")
+
+    async with running(tmp_path, firmware="uefi", image={"file": str(disk), "format": "raw"}) as vm:
+        async with asyncio.timeout(60):
+            while (await screen(*vm)).convert("L").getextrema()[1] < 100:
+                await asyncio.sleep(0.2)
+
+
+async def test_the_base_image_is_not_written_and_the_directory_goes(tmp_path: Path) -> None:
+    """What a session writes goes to its overlay, and the overlay goes with it."""
+    disk = guests.make_disk(tmp_path / "disk", "qcow2")
+    before = disk.read_bytes()
+
+    async with running(tmp_path, image={"file": str(disk), "format": "qcow2"}) as (qemu, prepared):
+        await wait_for_colour(qemu, prepared, guests.GREEN)
+        assert prepared.paths.overlay.exists()
+
+    assert disk.read_bytes() == before
+    assert list((tmp_path / "sessions").iterdir()) == []
+
+
+async def test_qemu_runs_filtered_and_without_capabilities(tmp_path: Path) -> None:
+    """As the kernel sees it: seccomp filter on, no new privileges, no capability, own namespaces."""
+    disk = guests.make_disk(tmp_path / "disk")
+
+    async with running(tmp_path, image={"file": str(disk), "format": "raw"}) as (qemu, _):
+        process = Path(f"/proc/{qemu.pid}")
+        status = dict(
+            line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line
+        )
+        inside = {name: (process / "ns" / name).readlink() for name in ("net", "pid", "mnt", "ipc", "uts")}
+        files = sorted(path.name for path in (process / "root").iterdir())
+        etc = sorted(path.name for path in (process / "root" / "etc").iterdir())
+
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    assert int(status["CapEff"], 16) == 0
+    assert not [
+        name for name, namespace in inside.items() if namespace == Path(f"/proc/self/ns/{name}").readlink()
+    ]
+    assert "home" not in files
+    assert "root" not in files
+    assert set(etc) <= {"ld.so.cache", "alternatives"}

@@ -1,0 +1,93 @@
+"""What QEMU is given, compared whole with golden files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from qemuspawner.machine import Machine, decode_unit
+from qemuspawner.paths import StatePaths
+from qemuspawner.qemu.command import qemu_args
+from qemuspawner.qemu.jail import in_jail, tie_to_parent
+from qemuspawner.qemu.vm import Vm, make_vm
+
+PATHS = StatePaths(root=Path("/state")).session("0123456789abcdef0123")
+
+
+def machine(image: dict[str, Any], **keys: Any) -> Machine:
+    table = {"name": "Test", "image": {"file": "/images/disk", "format": "qcow2", **image}, **keys}
+    return msgspec.convert(table, Machine, dec_hook=decode_unit)
+
+
+def vm(image: dict[str, Any] | None = None, *, accelerator: Any = "kvm", **keys: Any) -> Vm:
+    return make_vm(
+        machine(image or {}, **keys),
+        PATHS,
+        accelerator=accelerator,
+        cpus=2,
+        memory_mib=2048,
+        uefi_code=Path("/firmware/code.fd"),
+    )
+
+
+DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "root=/dev/vda quiet"}
+DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True}
+
+CASES = {
+    "bios-qcow2-kvm": vm(),
+    "direct-desktop-tcg": vm(DIRECT, accelerator="tcg", **DESKTOP),
+    "uefi-nvme": vm({"bus": "nvme"}, firmware="uefi", display="bochs"),
+    "sata-vmdk-pc": vm({"format": "vmdk", "bus": "sata"}, machine_type="pc"),
+    "scsi-vdi": vm({"format": "vdi", "bus": "scsi"}, display="qxl"),
+    "vhd": vm({"format": "vhd"}),
+    "vhdx": vm({"format": "vhdx"}, display="cirrus"),
+    "qed": vm({"format": "qed"}, display="vmware"),
+    "raw": vm({"format": "raw"}),
+    "iso-live": vm({"format": "iso"}),
+    "iso-with-disk": vm({"format": "iso", "disk": "8 GiB"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_qemu_is_given_what_the_golden_file_says(
+    name: str, compare_with_golden: Callable[[str, list[str]], None]
+) -> None:
+    """A changed command line shows in the diff of its golden file."""
+    compare_with_golden(f"qemu-{name}", qemu_args(CASES[name]))
+
+
+def test_the_jail_is_what_the_golden_file_says(
+    compare_with_golden: Callable[[str, list[str]], None],
+) -> None:
+    command = in_jail(["qemu"], work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
+    compare_with_golden("jail", tie_to_parent(command, parent_pid=4711))
+
+
+def test_a_path_with_commas_stays_one_value() -> None:
+    """A comma in a path begins no new option: it travels as JSON."""
+    path = "/images/a,file=b,snapshot=on/disk.qcow2"
+
+    args = qemu_args(vm({"file": path}))
+
+    disks = [json.loads(value) for value in args if value.startswith("{") and "disk0-base" in value]
+    assert disks[0]["backing"]["file"]["filename"] == path
+
+
+def test_no_user_text_reaches_the_command_line() -> None:
+    """The VM is named after its session's id; names and titles stay outside."""
+    args = qemu_args(vm(name="bob,process=INJECTED"))
+
+    assert not [value for value in args if "INJECTED" in value]
+
+
+def test_every_base_image_is_opened_without_following_names_in_it() -> None:
+    """Formats that can name a backing file get none."""
+    for format_name in ("qcow2", "qed", "vmdk"):
+        args = qemu_args(vm({"format": format_name}))
+        disk = next(json.loads(value) for value in args if value.startswith("{") and "disk0-base" in value)
+
+        assert disk["backing"]["backing"] is None
+        assert disk["backing"]["read-only"] is True

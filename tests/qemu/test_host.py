@@ -1,0 +1,117 @@
+"""What this host offers, and what it refuses in a sentence."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qemuspawner.errors import HostError
+from qemuspawner.qemu import host
+from qemuspawner.qemu.host import (
+    Qemu,
+    available_memory_mib,
+    check_disk,
+    check_memory,
+    choose_accelerator,
+    find_qemu,
+    find_uefi,
+    kvm_works,
+)
+
+
+def fake_qemu(folder: Path, script: str) -> Path:
+    """A program named as QEMU's on a PATH of its own."""
+    program = folder / host.QEMU
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_this_hosts_qemu_is_found() -> None:
+    qemu = find_qemu()
+
+    assert qemu.program.name == host.QEMU
+    assert qemu.version >= (7, 2, 0)
+
+
+def test_a_host_without_qemu_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(HostError, match="was not found") as caught:
+        find_qemu()
+    assert "qemu-system-x86" in caught.value.hint
+
+
+def test_an_old_qemu_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_qemu(tmp_path, "echo 'QEMU emulator version 5.2.0 (Debian)'")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(HostError, match=r"QEMU 5\.2\.0 is too old; 7\.2 is needed"):
+        find_qemu()
+
+
+def test_a_qemu_that_crashes_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_qemu(tmp_path, "exit 127")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(HostError, match="--version' failed"):
+        find_qemu()
+
+
+@pytest.mark.parametrize(
+    ("script", "works"), [("exit 99", True), ("exit 0", False), ("exec sleep 60", False)]
+)
+def test_kvm_works_where_a_guest_really_ran(
+    script: str, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's own exit code counts; a QEMU that hangs is given up."""
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    qemu = Qemu(program=fake_qemu(tmp_path, script), version=(7, 2, 0))
+
+    assert kvm_works(qemu, tmp_path / "probes") is works
+
+
+def test_the_answer_about_kvm_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is asked once, and again after an upgrade."""
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    program = fake_qemu(tmp_path, f"echo asked >> {tmp_path}/log; exit 99")
+
+    for version in ((7, 2, 0), (7, 2, 0), (8, 0, 0)):
+        kvm_works(Qemu(program=program, version=version), tmp_path / "probes")
+
+    assert (tmp_path / "log").read_text() == "asked\nasked\n"
+
+
+@pytest.mark.timeout(30)
+def test_this_host_gets_an_accelerator_that_runs_a_guest(tmp_path: Path) -> None:
+    """Whatever /dev/kvm is like here: an answer, and never a hanging guest."""
+    accelerator = choose_accelerator("auto", allow_tcg=True, qemu=find_qemu(), probes=tmp_path / "probes")
+
+    assert accelerator in ("kvm", "tcg")
+
+
+def test_emulation_must_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = find_qemu()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    with pytest.raises(HostError, match=r"emulation \(TCG\) is not allowed"):
+        choose_accelerator("auto", allow_tcg=False, qemu=qemu, probes=tmp_path)
+
+
+def test_more_memory_than_is_free_is_refused_with_the_numbers() -> None:
+    with pytest.raises(HostError, match=r"needs .* GiB of memory; .* are free"):
+        check_memory(available_memory_mib() + 1)
+
+
+def test_a_full_disk_is_refused_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "DISK_RESERVE_MIB", 1 << 40)
+
+    with pytest.raises(HostError, match=r"The host's disk is full: .* are free, .* are needed"):
+        check_disk(tmp_path)
+
+
+def test_uefi_firmware_is_found_with_empty_variables() -> None:
+    code, variables = find_uefi()
+
+    assert code.is_file()
+    assert variables.is_file()

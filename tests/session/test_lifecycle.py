@@ -1,0 +1,245 @@
+"""The process qemuspawner-session with a real QEMU: its ends, and what each leaves behind."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import guests
+import msgspec
+import pytest
+from processes import find_processes, find_qemu
+
+from qemuspawner.machine import Image, Machine, Seconds
+from qemuspawner.paths import SessionPaths, StatePaths, session_id
+from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
+
+
+@pytest.fixture
+def state() -> Iterator[StatePaths]:
+    """A state folder that the sessions' account may enter; root's tests run sessions as nobody."""
+    folder = Path(tempfile.mkdtemp(prefix="qs-"))
+    folder.chmod(0o711)
+    paths = StatePaths(root=folder)
+    paths.sessions.mkdir()
+    if os.geteuid() == 0:
+        os.chown(paths.sessions, *account())
+    yield paths
+    shutil.rmtree(folder)
+
+
+def account() -> tuple[int, int]:
+    entry = pwd.getpwnam("nobody")
+    return entry.pw_uid, entry.pw_gid
+
+
+class Session:
+    """A qemuspawner-session process of the test."""
+
+    def __init__(self, state: StatePaths, spec: SessionSpec) -> None:
+        self.paths: SessionPaths = state.session(spec.session_id)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            SPEC_VARIABLE: spec.to_json(),
+            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{self.port}/user/alice/",
+            "JUPYTERHUB_SERVICE_PREFIX": "/user/alice/",
+            "JUPYTERHUB_API_TOKEN": "unused",
+            "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-alice",
+            "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
+        }
+        uid, gid = account() if os.geteuid() == 0 else (None, None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from qemuspawner.session import main; main()"],
+            env=environ, user=uid, group=gid, extra_groups=[] if uid else None,
+        )  # fmt: skip
+
+    def wait_until_ready(self) -> None:
+        """Ask as the hub does."""
+        wait_for(lambda: self.probe() == 200)
+
+    def probe(self) -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/user/alice/api", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as exc:
+            return exc.code
+        except OSError:
+            return 0
+
+    @property
+    def qemu_pid(self) -> int:
+        pid = find_qemu(self.paths)
+        assert pid is not None
+        return pid
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def start(state: StatePaths) -> Iterator[Callable[..., Session]]:
+    """Start a session of the painter; whatever is left of it is ended with the test."""
+    disk = guests.make_disk(state.root / "painter")
+    # The painter does not know the power button.
+    machine = Machine(name="Painter", image=Image(file=str(disk), format="raw"), shutdown=Seconds(1))
+    sessions: list[Session] = []
+
+    def start(server_name: str = "", **keys: Any) -> Session:
+        spec = SessionSpec(
+            session_id=session_id("alice", server_name),
+            user="alice",
+            server_name=server_name,
+            state_dir=str(state.root),
+            machine=machine,
+            cpus=1,
+            memory_mib=64,
+            lifetime_s=600,
+            max_lifetime_s=600,
+            accelerator="tcg",
+            allow_tcg=True,
+        )
+        sessions.append(Session(state, msgspec.structs.replace(spec, **keys)))
+        return sessions[-1]
+
+    yield start
+    for session in sessions:
+        session.process.kill()
+        session.process.wait()
+    for session in sessions:
+        wait_for(lambda session=session: not find_processes(session.paths))
+
+
+def test_a_stopped_session_leaves_nothing(start: Callable[..., Session]) -> None:
+    session = start()
+    session.wait_until_ready()
+    assert find_qemu(session.paths)
+
+    session.process.send_signal(signal.SIGINT)
+
+    assert session.process.wait(30) == 0
+    assert not find_processes(session.paths)
+    assert not session.paths.root.exists()
+
+
+def test_a_session_is_for_its_account_alone(start: Callable[..., Session]) -> None:
+    """Directory 0700; every socket and file in it closed to others as well."""
+    session = start()
+    session.wait_until_ready()
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in session.paths.root.rglob("*")}
+
+    assert session.paths.root.stat().st_mode & 0o777 == 0o700
+    assert {"vnc", "qmp", "lock", "spec.json"} <= set(modes)
+    assert not [name for name, mode in modes.items() if mode & 0o077]
+
+
+def test_no_network_port_but_the_sessions_own_is_opened(start: Callable[..., Session]) -> None:
+    """VNC, QMP and agent are unix sockets; the web side listens on the loopback address."""
+    session = start()
+    session.wait_until_ready()
+
+    pids = {session.process.pid, session.qemu_pid}
+    listening = subprocess.run(["ss", "-Hltnup"], capture_output=True, text=True, check=True).stdout
+
+    own = [line.split() for line in listening.splitlines() if any(f"pid={pid}," in line for pid in pids)]
+    assert [columns[4] for columns in own] == [f"127.0.0.1:{session.port}"]
+
+
+def test_a_session_ends_with_its_lifetime(start: Callable[..., Session]) -> None:
+    session = start(lifetime_s=4, max_lifetime_s=4)
+
+    assert session.process.wait(60) == 0
+    assert not session.paths.root.exists()
+
+
+def test_an_idle_session_ends(start: Callable[..., Session]) -> None:
+    session = start(idle_s=3)
+
+    assert session.process.wait(60) == 0
+
+
+def test_a_guest_that_switches_itself_off_ends_its_session(start: Callable[..., Session]) -> None:
+    """As QEMU does for it when asked over QMP with SIGTERM: an exit nobody in here asked for."""
+    session = start()
+    session.wait_until_ready()
+
+    os.kill(session.qemu_pid, signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert not session.paths.root.exists()
+
+
+def test_a_killed_qemu_fails_its_session_and_leaves_nothing(start: Callable[..., Session]) -> None:
+    session = start()
+    session.wait_until_ready()
+
+    os.kill(session.qemu_pid, signal.SIGKILL)
+
+    wait_for(lambda: not session.paths.root.exists(), timeout_s=10)
+    session.process.send_signal(signal.SIGTERM)
+    assert session.process.wait(10) == 1
+
+
+def test_a_killed_supervisor_takes_qemu_with_it_and_the_next_session_sweeps(
+    start: Callable[..., Session],
+) -> None:
+    killed = start("first")
+    killed.wait_until_ready()
+    killed.process.kill()
+    killed.process.wait()
+
+    wait_for(lambda: not find_processes(killed.paths), timeout_s=5)
+    assert killed.paths.root.exists()
+    start("second").wait_until_ready()
+    wait_for(lambda: not killed.paths.root.exists(), timeout_s=5)
+
+
+def test_a_session_killed_while_it_starts_leaves_no_process(start: Callable[..., Session]) -> None:
+    """At twenty moments of the start, from the first import to the running machine."""
+    for moment in range(20):
+        session = start(f"try{moment}")
+        time.sleep(moment * 0.06)
+        session.process.kill()
+        session.process.wait()
+        wait_for(lambda session=session: not find_processes(session.paths), timeout_s=5)
+
+
+def test_a_session_that_the_hub_has_lost_gives_way(start: Callable[..., Session]) -> None:
+    """The second start of the same server ends the first, and has a directory of its own."""
+    lost = start()
+    lost.wait_until_ready()
+
+    start().wait_until_ready()
+
+    assert lost.process.wait(1) == 0
+
+
+def test_a_session_with_a_missing_image_fails_and_leaves_nothing(
+    start: Callable[..., Session],
+) -> None:
+    machine = Machine(name="Gone", image=Image(file="/nowhere/disk", format="raw"))
+    session = start(machine=machine)
+
+    wait_for(lambda: session.probe() == 503)
+
+    assert not session.paths.root.exists()
+    session.process.send_signal(signal.SIGTERM)
+    assert session.process.wait(10) == 1

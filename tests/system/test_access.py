@@ -1,0 +1,224 @@
+"""The access matrix: every route of a session, for everybody who may come by.
+
+A route without a row fails the test, so a new one is thought about.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import hubs
+import live
+import pytest
+import pytest_asyncio
+from yarl import URL
+
+from qemuspawner.session.app import ROUTES
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+WHO = ("anonymous", "bob", "bob's token", "shared", "alice's token", "alice")
+
+# For each of WHO in that order. 302 is the way to the login. A request with "!" lacks the XSRF token.
+OPEN = (200, 200, 200, 200, 200, 200)
+MEMBERS = (403, 403, 403, 200, 200, 200)
+OWNER = (403, 403, 403, 403, 200, 200)
+NOT_SO = (405, 405, 405, 405, 405, 405)
+
+MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
+    ("GET", ""): (302, 302, 403, 200, 200, 200),
+    ("POST", ""): (302, 302, 403, 405, 405, 405),
+    ("GET", "vnc"): (403, 403, 403, 403, 426, 403),  # no websocket; see the tests of the websocket below
+    ("GET", "api"): OPEN,
+    ("POST", "api"): NOT_SO,
+    ("GET", "api/status"): MEMBERS,
+    ("GET", "api/screenshot"): MEMBERS,
+    ("POST", "api/ticket"): MEMBERS,
+    ("POST", "api/extend"): MEMBERS,
+    ("POST", "api/power"): OWNER,
+    ("POST!", "api/ticket"): (403, 403, 403, 403, 200, 403),
+    ("POST!", "api/extend"): (403, 403, 403, 403, 200, 403),
+    ("POST!", "api/power"): (403, 403, 403, 403, 200, 403),
+    ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400),
+    ("GET", "static/(.*)"): OPEN,
+    ("GET", "api/nothing"): (403, 403, 403, 404, 404, 404),
+}
+# What is asked for where the route alone is not enough.
+PATHS = {"static/(.*)": "static/vendor/novnc.js"}
+BODIES = {"api/power": {"action": "reset"}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desktop(hub: live.LiveHub) -> URL:
+    """Alice's desktop."""
+    return await hub.start_server("alice", "desk", machine="painter")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def people(hub: live.LiveHub, desktop: URL) -> AsyncIterator[dict[str, hubs.Person]]:
+    """Everybody of WHO, each with what he has: nothing, cookies, or a token."""
+    await hub.ask("POST", "users/demo")
+    async with (
+        hub.person() as anonymous,
+        hub.person("bob") as bob,
+        hub.person("bob", token=await hub.new_token("bob")) as bobs_token,
+        hub.person("demo") as shared,
+        hub.person("alice", token=await hub.new_token("alice")) as alices_token,
+        hub.person("alice") as alice,
+    ):
+        answer = await alice.request(
+            "POST",
+            hub.url / "hub/api/shares/alice/desk",
+            json={"user": "demo"},
+            headers={"X-XSRFToken": alice.xsrf(hub.url / "hub/")},
+        )
+        assert answer.status == 200, answer.text
+        for person in (bob, shared, alice):
+            await hub.open_session(person, desktop)
+        yield dict(zip(WHO, (anonymous, bob, bobs_token, shared, alices_token, alice), strict=True))
+
+
+async def ask(person: hubs.Person, desktop: URL, method: str, path: str) -> int:
+    headers = {}
+    if not method.endswith("!") and not person.token:
+        cookie = person.http.cookie_jar.filter_cookies(desktop).get("_xsrf")
+        headers = {"X-XSRFToken": cookie.value if cookie else "none", "Sec-Fetch-Mode": "same-origin"}
+    if method == "GET":
+        headers["Sec-Fetch-Mode"] = "navigate"
+    answer = await person.request(
+        method.rstrip("!"),
+        desktop.join(URL(PATHS.get(path, path))),
+        json=BODIES.get(path) if method.startswith("POST") else None,
+        headers=headers,
+        allow_redirects=False,
+    )
+    return answer.status
+
+
+async def test_every_route_has_a_row() -> None:
+    missing = {route.path for route in ROUTES} - {path for _, path in MATRIX}
+
+    assert not missing, f"Add rows to MATRIX for {missing}."
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize(("method", "path"), MATRIX)
+async def test_a_route_answers_as_the_matrix_says(
+    method: str, path: str, who: str, people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    assert await ask(people[who], desktop, method, path) == MATRIX[method, path][WHO.index(who)]
+
+
+# The websocket
+
+
+async def connect(
+    person: hubs.Person, desktop: URL, *, origin: str | None = "own", ticket: str = "", **headers: str
+) -> int:
+    """Try to open the websocket; 101 where the desktop greets through it, else what was answered."""
+    if origin == "own":
+        origin = str(desktop.origin())
+    if person.token:
+        headers["Authorization"] = f"token {person.token}"
+    if origin:
+        headers["Origin"] = origin
+    try:
+        async with person.http.ws_connect(
+            desktop / "vnc",
+            protocols=("binary", *((f"qs.ticket.{ticket}",) if ticket else ())),
+            headers=headers,
+        ) as websocket:
+            assert websocket.protocol == "binary"
+            greeting = await websocket.receive_bytes(timeout=10)
+            assert greeting == b"RFB 003.008\n"
+            return 101
+    except aiohttp.WSServerHandshakeError as exc:
+        return exc.status
+
+
+async def get_ticket(person: hubs.Person, desktop: URL) -> str:
+    headers = {} if person.token else {"X-XSRFToken": person.xsrf(desktop)}
+    answer = await person.request("POST", desktop / "api/ticket", headers=headers)
+    return str(json.loads(answer.text).get("ticket", ""))
+
+
+@pytest.mark.parametrize("who", WHO)
+async def test_the_websocket_opens_for_those_who_may(
+    who: str, people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    ticket = await get_ticket(people[who], desktop) if who in ("shared", "alice") else "made-up"
+
+    status = await connect(people[who], desktop, ticket=ticket)
+
+    assert status == (101 if who in ("shared", "alice's token", "alice") else 403)
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "http://evil.example", "http://127.0.0.1.evil.example", "https://127.0.0.1"]
+)
+async def test_the_websocket_opens_from_its_own_page_only(
+    origin: str | None, people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    ticket = await get_ticket(people["alice"], desktop)
+
+    assert await connect(people["alice"], desktop, origin=origin, ticket=ticket) == 403
+
+
+async def test_the_websocket_asks_a_cookie_for_a_fresh_ticket(
+    people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    """No ticket, a used one, somebody else's: a page of another server on this origin has none of its own."""
+    alice = people["alice"]
+    used = await get_ticket(alice, desktop)
+    assert await connect(alice, desktop, ticket=used) == 101
+
+    assert await connect(alice, desktop) == 403
+    assert await connect(alice, desktop, ticket=used) == 403
+    assert await connect(alice, desktop, ticket=await get_ticket(people["shared"], desktop)) == 403
+
+
+async def test_a_token_in_the_url_is_refused_everywhere(
+    hub: live.LiveHub, people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    """It would be in the proxy's log and in the browser's history."""
+    token = people["alice's token"].token
+    anonymous = people["anonymous"]
+
+    for path in ("", "api/status", "vnc"):
+        url = desktop.join(URL(path)).with_query(token=token)
+        assert (await anonymous.request("GET", url, allow_redirects=False)).status == 403
+
+
+async def test_a_revoked_share_opens_no_new_page_elsewhere(
+    hub: live.LiveHub, people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    """Last: takes the share away again. A browser that was never here gets no further than the hub."""
+    alice = people["alice"]
+    answer = await alice.request(
+        "DELETE",
+        hub.url / "hub/api/shares/alice/desk",
+        headers={"X-XSRFToken": alice.xsrf(hub.url / "hub/")},
+    )
+    assert answer.status == 204
+
+    async with hub.person("demo") as again:
+        assert (await hub.open_session(again, desktop)).status == 403
+
+
+async def test_hostile_bodies_are_refused_with_a_sentence(
+    people: dict[str, hubs.Person], desktop: URL
+) -> None:
+    token = people["alice's token"]
+    bodies: list[Any] = [b"{", b"[]", b'{"action": 7}', b'{"action": "rm -rf /"}', b"\xff" * 100]
+    for body in bodies:
+        answer = await token.request("POST", desktop / "api/power", data=body)
+        assert answer.status == 400
+        assert '"message"' in answer.text
+    for seconds in (True, "60", -1, 59, 10**30, 1.5):
+        answer = await token.request("POST", desktop / "api/extend", json={"seconds": seconds})
+        assert answer.status == 400
+        assert "seconds" in answer.text
+    await asyncio.sleep(0)
+    assert (await token.request("GET", desktop / "api/status")).status == 200

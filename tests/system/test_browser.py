@@ -1,0 +1,217 @@
+"""The main job, as a person does it in a real browser: log in, fill in the form, work on the desktop."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import live
+import pytest
+import pytest_asyncio
+from playwright.async_api import Page, async_playwright, expect
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+
+# For people to look at; not compared.
+SCREENSHOTS = live.PROJECT / "screenshots"
+# A boot by emulation, beside a browser, on a busy machine with two cores.
+BOOT_MS = 400_000
+
+GREEN = (0, 255, 0)
+# Turns the terminal's background green: typed characters, run by a shell in the guest, drawn on its screen.
+# No character that needs Shift: Playwright types those without it, which no keyboard does.
+PAINT = r"clear; printf '\033]11;green\007'"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page() -> AsyncIterator[Page]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = await browser.new_page(viewport={"width": 1280, "height": 800})
+        yield page
+        await browser.close()
+
+
+async def log_in(hub: live.LiveHub, page: Page, user: str) -> None:
+    await page.goto(str((hub.url / "hub/login").with_query(next="/hub/home")))
+    await page.get_by_label("Username").fill(user)
+    await page.get_by_label("Password").fill(hub.password(user))
+    await page.get_by_role("button", name="Sign in").click()
+    await page.wait_for_url(re.compile("/hub/home"))
+
+
+async def shoot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+async def share_of_pixels(page: Page, colour: tuple[int, int, int]) -> float:
+    """How much of the desktop's canvas has about this colour, from 0 to 1."""
+    share: float = await page.evaluate(
+        """([red, green, blue]) => {
+            const canvas = document.querySelector("#screen canvas");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let i = 0; i < data.length; i += 4) {
+                const off = [red, green, blue].map((value, part) => Math.abs(data[i + part] - value));
+                count += Math.max(...off) < 8;
+            }
+            return count / (data.length / 4);
+        }""",
+        list(colour),
+    )
+    return share
+
+
+async def count_colours(page: Page) -> int:
+    count: int = await page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#screen canvas");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return new Set(new Uint32Array(data.buffer)).size;
+        }"""
+    )
+    return count
+
+
+async def wait_until_still(page: Page) -> None:
+    """Wait until the guest has followed the window's size and nothing has moved for two seconds.
+
+    A key typed while an emulated guest changes its resolution may be lost.
+    """
+    picture = ""
+    async with asyncio.timeout(120):
+        while True:
+            await asyncio.sleep(2)
+            before, picture = (
+                picture,
+                await page.evaluate("document.querySelector('#screen canvas').toDataURL()"),
+            )
+            width = await page.evaluate("document.querySelector('#screen canvas').width")
+            if picture == before and width == 1280:
+                return
+
+
+async def type_until_green(page: Page) -> None:
+    """Type PAINT and see its effect; as a person does, once more where a key was lost."""
+    for _ in range(3):
+        # Out of a line that went wrong.
+        await page.keyboard.press("Control+c")
+        await page.keyboard.type(PAINT, delay=60)
+        await page.keyboard.press("Enter")
+        for _ in range(60):
+            if await share_of_pixels(page, GREEN) > 0.05:
+                return
+            await asyncio.sleep(0.5)
+    await shoot(page, "typed-in-vain")
+    raise AssertionError("The terminal did not turn green.")
+
+
+async def test_from_the_login_to_work_on_the_desktop_and_back(hub: live.LiveHub, page: Page) -> None:
+    """The whole way of the project's main job."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    await log_in(hub, page, "demo")
+
+    # The form
+    await page.goto(str(hub.url / "hub/spawn"))
+    await page.get_by_role("radio", name=re.compile("Debian 12 desktop")).check()
+    await page.get_by_label("CPUs").select_option("2")
+    await page.get_by_label("Memory").select_option(label="1 GiB")
+    await page.get_by_label(re.compile("Lifetime|time", re.IGNORECASE)).first.select_option(label="1 h")
+    await shoot(page, "form")
+    await page.get_by_role("button", name="Start").click()
+
+    # The waiting page, with the session's own steps
+    await expect(page.get_by_text("The machine is booting")).to_be_visible(timeout=60_000)
+    await shoot(page, "starting")
+
+    # The desktop
+    await page.wait_for_url(re.compile("/user/demo/"), timeout=BOOT_MS)
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    async with asyncio.timeout(60):
+        while await count_colours(page) < 50:
+            await asyncio.sleep(0.5)
+    await shoot(page, "desktop")
+    assert await share_of_pixels(page, GREEN) < 0.05
+
+    # Typed, run in the guest, seen
+    await wait_until_still(page)
+    await page.locator("#screen canvas").click(position={"x": 500, "y": 420})
+    await type_until_green(page)
+    await shoot(page, "typed")
+
+    # Extended: the countdown grows
+    await page.locator("#extend").click()
+    await expect(page.locator("#time-left")).to_contain_text(re.compile(r"^1 h \d+ min"))
+
+    # Shut down from inside
+    await page.locator("#screen canvas").click(position={"x": 500, "y": 420})
+    await wait_until_still(page)
+    await page.keyboard.type("sudo poweroff", delay=60)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="This session has ended")).to_be_visible(timeout=90_000)
+    await shoot(page, "ended")
+    await page.get_by_role("link", name="Back to the hub").last.click()
+    await page.wait_for_url(re.compile("/hub/home"))
+    assert problems == []
+
+
+async def test_a_refused_option_is_explained_and_what_was_typed_stays(hub: live.LiveHub, page: Page) -> None:
+    """A form that a program has tampered with, as the page itself offers nothing wrong."""
+    await log_in(hub, page, "bob")
+    await page.goto(str(hub.url / "hub/spawn"))
+    await page.get_by_role("radio", name=re.compile("Painter")).check()
+    await page.evaluate(
+        """() => {
+            const option = document.querySelector("select[name=cpus] option");
+            option.value = "2,foo=bar";
+            option.selected = true;
+        }"""
+    )
+    await page.get_by_role("button", name="Start").click()
+
+    await expect(page.get_by_text("2,foo=bar").first).to_be_visible()
+    await expect(page.get_by_role("radio", name=re.compile("Painter"))).to_be_checked()
+    await shoot(page, "refused")
+    assert await hub.servers("bob") == {}
+
+
+async def test_stop_on_the_waiting_page_stops_the_named_server_that_starts(
+    hub: live.LiveHub, page: Page
+) -> None:
+    await log_in(hub, page, "bob")
+    other = await hub.start_server("bob", machine="painter")
+    await page.goto(str(hub.url / "hub/spawn/bob/slow"))
+    await page.get_by_role("radio", name=re.compile("Debian 12 desktop")).check()
+    await page.get_by_role("button", name="Start").click()
+    await expect(page.get_by_text("The machine is booting")).to_be_visible(timeout=60_000)
+
+    await page.get_by_role("button", name="Stop").click()
+
+    async with asyncio.timeout(60):
+        while "slow" in await hub.servers("bob"):
+            await asyncio.sleep(0.3)
+    servers = await hub.servers("bob")
+    assert servers[""]["ready"]
+    assert str(other).endswith(servers[""]["url"])
+    await shoot(page, "stopped")
+
+
+async def test_the_page_reconnects_by_itself_after_the_proxy_is_gone_for_a_moment(
+    hub: live.LiveHub, page: Page
+) -> None:
+    await log_in(hub, page, "alice")
+    desktop = await hub.start_server("alice", "again", machine="painter")
+    await page.goto(str(desktop))
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=30_000)
+
+    hub.stop_proxy()
+    await expect(page.locator("body")).to_have_attribute("data-phase", "reconnecting", timeout=30_000)
+    await shoot(page, "reconnecting")
+    hub.start_proxy()
+    await hub.restore_routes()
+
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await hub.stop_server("alice", "again")

@@ -1,0 +1,163 @@
+"""The demo machine, really booted in the jail: its desktop, its agent, and what it cannot reach."""
+
+import asyncio
+import contextlib
+import http.server
+import io
+import itertools
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from PIL import Image as Picture
+
+from qemuspawner.machines.catalogue import load_machine
+from qemuspawner.paths import EXAMPLE_MACHINES, session_id
+from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.qemu.process import QemuProcess
+from qemuspawner.session.prepare import Prepared, prepare
+from qemuspawner.spec import SessionSpec
+
+LOG = logging.LoggerAdapter(logging.getLogger(__name__))
+
+# QEMU's user network gives it to the first guest, and to no other.
+GUEST_ADDRESS = "10.0.2.15"
+
+
+class Desktop:
+    """A booted demo machine."""
+
+    def __init__(self, qemu: QemuProcess, agent: GuestAgent, prepared: Prepared) -> None:
+        self.qemu = qemu
+        self.agent = agent
+        self.prepared = prepared
+
+    async def run(self, command: str) -> tuple[int, str]:
+        """Run a shell command in the guest as root."""
+        return await self.agent.run("/bin/sh", "-c", command, timeout_s=60)
+
+    async def screen(self) -> Picture.Image:
+        path = self.prepared.paths.vm / "screen.png"
+        await self.qemu.execute("screendump", filename=str(path), format="png")
+        return Picture.open(io.BytesIO(path.read_bytes())).convert("RGB")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desktop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desktop]:
+    """One boot for all tests here."""
+    state = tmp_path_factory.mktemp("state")
+    (state / "sessions").mkdir()
+    images = Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
+    spec = SessionSpec(
+        session_id=session_id("alice", ""),
+        user="alice",
+        server_name="",
+        state_dir=str(state),
+        machine=load_machine(EXAMPLE_MACHINES / "debian-desktop", images),
+        cpus=1,
+        memory_mib=1024,
+        lifetime_s=3600,
+        max_lifetime_s=3600,
+        accelerator="tcg",
+        allow_tcg=True,
+    )
+    with contextlib.ExitStack() as stack:
+        prepared = prepare(spec, stack, lambda _text, _progress: None)
+        qemu = QemuProcess(prepared.process, prepared.paths, log=LOG)
+        agent = GuestAgent(prepared.paths.agent_socket)
+        try:
+            await qemu.connect(timeout_s=30)
+            assert await agent.wait_until_ready(timeout_s=240)
+            yield Desktop(qemu, agent, prepared)
+        finally:
+            agent.close()
+            await qemu.stop()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_the_desktop_is_drawn_when_the_agent_answers(desktop: Desktop) -> None:
+    """More than a black console: a picture of many colours, kept for people to look at."""
+    picture = await desktop.screen()
+
+    colours = picture.getcolors(1 << 20) or []
+    assert picture.size >= (1024, 768)
+    assert len(colours) > 50
+
+
+async def test_the_guest_has_the_size_that_was_asked_for(desktop: Desktop) -> None:
+    _, cpus = await desktop.run("nproc")
+    _, memory_kib = await desktop.run("awk '/MemTotal/ {print $2}' /proc/meminfo")
+
+    assert int(cpus) == 1
+    assert 0.9 * 1024 < int(memory_kib) / 1024 <= 1024
+
+
+async def test_the_session_user_owns_his_machine(desktop: Desktop) -> None:
+    code, output = await desktop.run("runuser -u user -- sudo -n id -u")
+
+    assert (code, output.strip()) == (0, "0")
+
+
+@pytest.fixture(scope="module")
+def host_service() -> Iterator[int]:
+    """A web server on every address of the host, as a hub would be; its port."""
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+
+
+# Bash's own client; the last line says that it was not cut short.
+PROBE = """
+for address in {addresses}; do
+    timeout 5 bash -c "exec 3<>/dev/tcp/$address/{port}" 2>/dev/null && echo "REACHED $address"
+done
+echo END
+"""
+
+
+async def test_the_guest_cannot_reach_the_host(desktop: Desktop, host_service: int) -> None:
+    """Not over QEMU's gateway and name server, not over IPv6, not at the host's own address.
+
+    The guest has its address, and the same probe reaches what listens there on the same port.
+    """
+    await listen_in_guest(desktop, port=host_service)
+    addresses = ["10.0.2.2", "10.0.2.3", "fec0::2", "fec0::3", "192.0.2.1", "169.254.169.254"]
+    addresses += [address for address in host_addresses() if address != "127.0.0.1"]
+    script = PROBE.format(addresses=" ".join([GUEST_ADDRESS, *addresses]), port=host_service)
+
+    _, output = await desktop.agent.run("/bin/bash", "-c", script, timeout_s=90)
+
+    assert output.splitlines() == [f"REACHED {GUEST_ADDRESS}", "END"]
+
+
+async def listen_in_guest(desktop: Desktop, *, port: int) -> None:
+    """Open a port at the address that the guest got; systemd-run returns when it listens."""
+    _, configured = await desktop.run("ip -4 -oneline address show")
+    assert f" {GUEST_ADDRESS}/24 " in configured
+    stream = f"--socket-property=ListenStream={GUEST_ADDRESS}:{port}"
+    code, output = await desktop.run(f"systemd-run --unit=listener {stream} sleep infinity")
+    assert code == 0, output
+
+
+def host_addresses() -> list[str]:
+    """The host's IPv4 addresses, as the kernel's table of local routes has them."""
+    lines = Path("/proc/net/fib_trie").read_text().splitlines()
+    pairs = itertools.pairwise(lines)
+    return sorted({line.split()[-1] for line, kind in pairs if "/32 host LOCAL" in kind})
+
+
+async def test_the_power_button_shuts_the_guest_down(desktop: Desktop) -> None:
+    """Last: it ends the machine."""
+    await desktop.qemu.execute("system_powerdown")
+
+    async with asyncio.timeout(60):
+        assert await desktop.qemu.wait() == 0
