@@ -15,6 +15,7 @@ STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ hold
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 
 MACHINE_FILE = "machine.toml"
+SAVED_FILE = "saved.json"
 
 # QEMU's sockets. Relative to its working directory they are short, and no host path is among its options.
 VNC_SOCKET = "vnc"
@@ -60,6 +61,11 @@ class StatePaths:
         return self.root / "sessions"
 
     @property
+    def templates(self) -> Path:
+        """`templates/MACHINE-DIGEST/`: saved VMs that sessions start from, written by `qemuspawner warm`."""
+        return self.root / "templates"
+
+    @property
     def probes(self) -> Path:
         """`sessions/.probes-UID/`: what this host can do, as found by our account since the last boot."""
         return self.probes_of(os.geteuid())
@@ -96,15 +102,24 @@ class SessionPaths:
         """The only directory of the session that QEMU may see and write."""
         return self.root / "vm"
 
-    @property
-    def overlay(self) -> Path:
-        """The session's own writes, a qcow2 backed by the base image."""
-        return self.vm / "disk.qcow2"
+    def overlay(self, depth: int) -> Path:
+        """The session's own writes: a qcow2 on `depth` frozen ones, which lie on the base image."""
+        return self.vm / f"disk-{depth}.qcow2"
 
     @property
     def firmware_vars(self) -> Path:
         """The VM's own copy of the UEFI variables."""
         return self.vm / "vars.fd"
+
+    @property
+    def layers(self) -> Path:
+        """The frozen disks under the overlay, out of QEMU's reach; further names of what was saved."""
+        return self.root / "layers"
+
+    @property
+    def saved(self) -> Path:
+        """`saved/NAME/`: the suspended session and its checkpoints; they stay when nothing runs."""
+        return self.root / "saved"
 
     @property
     def vnc_socket(self) -> Path:
@@ -119,3 +134,38 @@ class SessionPaths:
     def agent_socket(self) -> Path:
         """The QEMU guest agent's channel."""
         return self.root / AGENT_SOCKET
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPaths:
+    """The folder of a saved VM: a template, a suspended session or a checkpoint."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What was saved and what it depends on; written last, so without it the folder is a draft."""
+        return self.root / SAVED_FILE
+
+    @property
+    def state(self) -> Path:
+        """QEMU's migration stream: the devices, and the memory too unless `memory` has it."""
+        return self.root / "state"
+
+    @property
+    def memory(self) -> Path:
+        """A template's memory, a sparse file that many VMs map copy-on-write."""
+        return self.root / "memory"
+
+    def layer(self, depth: int) -> Path:
+        """One of the frozen disks, counted from the base image."""
+        return self.root / f"disk-{depth}.qcow2"
+
+    @property
+    def firmware_vars(self) -> Path:
+        return self.root / "vars.fd"
+
+    @property
+    def picture(self) -> Path:
+        """The screen at that moment, a PNG."""
+        return self.root / "screen.png"

@@ -14,7 +14,13 @@ SPEC_VARIABLE = "QEMUSPAWNER_SESSION"
 # The number of the descriptor on which the hub listens for the session; unset: the session binds itself.
 LISTEN_VARIABLE = "QEMUSPAWNER_LISTEN_FD"
 
-State = Literal["preparing", "booting", "running", "stopping", "ended", "failed"]
+State = Literal["preparing", "booting", "running", "suspending", "stopping", "ended", "suspended", "failed"]
+
+# How a desktop came up.
+Way = Literal["cold", "restored", "woken"]
+
+# What ends a session from outside, and may suspend it instead.
+SuspendOn = Literal["idle", "lifetime", "stop"]
 
 
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +39,16 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     allow_tcg: bool = False  # QEMU calls only KVM a security boundary
     jail: bool = True  # QEMU in its own namespaces, seeing its own files only
+    templates: bool = True  # start from a template where one fits
+    # With what was saved earlier: "wake" it, where there is something; "boot" its disk; "discard" it all.
+    # Anything else is the name of one of this session's checkpoints.
+    sleeping: str = "wake"
+    branch: str = ""  # SESSION-ID/NAME: start from that checkpoint of another session of the same user
+    suspend_on: tuple[SuspendOn, ...] = ()
+    keep_s: int = 14 * 86400  # how long saved VMs are kept
+    quota_mib: int = 0  # what one user's saved VMs may take before no more are saved on demand; 0: no limit
+    checkpoint_every_s: int = 0  # 0: only when asked for
+    max_checkpoints: int = 10
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()
@@ -88,6 +104,10 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     idle_deadline: float = 0  # 0: never
     viewers: int = 0
     qemu_pid: int = 0
+    way: Literal["", "cold", "restored", "woken"] = ""
+    why: str = ""  # why it came up this way, where there is more to say
+    suspend_obstacle: str = ""  # why it cannot be suspended; "" where it can
+    version: int = 0  # counts up with every change of state or steps
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
-from qemuspawner.qemu.vm import DirectKernel, Disk, Uefi, Vm
+from qemuspawner.qemu.vm import DirectKernel, Disk, Memory, Uefi, Vm, node_name
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+CLIPBOARD_CHARDEV = "vdagent0"
+
 # TCG caches translated code, by default up to 1 GiB a VM.
 TCG_CACHE_MIB = 256
+TCG_CPU = "max"
 
 _DISPLAYS: dict[str, dict[str, object]] = {
     "virtio": {"driver": "virtio-vga"},
@@ -30,6 +33,7 @@ def qemu_args(vm: Vm) -> list[str]:
     """Everything after the program's name."""
     args = ["-nodefaults", "-no-user-config", "-name", vm.name, "-sandbox", SANDBOX]
     args += machine_args(vm)
+    args += memory_args(vm.memory)
     args += firmware_args(vm.firmware)
     # 0 is taken by a kernel given with -kernel.
     for index, disk in enumerate(vm.disks, start=1):
@@ -38,9 +42,12 @@ def qemu_args(vm: Vm) -> list[str]:
     args += input_args(vm.display)
     args += network_args()
     args += entropy_args()
+    args += identity_args()
     args += serial_args()
     args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
     args += control_args()
+    if vm.incoming:
+        args += ["-incoming", "defer"]
     return args
 
 
@@ -52,15 +59,31 @@ def machine_args(vm: Vm) -> list[str]:
     if vm.accelerator == "kvm":
         accelerator, cpu = "kvm", "host"
     else:
-        accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", "max"
+        accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", TCG_CPU
     return [
-        *("-machine", vm.machine_type),
+        *("-machine", f"{vm.machine_type},memory-backend=memory0"),
         *("-accel", accelerator),
         *("-cpu", cpu),
         *("-smp", str(vm.cpus)),
-        *("-m", f"{vm.memory_mib}M"),
+        *("-m", f"{vm.memory.size_mib}M"),
         *("-rtc", "base=utc"),
     ]
+
+
+def memory_args(memory: Memory) -> list[str]:
+    """The guest's memory; its id is in what is saved, so it is the same wherever the memory lies."""
+    backend: dict[str, object] = {"id": "memory0", "size": memory.size_mib << 20}
+    if memory.descriptor is None:
+        return json_option("-object", {"qom-type": "memory-backend-ram", **backend})
+    return json_option(
+        "-object",
+        {
+            "qom-type": "memory-backend-file",
+            **backend,
+            "mem-path": f"/proc/self/fd/{memory.descriptor}",
+            "share": not memory.private,
+        },
+    )
 
 
 def firmware_args(firmware: DirectKernel | Uefi | None) -> list[str]:
@@ -90,24 +113,15 @@ def _raw_file(node: str, path: Path, *, read_only: bool) -> dict[str, object]:
 
 def disk_args(disk: Disk, *, boot_index: int) -> list[str]:
     """A disk with its whole graph spelled out: QEMU follows no file name found inside an image."""
-    node: dict[str, object] = {
-        "driver": disk.driver,
-        "node-name": disk.id,
-        "read-only": disk.cdrom,
-        "file": {"driver": "file", "filename": str(disk.path)},
-    }
-    if not disk.cdrom:
-        node["discard"] = "unmap"
-        node["detect-zeroes"] = "unmap"
-        # The overlay is thrown away at the end: flushing it to the platter buys nothing.
-        node["cache"] = {"no-flush": True}
-        node["backing"] = _base_node(disk) if disk.backing else None
-    device: dict[str, object] = {"drive": disk.id, "id": f"{disk.id}-device", "bootindex": boot_index}
+    device: dict[str, object] = {"drive": disk.node, "id": f"{disk.id}-device", "bootindex": boot_index}
     if disk.cdrom:
+        file = {"driver": "file", "filename": str(disk.path)}
+        node = {"driver": disk.driver, "node-name": disk.node, "read-only": True, "file": file}
         return [
             *json_option("-blockdev", node),
             *json_option("-device", {"driver": "ide-cd", "bus": "ide.1", **device}),
         ]
+    node = overlay_node(disk.node, disk.path) | {"backing": _backing_node(disk)}
     # A full host disk pauses the VM instead of failing the guest's writes: nothing is lost.
     device |= {"werror": "stop", "rerror": "stop"}
     controller: list[str] = []
@@ -124,6 +138,30 @@ def disk_args(disk: Disk, *, boot_index: int) -> list[str]:
             controller = json_option("-device", {"driver": "virtio-scsi-pci", "id": "scsi0"})
             driver = {"driver": "scsi-hd", "bus": "scsi0.0"}
     return [*json_option("-blockdev", node), *controller, *json_option("-device", driver | device)]
+
+
+def overlay_node(name: str, path: Path) -> dict[str, object]:
+    """A qcow2 that is written to, as -blockdev and `blockdev-add` take it, with nothing under it."""
+    return {
+        "driver": "qcow2",
+        "node-name": name,
+        "file": {"driver": "file", "filename": str(path)},
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+        # What is kept is written to the platter when it is saved; flushing before that buys nothing.
+        "cache": {"no-flush": True},
+        "backing": None,
+    }
+
+
+def _backing_node(disk: Disk) -> dict[str, object] | None:
+    """The frozen layers, the newest outside, around the base image."""
+    node = _base_node(disk) if disk.backing else None
+    for depth, path in enumerate(disk.layers):
+        file = {"driver": "file", "filename": str(path), "read-only": True}
+        name = node_name(disk.id, depth)
+        node = {"driver": "qcow2", "node-name": name, "read-only": True, "file": file, "backing": node}
+    return node
 
 
 def _base_node(disk: Disk) -> dict[str, object]:
@@ -179,6 +217,11 @@ def entropy_args() -> list[str]:
     ]
 
 
+def identity_args() -> list[str]:
+    """A number that is another one in each copy of a saved VM: the guest's kernel renews its randomness."""
+    return json_option("-device", {"driver": "vmgenid", "guid": "auto"})
+
+
 def serial_args() -> list[str]:
     """The guest's serial port into a ring of QEMU's own memory: a guest cannot fill the host's logs."""
     return [
@@ -197,8 +240,9 @@ def channel_args(*, agent: bool, clipboard: bool) -> list[str]:
         port = {"driver": "virtserialport", "chardev": "agent0", "name": "org.qemu.guest_agent.0"}
         args += json_option("-device", port)
     if clipboard:
-        args += ["-chardev", "qemu-vdagent,id=vdagent0,name=vdagent,clipboard=on"]
-        port = {"driver": "virtserialport", "chardev": "vdagent0", "name": "com.redhat.spice.0"}
+        # Connected to QEMU's clipboard when the guest runs: no VM can be saved while it is (QEMU 7.2).
+        args += ["-chardev", f"null,id={CLIPBOARD_CHARDEV}"]
+        port = {"driver": "virtserialport", "chardev": CLIPBOARD_CHARDEV, "name": "com.redhat.spice.0"}
         args += json_option("-device", port)
     return args
 

@@ -45,6 +45,7 @@ class Qemu:
 
     program: Path
     version: tuple[int, int, int]
+    build: str  # the version in its own words, with the distribution's part
 
 
 def find_qemu() -> Qemu:
@@ -64,14 +65,15 @@ def find_qemu() -> Qemu:
         ).stdout
     except (subprocess.SubprocessError, OSError) as exc:
         raise HostError(f"'{program} --version' failed: {exc}.") from exc
-    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", output)
+    match = re.search(r"version ((\d+)\.(\d+)\.(\d+).*)", output)
     if match is None:
         raise HostError(f"'{program}' does not say which version it is.")
-    major, minor, micro = (int(part) for part in match.groups())
+    build, *parts = match.groups()
+    major, minor, micro = (int(part) for part in parts)
     if (major, minor) < OLDEST_QEMU:
         oldest = ".".join(map(str, OLDEST_QEMU))
         raise HostError(f"QEMU {major}.{minor}.{micro} is too old; {oldest} is needed.")
-    return Qemu(program=Path(program), version=(major, minor, micro))
+    return Qemu(program=Path(program), version=(major, minor, micro), build=build)
 
 
 def find_uefi() -> tuple[Path, Path]:

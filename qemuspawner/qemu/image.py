@@ -158,6 +158,34 @@ def create_overlay(overlay: Path, image: Image) -> None:
     _run_qemu_img(["qemu-img", "resize", "-q", "-f", "qcow2", str(overlay), f"{image.disk}M"])
 
 
+def create_layer(overlay: Path, below: Path) -> None:
+    """Make an empty overlay on one of our own qcow2s, which QEMU may have open at this moment.
+
+    Raises:
+        ImageError: qemu-img fails.
+    """
+    size_bytes = _read_size(below)
+    _run_qemu_img(
+        [
+            *("qemu-img", "create", "-q", "-f", "qcow2"),
+            *("-u", "-b", f"file:{below}", "-F", "qcow2", str(overlay), str(size_bytes)),
+        ]
+    )
+
+
+def merge_layer(upper: Path, lower: Path) -> None:
+    """Write everything in `upper` into `lower`, on which it stands; nobody may have them open.
+
+    Interrupted, it has lost nothing: read through `upper`, all is as it was.
+
+    Raises:
+        ImageError: qemu-img fails, such as for a full disk.
+    """
+    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", f"file:{lower}", "-F", "qcow2", str(upper)]
+    _run_qemu_img(rebase)
+    _run_qemu_img(["qemu-img", "commit", "-q", "-d", "-f", "qcow2", str(upper)])
+
+
 def _read_size(overlay: Path) -> int:
     """The size in bytes of the disk in a qcow2 that we made ourselves."""
     with overlay.open("rb") as file:

@@ -9,16 +9,21 @@ import socket
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from qemuspawner.errors import VmError
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
+from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, overlay_node
+from qemuspawner.qemu.vm import Disk, node_name
 
 # An answer takes milliseconds; a QEMU that is silent for so long hangs.
 _QMP_TIMEOUT_S = 5
+# While QEMU reads or writes gigabytes it answers nobody; after that its disk hangs.
+_MIGRATION_TIMEOUT_S = 300
+_MIGRATION_POLL_S = 0.005
 _QUIT_TIMEOUT_S = 3
 
 # A guest can make QEMU complain without end (unknown keys, device errors).
@@ -91,13 +96,91 @@ class QemuProcess:
         Raises:
             VmError: QEMU refused, ended, or was silent for 5 s.
         """
+        return await self._execute(command, arguments, timeout_s=_QMP_TIMEOUT_S)
+
+    async def _execute(self, command: str, arguments: Mapping[str, object], *, timeout_s: float) -> object:
         try:
-            async with asyncio.timeout(_QMP_TIMEOUT_S):
-                return await self._qmp.execute(command, arguments or None)
+            async with asyncio.timeout(timeout_s):
+                return await self._qmp.execute(command, dict(arguments) or None)
         except TimeoutError as exc:
-            raise VmError(f"QEMU did not answer '{command}' within {_QMP_TIMEOUT_S} s.") from exc
+            raise VmError(f"QEMU did not answer '{command}' within {timeout_s:g} s.") from exc
         except QMPError as exc:
             raise VmError(f"QEMU refused '{command}': {exc}") from exc
+
+    async def restore(self, state: int, *, mapped: bool) -> None:
+        """Read what `save` wrote from the inherited descriptor `state`; the VM is left paused.
+
+        `mapped`: the memory is there already, as a file that was saved with it.
+
+        Raises:
+            VmError: QEMU does not accept it; it ends or has to be ended.
+        """
+        await self._prepare_migration(mapped=mapped)
+        await self._execute("migrate-incoming", {"uri": f"fd:{state}"}, timeout_s=_MIGRATION_TIMEOUT_S)
+        await self._wait_for_migration()
+        # It was saved from a paused VM, and so is paused. Loaded, but not yet settled, it says "inmigrate".
+        async with asyncio.timeout(_QMP_TIMEOUT_S):
+            while await self._run_state() == "inmigrate":  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(_MIGRATION_POLL_S)
+
+    async def save(self, path: Path, *, mapped: bool) -> None:
+        """Write the paused VM to `path`, without its memory where that is `mapped` from a shared file.
+
+        Raises:
+            VmError: The VM cannot be saved as it is, or the disk is full. It can go on.
+        """
+        await self._prepare_migration(mapped=mapped)
+        bandwidth: dict[str, object] = {"max-bandwidth": 1 << 40}
+        await self.execute("migrate-set-parameters", **bandwidth)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            self._qmp.send_fd_scm(descriptor)
+            await self.execute("getfd", fdname="saved")
+            await self._execute("migrate", {"uri": "fd:saved"}, timeout_s=_MIGRATION_TIMEOUT_S)
+            await self._wait_for_migration()
+        finally:
+            os.close(descriptor)
+
+    async def _prepare_migration(self, *, mapped: bool) -> None:
+        capability = {"capability": "x-ignore-shared", "state": mapped}
+        await self.execute("migrate-set-capabilities", capabilities=[capability])
+
+    async def _wait_for_migration(self) -> None:
+        try:
+            async with asyncio.timeout(_MIGRATION_TIMEOUT_S):
+                while True:
+                    answer = await self._execute("query-migrate", {}, timeout_s=_MIGRATION_TIMEOUT_S)
+                    status = answer.get("status") if isinstance(answer, dict) else None
+                    if status == "completed":
+                        return
+                    if status in ("failed", "cancelled"):
+                        assert isinstance(answer, dict)
+                        raise VmError(f"QEMU cannot save or restore: {answer.get('error-desc', status)}.")
+                    await asyncio.sleep(_MIGRATION_POLL_S)
+        except TimeoutError as exc:
+            with contextlib.suppress(VmError):
+                await self.execute("migrate_cancel")
+            raise VmError(f"QEMU did not save within {_MIGRATION_TIMEOUT_S} s.") from exc
+
+    async def _run_state(self) -> object:
+        answer = await self.execute("query-status")
+        return answer.get("status") if isinstance(answer, dict) else None
+
+    async def freeze_disk(self, disk: Disk, path: Path) -> None:
+        """Write to the new, empty overlay at `path` from now on; what was written so far is frozen.
+
+        Raises:
+            VmError: QEMU refused; everything is as before.
+        """
+        node = node_name(disk.id, len(disk.layers) + 1)
+        await self.execute("blockdev-add", **overlay_node(node, path))
+        await self.execute("blockdev-snapshot", node=disk.node, overlay=node)
+
+    async def connect_clipboard(self, *, connected: bool) -> None:
+        """Connect the guest's clipboard agent with VNC's clients, or with nobody."""
+        data = {"clipboard": True} if connected else {}
+        backend = {"type": "qemu-vdagent" if connected else "null", "data": data}
+        await self.execute("chardev-change", id=CLIPBOARD_CHARDEV, backend=backend)
 
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator[EventListener]:
@@ -166,8 +249,10 @@ class QemuProcess:
                         )
 
 
-def start_qemu(command: Sequence[str], *, work_dir: Path) -> "subprocess.Popen[bytes]":
-    """Start QEMU, walls included; must be called from the main thread.
+def start_qemu(
+    command: Sequence[str], *, work_dir: Path, inherited: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start QEMU, walls and `inherited` descriptors included; must be called from the main thread.
 
     Raises:
         VmError: The program could not be started.
@@ -181,6 +266,7 @@ def start_qemu(command: Sequence[str], *, work_dir: Path) -> "subprocess.Popen[b
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            pass_fds=inherited,
             # The terminal's Ctrl-C is for the hub.
             start_new_session=True,
         )

@@ -1,6 +1,6 @@
 """Vm: what QEMU is given. Everything is decided here; `command` only writes it down."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +31,27 @@ class Disk:
     driver: str  # QEMU's name of the format; never probed
     bus: Literal["virtio", "sata", "nvme", "scsi"] = "virtio"
     cdrom: bool = False
-    backing: Path | None = None  # the base image under an overlay
+    layers: tuple[Path, ...] = ()  # frozen qcow2s under an overlay, the lowest first
+    backing: Path | None = None  # the base image under all that
     backing_driver: str = ""
+
+    @property
+    def node(self) -> str:
+        """QEMU's name of what is written to; every overlay on top of another gets a name of its own."""
+        return node_name(self.id, len(self.layers))
+
+
+def node_name(disk_id: str, depth: int) -> str:
+    return f"{disk_id}-{depth}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Where the guest's memory lies: QEMU's own, or behind a descriptor that it inherits."""
+
+    size_mib: int
+    descriptor: int | None = None
+    private: bool = True  # what the guest writes stays in this VM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +79,9 @@ class Vm:
     machine_type: Literal["q35", "pc"]
     accelerator: Accelerator
     cpus: int
-    memory_mib: int
+    memory: Memory
     disks: tuple[Disk, ...]
+    incoming: bool = False  # waits for what was saved, instead of booting
     firmware: DirectKernel | Uefi | None = None  # None: BIOS
     display: str = "std"
     agent: bool = False
@@ -70,7 +90,7 @@ class Vm:
     @property
     def files(self) -> tuple[Path, ...]:
         """What QEMU reads outside its working directory."""
-        paths = [disk.backing for disk in self.disks if disk.backing]
+        paths = [path for disk in self.disks for path in (*disk.layers, disk.backing) if path]
         paths += [disk.path for disk in self.disks if disk.cdrom]
         match self.firmware:
             case DirectKernel(kernel=kernel, initrd=initrd):
@@ -86,26 +106,20 @@ def make_vm(
     *,
     accelerator: Accelerator,
     cpus: int,
-    memory_mib: int,
+    memory: Memory,
+    layers: tuple[Path, ...] = (),
+    incoming: bool = False,
     uefi_code: Path | None = None,
 ) -> Vm:
-    """The VM of a session of `machine`, its writes going to the session's overlay."""
+    """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`."""
     image = machine.image
     base = Path(image.file)
-    overlay = Disk(id="disk0", path=paths.overlay, driver="qcow2", bus=image.bus)
+    overlay = Disk(id="disk0", path=paths.overlay(len(layers)), driver="qcow2", layers=layers, bus=image.bus)
     if image.format == "iso":
         disc = Disk(id="disc0", path=base, driver="raw", cdrom=True)
         disks = (overlay, disc) if image.disk else (disc,)
     else:
-        backed = Disk(
-            id="disk0",
-            path=paths.overlay,
-            driver="qcow2",
-            bus=image.bus,
-            backing=base,
-            backing_driver=DRIVERS[image.format],
-        )
-        disks = (backed,)
+        disks = (replace(overlay, backing=base, backing_driver=DRIVERS[image.format]),)
     firmware: DirectKernel | Uefi | None = None
     if machine.firmware == "direct":
         initrd = Path(image.initrd) if image.initrd else None
@@ -119,8 +133,9 @@ def make_vm(
         machine_type=machine.machine_type,
         accelerator=accelerator,
         cpus=cpus,
-        memory_mib=memory_mib,
+        memory=memory,
         disks=disks,
+        incoming=incoming,
         firmware=firmware,
         display=machine.display,
         agent=machine.agent,

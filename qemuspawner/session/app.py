@@ -293,7 +293,7 @@ def _log_request(handler: web.RequestHandler) -> None:
 async def serve(supervisor: Supervisor) -> None:
     """Run the session and its web side until the session has ended and pages had time to read why."""
     loop = asyncio.get_running_loop()
-    stopped = Ending(reason="The desktop was stopped.", linger_s=0)
+    stopped = Ending(reason="The desktop was stopped.", cause="stop", linger_s=0)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.end, stopped)
 

@@ -5,6 +5,7 @@ Counted on CLOCK_BOOTTIME, which no change of the wall clock moves and which run
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from qemuspawner.errors import SessionError
 from qemuspawner.spec import SessionSpec
@@ -55,13 +56,14 @@ class Clocks:
             )
         self.deadline = min(self.deadline + (seconds or self._lifetime_s), self.max_deadline)
 
-    def why_over(self) -> str:
-        """Why the session ends now; empty while it does not."""
+    def why_over(self) -> tuple[Literal["lifetime", "idle"], str] | None:
+        """What ends the session now, and a sentence about it; None while nothing does."""
         if self._now() >= self.deadline:
-            return f"The session's lifetime of {render_seconds(self.deadline - self.started)} is over."
+            lifetime = render_seconds(self.deadline - self.started)
+            return "lifetime", f"The session's lifetime of {lifetime} is over."
         if self.idle_deadline is not None and self._now() >= self.idle_deadline:
-            return f"Nobody used the desktop for {render_seconds(self._idle_s)}."
-        return ""
+            return "idle", f"Nobody used the desktop for {render_seconds(self._idle_s)}."
+        return None
 
     @property
     def next_check_s(self) -> float:

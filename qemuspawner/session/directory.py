@@ -1,4 +1,7 @@
-"""A session is a directory and a lock: made at the start, deleted at the end, swept after a crash."""
+"""A session is a directory and a lock: made at the start, deleted at the end, swept after a crash.
+
+What was saved of a session stays: its directory is then left with `saved/` and the lock alone.
+"""
 
 import contextlib
 import logging
@@ -14,6 +17,7 @@ from qemuspawner.errors import SessionError
 from qemuspawner.locks import find_holder, try_lock
 from qemuspawner.paths import MAX_SOCKET_PATH, QMP_SOCKET, SessionPaths, StatePaths
 from qemuspawner.qemu.process import kill_orphan
+from qemuspawner.saved import delete_expired
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +29,7 @@ _NOT_GIVEN_BACK = "This desktop's former session cannot be ended."
 
 @contextlib.contextmanager
 def claim(state: StatePaths, session_id: str) -> Iterator[SessionPaths]:
-    """Make the session's directory, hold its lock, and delete it at the end.
+    """Make the session's directory, hold its lock, and delete at the end what is not to be kept.
 
     A process that still holds it is a session that the hub no longer knows: it is ended first.
 
@@ -42,7 +46,8 @@ def claim(state: StatePaths, session_id: str) -> Iterator[SessionPaths]:
     try:
         # What a killed predecessor left.
         _kill_orphans(paths)
-        _delete_all_but_lock(paths)
+        _delete_run(paths)
+        delete_expired(paths)
         paths.vm.mkdir(mode=0o700)
         yield paths
     finally:
@@ -137,8 +142,11 @@ def _sweep_one(paths: SessionPaths) -> bool:
         # Shared: whoever starts this session meanwhile waits, and does not take us for its owner.
         if not try_lock(descriptor, shared=True):
             return False
+        left = {entry.name for entry in paths.root.iterdir()}
         _kill_orphans(paths)
         _delete_session(paths)
+        if left <= {paths.lock.name, paths.saved.name} and paths.saved.exists():
+            return False
         log.info("Swept what was left of session %s.", paths.root.name)
         return True
     finally:
@@ -152,17 +160,28 @@ def _kill_orphans(paths: SessionPaths) -> None:
 
 
 def _delete_session(paths: SessionPaths) -> None:
-    """Delete the directory, the lock last: until then nobody else makes anything in it."""
-    _delete_all_but_lock(paths)
+    """Delete everything but what was saved; without that the directory too, and the lock last.
+
+    Until the lock is gone nobody else makes anything in it.
+    """
+    _delete_run(paths)
+    delete_expired(paths)
+    try:
+        paths.saved.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return  # something is kept
     paths.lock.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         paths.root.rmdir()
 
 
-def _delete_all_but_lock(paths: SessionPaths) -> None:
+def _delete_run(paths: SessionPaths) -> None:
+    """Delete everything but the lock and what was saved."""
     with contextlib.suppress(FileNotFoundError):
         for entry in paths.root.iterdir():
-            if entry == paths.lock:
+            if entry in (paths.lock, paths.saved):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)

@@ -5,16 +5,20 @@ before anything slow is imported.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemuspawner.errors import SessionError
+from msgspec import structs
+
+from qemuspawner.errors import SessionError, VmError
 from qemuspawner.machine import Machine
-from qemuspawner.paths import SessionPaths, StatePaths
+from qemuspawner.machines.templates import find_template, find_template_obstacle
+from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.command import qemu_args
 from qemuspawner.qemu.host import (
     Qemu,
@@ -24,60 +28,199 @@ from qemuspawner.qemu.host import (
     find_qemu,
     find_uefi,
 )
-from qemuspawner.qemu.image import check_image, create_overlay
+from qemuspawner.qemu.image import check_image, create_layer, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
+from qemuspawner.qemu.memory import load_memory
 from qemuspawner.qemu.process import start_qemu
-from qemuspawner.qemu.vm import Accelerator, make_vm
+from qemuspawner.qemu.saving import check_files, fingerprint
+from qemuspawner.qemu.vm import Accelerator, Memory, Vm, make_vm
+from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import SessionSpec, Way
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the session's VMs run with on this host."""
+
+    qemu: Qemu
+    accelerator: Accelerator
+
+    def fingerprint(self, machine: Machine, *, cpus: int, memory_mib: int) -> Fingerprint:
+        """Raises OSError where a file of the image is missing."""
+        return fingerprint(
+            machine, cpus=cpus, memory_mib=memory_mib, accelerator=self.accelerator, qemu=self.qemu
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a VM comes up: what it starts from, and why so."""
+
+    way: Way
+    why: str = ""
+    saved: Saved | None = None  # what it goes on from
+    folder: SavedPaths | None = None  # where that lies
+    restores: bool = False  # with its memory; else only the disk is taken from `saved`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A QEMU that was started; whether it lives is for the supervisor to see."""
+
+    vm: Vm
+    plan: Plan
+    process: "subprocess.Popen[bytes]"
+    state: int | None = None  # the descriptor of what it waits for, as QEMU has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A QEMU that was started; whether it lives is for the supervisor to see."""
+    """A session with its directory, its host and its first VM."""
 
+    spec: SessionSpec  # with the machine and size of what is woken
     paths: SessionPaths
-    accelerator: Accelerator
-    process: "subprocess.Popen[bytes]"
+    host: Host
+    started: Started
 
 
-def prepare(spec: SessionSpec, stack: contextlib.ExitStack, report: Callable[[str, int], None]) -> Prepared:
+def prepare(
+    spec: SessionSpec,
+    stack: contextlib.ExitStack,
+    report: Report,
+    *,
+    memories: Mapping[str, int] | None = None,
+) -> Prepared:
     """Start the VM that `spec` asks for; `stack` undoes everything.
 
-    `report` is told each step and how far it is to the desktop, in percent.
+    `report` is told each step and how far it is to the desktop, in percent. `memories` are the memories of
+    templates that are loaded already, by the template's name.
 
     Raises:
         QemuSpawnerError: What is missing or wrong, in a sentence for the user.
     """
     report("Checking the host and the machine's image", 5)
-    machine = spec.machine
-    _check_supported(machine)
+    state = StatePaths.of(spec.state_dir)
     qemu = find_qemu()
     if spec.jail:
         check_jail()
-    state = StatePaths.of(spec.state_dir)
     accelerator = choose_accelerator(
         spec.accelerator, allow_tcg=spec.allow_tcg, qemu=qemu, probes=state.probes
     )
-    check_image(machine.image)
+    host = Host(qemu=qemu, accelerator=accelerator)
     # A predecessor that the hub has lost gives way here, and gives its memory back.
     paths = stack.enter_context(claim(state, spec.session_id))
+    spec, plan = choose(spec, paths, host)
+    _check_supported(spec.machine)
+    check_image(spec.machine.image)
     check_memory(spec.memory_mib)
     check_disk(state.root)
-
-    report("Making your own copy of the machine's disk", 15)
     paths.spec.write_text(spec.to_json())
-    if machine.image.format != "iso" or machine.image.disk:
-        create_overlay(paths.overlay, machine.image)
-    uefi_code = None
-    if machine.firmware == "uefi":
-        uefi_code, empty_variables = find_uefi()
-        shutil.copyfile(empty_variables, paths.firmware_vars)
+    try:
+        started = start_vm(spec, paths, host, plan, stack, report, memories=memories or {})
+    except VmError as exc:
+        if plan.way != "restored":
+            raise
+        started = start_vm(spec, paths, host, boot_instead(spec, exc), stack, report)
+    return Prepared(spec=spec, paths=paths, host=host, started=started)
 
-    report("Starting the virtual machine", 25)
-    process = _start(spec, paths, qemu, accelerator, uefi_code)
-    stack.callback(_end, process)
-    return Prepared(paths=paths, accelerator=accelerator, process=process)
+
+def boot_instead(spec: SessionSpec, exc: VmError) -> Plan:
+    """What to do where a template cannot be restored."""
+    log.warning("Session %s boots cold: its template cannot be restored: %s", spec.session_id, exc.message)
+    return Plan(way="cold", why="its template cannot be restored; the log has the reason")
+
+
+def choose(spec: SessionSpec, paths: SessionPaths, host: Host) -> tuple[SessionSpec, Plan]:
+    """What the session starts from: what was saved of it, a checkpoint, a template, or nothing.
+
+    Raises:
+        SessionError: What was asked for is not there, or cannot be restored here.
+    """
+    if spec.branch:
+        session_id, _, name = spec.branch.partition("/")
+        return _wake(spec, StatePaths.of(spec.state_dir).session(session_id).saved / name, host)
+    if spec.sleeping == "discard":
+        for folder in paths.saved.glob("*"):
+            delete_saved(folder)
+    elif spec.sleeping not in ("wake", "boot"):
+        return _wake(spec, paths.saved / spec.sleeping, host)
+    suspended = find_suspended(paths)
+    if suspended is None:
+        return spec, choose_template(spec, host)
+    folder = paths.saved / suspended.name
+    if spec.sleeping == "boot":
+        return _boot_disk(spec, folder, suspended)
+    return _wake(spec, folder, host)
+
+
+def choose_template(spec: SessionSpec, host: Host) -> Plan:
+    """A template where one fits, else a cold boot, and why."""
+    machine = spec.machine
+    if not spec.templates:
+        return Plan(way="cold", why="templates are switched off here")
+    if obstacle := find_template_obstacle(machine):
+        return Plan(way="cold", why=obstacle)
+    state = StatePaths.of(spec.state_dir)
+    try:
+        fits = host.fingerprint(machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
+    except OSError as exc:
+        # check_image says which file it is.
+        return Plan(way="cold", why=f"its image cannot be read: {exc.strerror}")
+    saved, why = find_template(state, machine, fits)
+    if saved is not None:
+        folder = SavedPaths(root=state.templates / saved.name)
+        try:
+            check_files(folder, saved)
+            return Plan(way="restored", saved=saved, folder=folder, restores=True)
+        except VmError as exc:
+            why = f"its template is damaged: {exc.message}"
+    log.info("Session %s boots cold: %s.", spec.session_id, why)
+    return Plan(way="cold", why=why)
+
+
+def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Plan]:
+    saved = load_saved(folder)
+    if saved is None or saved.spec is None or saved.spec.user != spec.user:
+        raise SessionError(
+            "What this desktop was to go on from is not there any more.",
+            hint="It was deleted or has expired; start a new desktop.",
+        )
+    if saved.memory == "lost":
+        return _boot_disk(spec, folder, saved)
+    spec = _with_size_of(spec, saved.spec)
+    paths = SavedPaths(root=folder)
+    try:
+        now = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
+        if differences := saved.fingerprint.differences(now):
+            raise VmError(", ".join(differences))
+        check_files(paths, saved)
+    except (VmError, OSError) as exc:
+        raise cannot_wake(exc.message if isinstance(exc, VmError) else str(exc.strerror)) from exc
+    return spec, Plan(way="woken", saved=saved, folder=paths, restores=True)
+
+
+def cannot_wake(why: str) -> SessionError:
+    return SessionError(
+        f"The desktop cannot be woken: {why}.",
+        hint="Boot it from its disk: files are kept, and programs that were open are lost.",
+    )
+
+
+def _boot_disk(spec: SessionSpec, folder: Path, saved: Saved) -> tuple[SessionSpec, Plan]:
+    assert saved.spec is not None
+    why = "booted from the disk that was kept; programs that were open are lost"
+    return _with_size_of(spec, saved.spec), Plan(
+        way="cold", why=why, saved=saved, folder=SavedPaths(root=folder)
+    )
+
+
+def _with_size_of(spec: SessionSpec, saved: SessionSpec) -> SessionSpec:
+    return structs.replace(spec, machine=saved.machine, cpus=saved.cpus, memory_mib=saved.memory_mib)
 
 
 def _check_supported(machine: Machine) -> None:
@@ -90,21 +233,98 @@ def _check_supported(machine: Machine) -> None:
         )
 
 
-def _start(
-    spec: SessionSpec, paths: SessionPaths, qemu: Qemu, accelerator: Accelerator, uefi_code: Path | None
-) -> "subprocess.Popen[bytes]":
-    vm = make_vm(
-        spec.machine,
-        paths,
-        accelerator=accelerator,
-        cpus=spec.cpus,
-        memory_mib=spec.memory_mib,
-        uefi_code=uefi_code,
-    )
-    command = [str(qemu.program), *qemu_args(vm)]
-    if spec.jail:
-        command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=accelerator == "kvm")
-    return start_qemu(tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm)
+def start_vm(
+    spec: SessionSpec,
+    paths: SessionPaths,
+    host: Host,
+    plan: Plan,
+    stack: contextlib.ExitStack,
+    report: Report,
+    *,
+    memories: Mapping[str, int] | None = None,
+) -> Started:
+    """Make the VM's disk and start QEMU, which then boots or waits to be restored.
+
+    Raises:
+        QemuSpawnerError: What is missing or wrong.
+    """
+    report("Making your own copy of the machine's disk", 15)
+    uefi_code = None
+    if spec.machine.firmware == "uefi":
+        uefi_code, empty_variables = find_uefi()
+        kept = plan.folder.firmware_vars if plan.folder is not None else empty_variables
+        shutil.copyfile(kept, paths.firmware_vars)
+    layers = _make_disk(spec, paths, plan)
+    with contextlib.ExitStack() as opened:
+        memory, state = _open_saved(spec, plan, memories or {}, opened)
+        vm = make_vm(
+            spec.machine,
+            paths,
+            accelerator=host.accelerator,
+            cpus=spec.cpus,
+            memory=memory,
+            layers=layers,
+            incoming=plan.restores,
+            uefi_code=uefi_code,
+        )
+        report("Starting the virtual machine", 25)
+        command = [str(host.qemu.program), *qemu_args(vm)]
+        if spec.jail:
+            command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
+        inherited = [number for number in (memory.descriptor, state) if number is not None]
+        process = start_qemu(
+            tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
+        )
+    stack.callback(_end, process)
+    return Started(vm=vm, plan=plan, process=process, state=state)
+
+
+def _make_disk(spec: SessionSpec, paths: SessionPaths, plan: Plan) -> tuple[Path, ...]:
+    """The VM's overlay; the frozen ones under it."""
+    image = spec.machine.image
+    # An earlier VM's: other names of them may be a checkpoint's, so they are not written over.
+    for path in paths.vm.glob("disk-*"):
+        path.unlink()
+    if image.format == "iso" and not image.disk:
+        return ()
+    if plan.saved is None or plan.folder is None:
+        create_overlay(paths.overlay(0), image)
+        return ()
+    if plan.saved.kind == "template":
+        # A copy of its few megabytes: the session needs nothing more of the template, which may be dropped.
+        shutil.copyfile(plan.folder.layer(0), paths.overlay(0))
+        return ()
+    # Names of our own: a checkpoint may be deleted while we run on its disk.
+    shutil.rmtree(paths.layers, ignore_errors=True)
+    paths.layers.mkdir(mode=0o700)
+    layers = []
+    for depth in range(plan.saved.layers):
+        below = plan.folder.layer(depth)
+        layers.append(paths.layers / below.name)
+        os.link(below, layers[-1])
+    create_layer(paths.overlay(len(layers)), layers[-1])
+    return tuple(layers)
+
+
+def _open_saved(
+    spec: SessionSpec, plan: Plan, memories: Mapping[str, int], opened: contextlib.ExitStack
+) -> tuple[Memory, int | None]:
+    """The VM's memory, and the descriptor of the state that it goes on from."""
+    memory = Memory(size_mib=spec.memory_mib)
+    if not plan.restores:
+        return memory, None
+    if plan.saved is None or plan.folder is None:
+        raise AssertionError("What is restored was saved.")
+    state = os.open(plan.folder.state, os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, state)
+    if plan.saved.memory == "mapped":
+        descriptor = memories.get(plan.saved.name)
+        if descriptor is None:
+            file = plan.folder.memory
+            descriptor = load_memory(file, digest=plan.saved.files[file.name].digest)
+            opened.callback(os.close, descriptor)
+        memory = Memory(size_mib=spec.memory_mib, descriptor=descriptor)
+    return memory, state
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -3,37 +3,45 @@
 import asyncio
 import contextlib
 import logging
-import os
-import stat
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any, Literal
 
+from msgspec import structs
+
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.machines.templates import find_saving_obstacle
 from qemuspawner.paths import StatePaths
-from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.process import Log, QemuProcess
-from qemuspawner.qemu.vnc import wait_for_display
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.directory import sweep
-from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.spec import SessionSpec, SessionStatus, State, Step
+from qemuspawner.session.guest import Guest
+from qemuspawner.session.keep import Keeper, note_problem
+from qemuspawner.session.personal import personalise
+from qemuspawner.session.prepare import (
+    Plan,
+    Prepared,
+    Started,
+    boot_instead,
+    cannot_wake,
+    choose,
+    prepare,
+    start_vm,
+)
+from qemuspawner.spec import SessionSpec, SessionStatus, State, Step, SuspendOn
 
-_QMP_TIMEOUT_S = 20
-_DISPLAY_TIMEOUT_S = 20
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
 _AGENT_TIMEOUT_S = 240
 # After its end a session answers for so long, that pages and the hub can read why.
 _LINGER_S = 3
 _LINGER_FAILED_S = 60
-_AGENT_SEND_S = 2
+# A restored one answers within a second.
+_RESTORED_AGENT_TIMEOUT_S = 30
 # A paused disk is tried again so often.
 _RETRY_DISK_S = 30
 
 _LONGEST_SLEEP_S = 30
-_MAX_PICTURE_BYTES = 64 << 20
 
 PowerAction = Literal["shutdown", "reset", "poweroff"]
 
@@ -46,30 +54,42 @@ class Ending:
     hint: str = ""
     failed: bool = False
     graceful: bool = True  # ask the guest to shut down first
+    cause: SuspendOn | None = None  # what may suspend the session instead
+    suspended: bool = False  # that is done already
     linger_s: float = _LINGER_S
 
 
 class Supervisor:
     """One session from its spec to its end; what it knows is in `status()`."""
 
-    def __init__(self, spec: SessionSpec, *, clocks: Clocks | None = None) -> None:
+    def __init__(
+        self,
+        spec: SessionSpec,
+        *,
+        clocks: Clocks | None = None,
+        memories: Mapping[str, int] | None = None,
+    ) -> None:
         self.spec = spec
         self.clocks = clocks or Clocks(spec)
         self.log: Log = _SessionLog(logging.getLogger(__name__), {"session": spec.session_id})
         # The web side's part: how many look on, and how they are told that it is over.
         self.count_viewers: Callable[[], int] = lambda: 0
         self.dismiss_viewers: Callable[[str], Awaitable[None]] = _dismiss_nobody
+        self.changed = asyncio.Event()  # set, and replaced, with every change of state or steps
+        self.keeper: Keeper | None = None
+        self._memories = memories or {}
         self._state: State = "preparing"
+        self._version = 0
         self._message = self._hint = ""
         self._steps: list[Step] = []
         self._progress = 0
         self._stack = contextlib.ExitStack()
         self._prepared: Prepared | None = None
-        self._qemu: QemuProcess | None = None
-        self._agent: GuestAgent | None = None
+        self._guest: Guest | None = None
         self._ending: Ending | None = None
-        self._end_wanted = asyncio.Event()
-        self._picture_lock = asyncio.Lock()
+        self._next: Plan | None = None  # what to go on with when this VM is stopped
+        self._interrupted = asyncio.Event()  # the VM is to end, or to give way to the next one
+        self._suspend_lock = asyncio.Lock()
         self.released = asyncio.Event()  # the hub has read why it failed, and stops us
         self._shut_down_by_guest = False
 
@@ -81,6 +101,7 @@ class Supervisor:
 
     def status(self) -> SessionStatus:
         spec, clocks = self.spec, self.clocks
+        plan = self._guest.plan if self._guest else None
         idle = clocks.idle_deadline if self._state == "running" else None
         return SessionStatus(
             session_id=spec.session_id,
@@ -92,14 +113,18 @@ class Supervisor:
             machine=spec.machine.name,
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
-            accelerator=self._prepared.accelerator if self._prepared else "",
+            accelerator=self._prepared.host.accelerator if self._prepared else "",
             now=clocks.unix(clocks.now()),
             started=clocks.unix(clocks.started),
             deadline=clocks.unix(clocks.deadline),
             max_deadline=clocks.unix(clocks.max_deadline),
             idle_deadline=0 if idle is None else clocks.unix(idle),
             viewers=self.count_viewers(),
-            qemu_pid=self._qemu.pid if self._qemu else 0,
+            qemu_pid=self._guest.qemu.pid if self._guest else 0,
+            way=plan.way if plan else "",
+            why=plan.why if plan else "",
+            suspend_obstacle=find_saving_obstacle(spec.machine),
+            version=self._version,
         )
 
     def report(
@@ -110,14 +135,25 @@ class Supervisor:
         self._steps.append(Step(at=round(at, 2), text=text, level=level))
         if progress is not None:
             self._progress = progress
+        self._note_change()
         self.log.log(logging.getLevelNamesMapping()[level.upper()], "%s (after %.1f s)", text, at)
+
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._version += 1
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     # Start
 
     def prepare(self) -> None:
         """Start QEMU, or note why it cannot be; from the main thread, before the event loop runs."""
         try:
-            self._prepared = prepare(self.spec, self._stack, self.report)
+            self._prepared = prepare(self.spec, self._stack, self.report, memories=self._memories)
+            self.spec = self._prepared.spec
         except QemuSpawnerError as exc:
             self._stack.close()
             self._fail(exc)
@@ -143,13 +179,11 @@ class Supervisor:
             self.log.exception("The session failed")
             self._fail(SessionError("The session failed for a reason of its own.", hint="The log has more."))
         finally:
-            if self._qemu is not None:
-                await self._qemu.stop()
-            if self._agent is not None:
-                self._agent.close()
+            if self._guest is not None:
+                await self._guest.stop()
             self.close()
-            if self._state != "failed":
-                self._state = "ended"
+            if self._state not in ("failed", "suspended"):
+                self._set_state("ended")
             self.log.info("Session %s: %s", self._state, self._message)
 
     def close(self) -> None:
@@ -157,52 +191,147 @@ class Supervisor:
         self._stack.close()
 
     async def _live(self, prepared: Prepared) -> None:
-        self._state = "booting"
-        qemu = self._qemu = QemuProcess(prepared.process, prepared.paths, log=self.log)
-        await qemu.connect(timeout_s=_QMP_TIMEOUT_S)
-        how = "with KVM" if prepared.accelerator == "kvm" else "by emulation (TCG), slower than with KVM"
-        self.report(
-            f"The machine is running {how}", 35, level="info" if prepared.accelerator == "kvm" else "warning"
+        """One VM after the other, until the session is to end."""
+        self.keeper = Keeper(
+            spec=self.spec,
+            paths=prepared.paths,
+            fingerprint=prepared.host.fingerprint(
+                self.spec.machine, cpus=self.spec.cpus, memory_mib=self.spec.memory_mib
+            ),
         )
+        started = prepared.started
+        while self._ending is None:
+            self._set_state("booting")
+            guest = Guest(started, prepared.paths, self.spec.machine, log=self.log)
+            self._guest = guest
+            try:
+                await guest.connect()
+            except VmError as exc:
+                await guest.stop()
+                started = self._start(prepared, self._instead(started.plan, exc))
+                continue
+            self._report_running(guest)
+            await self._watch(guest)
+            if self._next is not None and self._ending is None:
+                await guest.stop()
+                started, self._next = self._start(prepared, self._next), None
+        await self._end(guest, self._ending)
+
+    def _start(self, prepared: Prepared, plan: Plan) -> Started:
+        return start_vm(
+            self.spec,
+            prepared.paths,
+            prepared.host,
+            plan,
+            self._stack,
+            self.report,
+            memories=self._memories,
+        )
+
+    def _instead(self, plan: Plan, exc: VmError) -> Plan:
+        """What to start where `plan` failed; raises where that is for the user to say."""
+        if plan.way == "restored":
+            return boot_instead(self.spec, exc)
+        if plan.restores and plan.folder is not None:
+            note_problem(plan.folder.root, exc.message)
+            raise cannot_wake(exc.message) from exc
+        raise exc
+
+    def _report_running(self, guest: Guest) -> None:
+        plan = guest.plan
+        way = {"cold": "booting", "restored": "restored from its template", "woken": "awake again"}[plan.way]
+        why = f" ({plan.why})" if plan.why else ""
+        self.report(f"The machine is {way}{why}", 35)
+        if self._prepared is not None and self._prepared.host.accelerator == "tcg":
+            self.report("It runs by emulation (TCG), slower than with KVM", level="warning")
+
+    async def _watch(self, guest: Guest) -> None:
+        """Until the VM is to end, or to give way to another one."""
         async with asyncio.TaskGroup() as watchers:
             tasks = [
-                watchers.create_task(self._watch_events(qemu)),
-                watchers.create_task(self._watch_exit(qemu)),
-                watchers.create_task(self._watch_clocks()),
-                watchers.create_task(self._wait_for_desktop(prepared)),
+                watchers.create_task(self._watch_events(guest.qemu)),
+                watchers.create_task(self._watch_exit(guest.qemu)),
+                watchers.create_task(self._watch_clocks(guest)),
+                watchers.create_task(self._watch_checkpoints(guest)),
+                watchers.create_task(self._wait_for_desktop(guest)),
                 watchers.create_task(asyncio.to_thread(self._sweep)),
             ]
-            await self._end_wanted.wait()
+            await self._interrupted.wait()
+            self._interrupted.clear()
             for task in tasks:
                 task.cancel()
-        ending = self._ending
-        if ending is None:
-            raise AssertionError("end() sets the ending first.")
+
+    async def _end(self, guest: Guest, ending: Ending) -> None:
         self._message, self._hint = ending.reason, ending.hint
-        if ending.failed:
+        if ending.suspended:
+            self._set_state("suspended")
+        elif ending.failed:
             self._fail(SessionError(ending.reason, hint=ending.hint))
+        elif ending.cause in self.spec.suspend_on and guest.qemu.running:
+            await self._suspend_at_end(guest)
+            return
         else:
-            self._state = "stopping"
+            self._set_state("stopping")
         # Before the display goes away, so that everybody reads why.
         await self.dismiss_viewers(ending.reason)
-        if ending.graceful and qemu.running:
-            await self._shut_down_guest(qemu)
+        if ending.graceful and guest.qemu.running:
+            await guest.shut_down()
+        if self._state == "stopping" and self.keeper is not None:
+            self.keeper.forget_suspended()
 
-    async def _wait_for_desktop(self, prepared: Prepared) -> None:
+    async def _suspend_at_end(self, guest: Guest) -> None:
+        """The session must end now: keep what can be kept of it."""
+        assert self.keeper is not None
+        self._set_state("suspending")
+        reason = f"{self._message} The desktop is asleep; start it again to go on where you were."
+        why = find_saving_obstacle(self.spec.machine)
         try:
-            await wait_for_display(prepared.paths.vnc_socket, timeout_s=_DISPLAY_TIMEOUT_S)
+            if why:
+                raise VmError(why)
+            await self.keeper.suspend(guest)
+        except (QemuSpawnerError, OSError) as exc:
+            self.log.warning("The memory cannot be kept, only the disk: %s", exc)
+            reason = f"{self._message} Its disk is kept, programs that were open are not."
+            await self.dismiss_viewers(reason)
+            await guest.shut_down()
+            await guest.stop()
+            try:
+                await self.keeper.keep_disk(guest)
+            except OSError as full:
+                raise SessionError(
+                    f"{self._message} It could not be kept: {full.strerror}.", hint="Tell the administrator."
+                ) from full
+        self._message = reason
+        await self.dismiss_viewers(reason)
+        self._set_state("suspended")
+
+    async def _wait_for_desktop(self, guest: Guest) -> None:
+        try:
+            await guest.wait_for_display()
         except VmError as exc:
             self.end(Ending(reason=exc.message, hint=exc.hint, failed=True, graceful=False))
             return
-        if self.spec.machine.agent:
-            self.report("The machine is booting; waiting for its desktop", 50)
-            self._agent = GuestAgent(prepared.paths.agent_socket)
-            if not await self._agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
+        if guest.agent is not None and not guest.plan.restores:
+            self.report("Waiting for the machine's desktop", 50)
+            if not await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
                 self.report("The guest agent does not answer; the screen is shown as it is", level="warning")
         # Nobody could have used it before.
         self.clocks.note_input()
-        self._state = "running"
+        self._progress = 100
+        self._set_state("running")
         self.report("The desktop is ready", 100)
+        # A restored desktop is shown at once, and is made its user's while the browser loads the page.
+        if guest.agent is not None:
+            await self._personalise(guest)
+
+    async def _personalise(self, guest: Guest) -> None:
+        assert guest.agent is not None
+        try:
+            if not await guest.agent.wait_until_ready(timeout_s=_RESTORED_AGENT_TIMEOUT_S):
+                raise VmError("The guest agent does not answer.")
+            await personalise(guest, self.spec)
+        except VmError as exc:
+            self.report(f"The desktop could not be told whose it is: {exc.message}", level="warning")
 
     def _sweep(self) -> None:
         # Housekeeping must not end a session.
@@ -237,7 +366,12 @@ class Supervisor:
             await qemu.execute("cont")
 
     async def _watch_exit(self, qemu: QemuProcess) -> None:
-        code = await qemu.wait()
+        await qemu.wait()
+        # That is how a suspend ends, too.
+        if self._state != "suspending":
+            self._note_exit(qemu, await qemu.wait())
+
+    def _note_exit(self, qemu: QemuProcess, code: int) -> None:
         if code == 0 or self._shut_down_by_guest:
             self.end(Ending(reason="The desktop was shut down.", graceful=False))
             return
@@ -251,12 +385,38 @@ class Supervisor:
             )
         )
 
-    async def _watch_clocks(self) -> None:
-        # Deadlines only ever move later: looking again when the nearest one is due is enough.
-        while not (reason := self.clocks.why_over()):  # noqa: ASYNC110
-            # Sleeping does not count the time that the host was suspended; the deadlines do.
-            await asyncio.sleep(min(self.clocks.next_check_s + 0.01, _LONGEST_SLEEP_S))
-        self.end(Ending(reason=reason))
+    async def _watch_clocks(self, guest: Guest) -> None:
+        while True:
+            # Deadlines only ever move later: looking again when the nearest one is due is enough.
+            while not (over := self.clocks.why_over()):  # noqa: ASYNC110
+                # Sleeping does not count the time that the host was suspended; the deadlines do.
+                await asyncio.sleep(min(self.clocks.next_check_s + 0.01, _LONGEST_SLEEP_S))
+            cause, reason = over
+            if cause == "idle" and await self._stays_awake(guest, reason):
+                continue
+            self.end(Ending(reason=reason, cause=cause))
+            return
+
+    async def _stays_awake(self, guest: Guest, reason: str) -> bool:
+        """Suspend an idle desktop; whether that failed, which is no reason to end it."""
+        if "idle" not in self.spec.suspend_on or find_saving_obstacle(self.spec.machine):
+            return False
+        try:
+            await self._suspend(guest, reason)
+        except (QemuSpawnerError, OSError) as exc:
+            self.log.warning("The idle desktop stays awake: %s", exc)
+            self.clocks.note_input()
+        return True
+
+    async def _watch_checkpoints(self, guest: Guest) -> None:
+        if not self.spec.checkpoint_every_s or find_saving_obstacle(self.spec.machine):
+            return
+        while True:
+            await asyncio.sleep(self.spec.checkpoint_every_s)
+            try:
+                await self._save_checkpoint(guest, title="", automatic=True)
+            except (QemuSpawnerError, OSError) as exc:
+                self.log.warning("No checkpoint was made: %s", exc)
 
     # Steer
 
@@ -267,7 +427,7 @@ class Supervisor:
 
     async def power(self, action: PowerAction, *, by: str) -> None:
         """Press the machine's power switch. Raises VmError where it does not run."""
-        qemu = self._running_qemu()
+        qemu = self._running_guest().qemu
         self.log.info("Power: %s, asked for by %s", action, by)
         match action:
             case "shutdown":
@@ -279,30 +439,100 @@ class Supervisor:
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""
-        qemu = self._running_qemu()
-        assert self._prepared is not None
-        async with self._picture_lock:
-            path = self._prepared.paths.vm / "screen.png"
-            path.unlink(missing_ok=True)
-            await qemu.execute("screendump", filename=str(path), format="png")
-            try:
-                return await asyncio.to_thread(_read_picture, path)
-            except OSError as exc:
-                raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
-            finally:
-                path.unlink(missing_ok=True)
+        return await self._running_guest().screenshot()
 
-    def _running_qemu(self) -> QemuProcess:
-        if self._qemu is None or not self._qemu.running or self._state not in ("booting", "running"):
+    def _running_guest(self) -> Guest:
+        guest = self._guest
+        if guest is None or not guest.qemu.running or self._state not in ("booting", "running"):
             raise VmError("The machine is not running.", hint="Start it again from the hub.")
-        return self._qemu
+        return guest
+
+    def _ready_guest(self) -> Guest:
+        """One that is past its boot; raises VmError, also where it can never be saved."""
+        guest = self._running_guest()
+        if self._state != "running":
+            raise VmError("The desktop is not ready yet.", hint="Try again in a moment.")
+        if obstacle := find_saving_obstacle(self.spec.machine):
+            raise VmError(obstacle)
+        return guest
+
+    async def suspend(self, *, by: str) -> None:
+        """Put the desktop to sleep; where that fails it goes on.
+
+        Raises:
+            QemuSpawnerError: Why it cannot be.
+        """
+        guest = self._ready_guest()
+        assert self.keeper is not None
+        await asyncio.to_thread(self.keeper.check_quota)
+        try:
+            await self._suspend(guest, f"{by} has put the desktop to sleep.")
+        except OSError as exc:
+            raise _not_saved(exc) from exc
+
+    async def _suspend(self, guest: Guest, reason: str) -> None:
+        assert self.keeper is not None
+        async with self._suspend_lock:
+            if self._state != "running":
+                raise VmError("The desktop is being suspended or stopped already.")
+            self._set_state("suspending")
+            try:
+                await self.keeper.suspend(guest)
+            except BaseException:
+                if guest.qemu.running:
+                    self._set_state("running")
+                else:
+                    self._note_exit(guest.qemu, await guest.qemu.wait())
+                raise
+            self.end(
+                Ending(
+                    reason=f"{reason} Start it again to go on where you were.",
+                    graceful=False,
+                    suspended=True,
+                )
+            )
+
+    async def save_checkpoint(self, *, title: str, by: str) -> None:
+        """Remember the desktop as it is now. Raises QemuSpawnerError where it cannot be saved."""
+        guest = self._ready_guest()
+        assert self.keeper is not None
+        await asyncio.to_thread(self.keeper.check_quota)
+        self.log.info("A checkpoint, asked for by %s", by)
+        await self._save_checkpoint(guest, title=title, automatic=False)
+
+    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> None:
+        assert self.keeper is not None
+        if self._state != "running":
+            raise VmError("The desktop is being suspended or stopped.")
+        try:
+            saved = await self.keeper.save_checkpoint(guest, title=title, automatic=automatic)
+        except OSError as exc:
+            raise _not_saved(exc) from exc
+        self.log.info("Checkpoint %s was saved", saved.name)
+        self._note_change()
+
+    async def go_back(self, name: str, *, by: str) -> None:
+        """Go on from a checkpoint; the desktop as it is now becomes one itself, so that nothing is lost.
+
+        Raises:
+            QemuSpawnerError: The checkpoint cannot be restored; the desktop goes on.
+        """
+        guest = self._ready_guest()
+        assert self.keeper is not None and self._prepared is not None
+        saved = self.keeper.find(name)
+        spec = structs.replace(self.spec, sleeping=name, branch="")
+        _, plan = await asyncio.to_thread(choose, spec, self._prepared.paths, self._prepared.host)
+        await self._save_checkpoint(guest, title="Before going back", automatic=True)
+        self.log.info("Back to checkpoint %s, asked for by %s", saved.name, by)
+        self._next = plan
+        self._interrupted.set()
 
     def end(self, ending: Ending) -> None:
         """End the session; the first reason counts. After the end: stop answering."""
         if self._ending is None:
             self._ending = ending
-            self._end_wanted.set()
-        if self._state in ("ended", "failed"):
+            self._interrupted.set()
+        if self._state in ("ended", "suspended", "failed"):
             self.released.set()
 
     @property
@@ -313,30 +543,15 @@ class Supervisor:
         return _LINGER_FAILED_S
 
     def _fail(self, exc: QemuSpawnerError) -> None:
-        self._state = "failed"
+        self._set_state("failed")
         self._message, self._hint = exc.message, exc.hint
         self.report(exc.message, level="error")
 
-    async def _shut_down_guest(self, qemu: QemuProcess) -> None:
-        """Ask the guest: press the power button, and tell its agent where it has one."""
-        with contextlib.suppress(VmError, TimeoutError):
-            async with asyncio.timeout(self.spec.machine.shutdown):
-                await qemu.execute("system_powerdown")
-                if self._agent is not None:
-                    with contextlib.suppress(VmError, TimeoutError):
-                        async with asyncio.timeout(_AGENT_SEND_S):
-                            await self._agent.send("guest-shutdown", mode="powerdown")
-                await qemu.wait()
 
-
-def _read_picture(path: Path) -> bytes:
-    """The file that QEMU wrote; nothing that a QEMU broken into may have put in its place."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PICTURE_BYTES:
-            raise OSError("not a picture")
-        return file.read(_MAX_PICTURE_BYTES)
+def _not_saved(exc: OSError) -> VmError:
+    return VmError(
+        f"The desktop could not be saved: {exc.strerror}.", hint="It goes on; nothing else has happened."
+    )
 
 
 async def _dismiss_nobody(_reason: str) -> None:

@@ -2,63 +2,28 @@
 
 import asyncio
 import contextlib
-import io
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import guests
-import msgspec
 import pytest
-from PIL import Image as Picture
+import vms
 
-from qemuspawner.machine import Machine, decode_unit
-from qemuspawner.paths import session_id
-from qemuspawner.qemu.process import QemuProcess
-from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.spec import SessionSpec
-
-LOG = logging.LoggerAdapter(logging.getLogger(__name__))
+from qemuspawner.session.guest import Guest
+from qemuspawner.session.prepare import Prepared
 
 
 @contextlib.asynccontextmanager
-async def running(state: Path, **machine: Any) -> AsyncIterator[tuple[QemuProcess, Prepared]]:
-    """A session's QEMU without its web side."""
-    (state / "sessions").mkdir()
-    spec = SessionSpec(
-        session_id=session_id("alice", ""),
-        user="alice",
-        server_name="",
-        state_dir=str(state),
-        machine=msgspec.convert({"name": "Painter", **machine}, Machine, dec_hook=decode_unit),
-        cpus=1,
-        memory_mib=64,
-        lifetime_s=3600,
-        max_lifetime_s=3600,
-        accelerator="tcg",
-        allow_tcg=True,
-    )
-    with contextlib.ExitStack() as stack:
-        prepared = prepare(spec, stack, lambda _text, _progress: None)
-        qemu = QemuProcess(prepared.process, prepared.paths, log=LOG)
-        try:
-            await qemu.connect(timeout_s=30)
-            yield qemu, prepared
-        finally:
-            await qemu.stop()
+async def running(state: Path, **machine: Any) -> AsyncIterator[tuple[Guest, Prepared]]:
+    async with vms.running_guest(vms.make_spec(state, vms.make_machine(**machine))) as both:
+        yield both
 
 
-async def screen(qemu: QemuProcess, prepared: Prepared) -> Picture.Image:
-    path = prepared.paths.vm / "screen.png"
-    await qemu.execute("screendump", filename=str(path), format="png")
-    return Picture.open(io.BytesIO(path.read_bytes())).convert("RGB")
-
-
-async def wait_for_colour(qemu: QemuProcess, prepared: Prepared, colour: tuple[int, int, int]) -> None:
+async def wait_for_colour(guest: Guest, colour: tuple[int, int, int]) -> None:
     async with asyncio.timeout(60):
         while True:
-            picture = await screen(qemu, prepared)
+            picture = await vms.screen(guest)
             if picture.getpixel((picture.width // 2, picture.height // 2)) == colour:
                 return
             await asyncio.sleep(0.1)
@@ -69,40 +34,40 @@ async def test_a_disk_of_every_format_boots(image_format: str, tmp_path: Path) -
     """The guest paints the screen green, so firmware, disk and display work."""
     disk = guests.make_disk(tmp_path / "disk", image_format)
 
-    async with running(tmp_path, image={"file": str(disk), "format": image_format}) as vm:
-        await wait_for_colour(*vm, guests.GREEN)
+    async with running(tmp_path, image={"file": str(disk), "format": image_format}) as (guest, _):
+        await wait_for_colour(guest, guests.GREEN)
 
 
 @pytest.mark.parametrize("bus", ["sata", "scsi", "nvme"])
 async def test_a_disk_on_every_bus_boots(bus: str, tmp_path: Path) -> None:
     disk = guests.make_disk(tmp_path / "disk", "qcow2")
 
-    async with running(tmp_path, image={"file": str(disk), "format": "qcow2", "bus": bus}) as vm:
-        await wait_for_colour(*vm, guests.GREEN)
+    async with running(tmp_path, image={"file": str(disk), "format": "qcow2", "bus": bus}) as (guest, _):
+        await wait_for_colour(guest, guests.GREEN)
 
 
 async def test_an_iso_boots_beside_an_empty_disk(tmp_path: Path) -> None:
     disc = guests.make_disk(tmp_path / "disc", "iso")
 
-    async with running(tmp_path, image={"file": str(disc), "format": "iso", "disk": "1 GiB"}) as vm:
-        await wait_for_colour(*vm, guests.GREEN)
+    async with running(tmp_path, image={"file": str(disc), "format": "iso", "disk": "1 GiB"}) as (guest, _):
+        await wait_for_colour(guest, guests.GREEN)
 
 
 @pytest.mark.parametrize("display", ["virtio", "std", "qxl", "cirrus", "vmware"])
 async def test_every_display_shows_a_bios_guest(display: str, tmp_path: Path) -> None:
     disk = guests.make_disk(tmp_path / "disk")
 
-    async with running(tmp_path, display=display, image={"file": str(disk), "format": "raw"}) as vm:
-        await wait_for_colour(*vm, guests.GREEN)
+    async with running(tmp_path, display=display, image={"file": str(disk), "format": "raw"}) as (guest, _):
+        await wait_for_colour(guest, guests.GREEN)
 
 
 async def test_uefi_firmware_starts(tmp_path: Path) -> None:
     """The firmware draws something on a display that was black."""
     disk = guests.make_disk(tmp_path / "disk")
 
-    async with running(tmp_path, firmware="uefi", image={"file": str(disk), "format": "raw"}) as vm:
+    async with running(tmp_path, firmware="uefi", image={"file": str(disk), "format": "raw"}) as (guest, _):
         async with asyncio.timeout(60):
-            while (await screen(*vm)).convert("L").getextrema()[1] < 100:
+            while (await vms.screen(guest)).convert("L").getextrema()[1] < 100:
                 await asyncio.sleep(0.2)
 
 
@@ -111,9 +76,9 @@ async def test_the_base_image_is_not_written_and_the_directory_goes(tmp_path: Pa
     disk = guests.make_disk(tmp_path / "disk", "qcow2")
     before = disk.read_bytes()
 
-    async with running(tmp_path, image={"file": str(disk), "format": "qcow2"}) as (qemu, prepared):
-        await wait_for_colour(qemu, prepared, guests.GREEN)
-        assert prepared.paths.overlay.exists()
+    async with running(tmp_path, image={"file": str(disk), "format": "qcow2"}) as (guest, prepared):
+        await wait_for_colour(guest, guests.GREEN)
+        assert prepared.paths.overlay(0).exists()
 
     assert disk.read_bytes() == before
     assert list((tmp_path / "sessions").iterdir()) == []

@@ -12,7 +12,7 @@ from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.command import qemu_args
 from qemuspawner.qemu.jail import in_jail, tie_to_parent
-from qemuspawner.qemu.vm import Vm, make_vm
+from qemuspawner.qemu.vm import Memory, Vm, make_vm
 
 PATHS = StatePaths(root=Path("/state")).session("0123456789abcdef0123")
 
@@ -28,7 +28,7 @@ def vm(image: dict[str, Any] | None = None, *, accelerator: Any = "kvm", **keys:
         PATHS,
         accelerator=accelerator,
         cpus=2,
-        memory_mib=2048,
+        memory=Memory(size_mib=2048),
         uefi_code=Path("/firmware/code.fd"),
     )
 

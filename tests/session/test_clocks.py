@@ -34,9 +34,9 @@ def test_a_session_ends_when_its_lifetime_is_over() -> None:
     clocks = make_clocks(clock)
 
     clock.seconds += 599.9
-    assert clocks.why_over() == ""
+    assert clocks.why_over() is None
     clock.seconds += 0.1
-    assert clocks.why_over() == "The session's lifetime of 10 min is over."
+    assert clocks.why_over() == ("lifetime", "The session's lifetime of 10 min is over.")
 
 
 def test_extending_stops_at_the_longest_lifetime() -> None:
@@ -67,9 +67,9 @@ def test_a_session_without_input_ends() -> None:
     clock.seconds += 59
     clocks.note_input()
     clock.seconds += 59
-    assert clocks.why_over() == ""
+    assert clocks.why_over() is None
     clock.seconds += 1
-    assert clocks.why_over() == "Nobody used the desktop for 1 min."
+    assert clocks.why_over() == ("idle", "Nobody used the desktop for 1 min.")
 
 
 def test_a_guest_that_boots_longer_than_the_idle_time_is_not_idle() -> None:
@@ -79,7 +79,7 @@ def test_a_guest_that_boots_longer_than_the_idle_time_is_not_idle() -> None:
 
     clock.seconds += 90
 
-    assert clocks.why_over() == ""
+    assert clocks.why_over() is None
 
 
 def test_a_session_that_may_idle_never_ends_for_it() -> None:
@@ -89,7 +89,7 @@ def test_a_session_that_may_idle_never_ends_for_it() -> None:
     clock.seconds += 599
 
     assert clocks.idle_deadline is None
-    assert clocks.why_over() == ""
+    assert clocks.why_over() is None
 
 
 def test_the_next_check_is_at_the_nearest_deadline() -> None:

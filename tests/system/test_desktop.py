@@ -1,11 +1,8 @@
 """The demo machine, really booted in the jail: its desktop, its agent, and what it cannot reach."""
 
 import asyncio
-import contextlib
 import http.server
-import io
 import itertools
-import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -13,16 +10,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from PIL import Image as Picture
+import vms
 
 from qemuspawner.machines.catalogue import load_machine
-from qemuspawner.paths import EXAMPLE_MACHINES, session_id
-from qemuspawner.qemu.agent import GuestAgent
-from qemuspawner.qemu.process import QemuProcess
-from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.spec import SessionSpec
-
-LOG = logging.LoggerAdapter(logging.getLogger(__name__))
+from qemuspawner.paths import EXAMPLE_MACHINES
+from qemuspawner.session.guest import Guest
 
 # QEMU's user network gives it to the first guest, and to no other.
 GUEST_ADDRESS = "10.0.2.15"
@@ -31,51 +23,25 @@ GUEST_ADDRESS = "10.0.2.15"
 class Desktop:
     """A booted demo machine."""
 
-    def __init__(self, qemu: QemuProcess, agent: GuestAgent, prepared: Prepared) -> None:
-        self.qemu = qemu
-        self.agent = agent
-        self.prepared = prepared
+    def __init__(self, guest: Guest) -> None:
+        assert guest.agent is not None
+        self.guest = guest
+        self.agent = guest.agent
 
     async def run(self, command: str) -> tuple[int, str]:
         """Run a shell command in the guest as root."""
         return await self.agent.run("/bin/sh", "-c", command, timeout_s=60)
 
-    async def screen(self) -> Picture.Image:
-        path = self.prepared.paths.vm / "screen.png"
-        await self.qemu.execute("screendump", filename=str(path), format="png")
-        return Picture.open(io.BytesIO(path.read_bytes())).convert("RGB")
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desktop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desktop]:
     """One boot for all tests here."""
-    state = tmp_path_factory.mktemp("state")
-    (state / "sessions").mkdir()
-    images = Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
-    spec = SessionSpec(
-        session_id=session_id("alice", ""),
-        user="alice",
-        server_name="",
-        state_dir=str(state),
-        machine=load_machine(EXAMPLE_MACHINES / "debian-desktop", images),
-        cpus=1,
-        memory_mib=1024,
-        lifetime_s=3600,
-        max_lifetime_s=3600,
-        accelerator="tcg",
-        allow_tcg=True,
-    )
-    with contextlib.ExitStack() as stack:
-        prepared = prepare(spec, stack, lambda _text, _progress: None)
-        qemu = QemuProcess(prepared.process, prepared.paths, log=LOG)
-        agent = GuestAgent(prepared.paths.agent_socket)
-        try:
-            await qemu.connect(timeout_s=30)
-            assert await agent.wait_until_ready(timeout_s=240)
-            yield Desktop(qemu, agent, prepared)
-        finally:
-            agent.close()
-            await qemu.stop()
+    machine = load_machine(EXAMPLE_MACHINES / "debian-desktop", Path(os.environ["QEMUSPAWNER_TEST_IMAGES"]))
+    spec = vms.make_spec(tmp_path_factory.mktemp("state"), machine, memory_mib=1024)
+    async with vms.running_guest(spec) as (guest, _):
+        desktop = Desktop(guest)
+        assert await desktop.agent.wait_until_ready(timeout_s=240)
+        yield desktop
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -83,7 +49,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_the_desktop_is_drawn_when_the_agent_answers(desktop: Desktop) -> None:
     """More than a black console: a picture of many colours, kept for people to look at."""
-    picture = await desktop.screen()
+    picture = await vms.screen(desktop.guest)
 
     colours = picture.getcolors(1 << 20) or []
     assert picture.size >= (1024, 768)
@@ -157,7 +123,7 @@ def host_addresses() -> list[str]:
 
 async def test_the_power_button_shuts_the_guest_down(desktop: Desktop) -> None:
     """Last: it ends the machine."""
-    await desktop.qemu.execute("system_powerdown")
+    await desktop.guest.qemu.execute("system_powerdown")
 
     async with asyncio.timeout(60):
-        assert await desktop.qemu.wait() == 0
+        assert await desktop.guest.qemu.wait() == 0

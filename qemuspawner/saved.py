@@ -1,0 +1,184 @@
+"""What is known of a saved VM: the manifest in its folder, and what else lies there.
+
+A template, a suspended session and a checkpoint are the same thing, a VM saved with its memory; the hub reads
+their manifests, sessions and the administrator's command write them.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from qemuspawner.machine import decode_unit, encode_unit
+from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.spec import SessionSpec
+
+log = logging.getLogger(__name__)
+
+# Counts up when folders of older versions cannot be used any more.
+FORMAT = 1
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a saved VM depends on; with any difference it cannot be restored."""
+
+    format: int = FORMAT
+    qemu: str  # its version, with the distribution's part
+    accelerator: str
+    cpu: str  # QEMU's CPU model; with KVM also what the host's own is
+    machine: str  # digest of QEMU's command line, less what differs between sessions
+    image: str  # the base image's identity
+    cpus: int
+    memory_mib: int
+
+    def differences(self, now: "Fingerprint") -> list[str]:
+        """What has changed since, each as half a sentence."""
+        found = []
+        if self.format != now.format:
+            found.append("it was saved by another version of qemuspawner")
+        if self.qemu != now.qemu:
+            found.append(f"QEMU was {self.qemu} and is {now.qemu}")
+        if self.accelerator != now.accelerator:
+            found.append(f"it ran with {self.accelerator} and would with {now.accelerator}")
+        if self.cpu != now.cpu:
+            found.append("the host's processor is another one")
+        if self.image != now.image:
+            found.append("the machine's image has changed")
+        if (self.cpus, self.memory_mib) != (now.cpus, now.memory_mib):
+            found.append("its size is another one")
+        if self.machine != now.machine:
+            found.append("machine.toml has changed")
+        return found
+
+
+class FileDigest(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that must not have changed."""
+
+    size_bytes: int
+    digest: str  # sha256:<hex> of its content; "" where only the size is compared
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """`saved.json`."""
+
+    kind: Literal["template", "suspended", "checkpoint"]
+    name: str  # the folder's
+    title: str = ""  # a checkpoint's, in the user's words
+    automatic: bool = False  # a checkpoint that the clock made
+    saved_at: float  # Unix seconds
+    expires: float = 0  # Unix seconds; 0: never
+    fingerprint: Fingerprint
+    memory: Literal["mapped", "streamed", "lost"]  # in a file of its own, within the state, or not at all
+    layers: int  # frozen disks above the base image
+    files: dict[str, FileDigest]
+    size_bytes: int  # what the folder takes on the disk
+    boot_s: float = 0  # what starting from it spares: how long a cold boot took
+    machine_id: str = ""
+    spec: SessionSpec | None = None  # a session's own, to start it again
+    problem: str = ""  # why it could not be restored the last time
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self, enc_hook=encode_unit))
+
+
+def load_saved(folder: Path) -> Saved | None:
+    """What lies in `folder`; None where it is a draft or cannot be read."""
+    try:
+        return msgspec.json.decode(
+            SavedPaths(root=folder).manifest.read_bytes(), type=Saved, dec_hook=decode_unit
+        )
+    except OSError:
+        return None
+    except msgspec.DecodeError as exc:
+        log.warning("%s cannot be read: %s", folder, exc)
+        return None
+
+
+def write_manifest(folder: Path, saved: Saved) -> None:
+    """Put the manifest in its place, whole or not at all; with it the folder counts."""
+    paths = SavedPaths(root=folder)
+    draft = folder / f".{paths.manifest.name}"
+    with draft.open("wb") as file:
+        file.write(saved.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(paths.manifest)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_saved(folder: Path) -> list[Saved]:
+    """All in `folder`, the newest first."""
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return []
+    found = [saved for entry in entries if (saved := load_saved(entry)) is not None]
+    return sorted(found, key=lambda saved: saved.saved_at, reverse=True)
+
+
+def find_suspended(paths: SessionPaths) -> Saved | None:
+    """What the session wakes up from."""
+    return next((saved for saved in list_saved(paths.saved) if saved.kind == "suspended"), None)
+
+
+def list_of_user(state: StatePaths, user: str) -> Iterator[tuple[SessionPaths, list[Saved]]]:
+    """The user's sessions that have something saved, as far as this account may look."""
+    try:
+        roots = [root for root in state.sessions.iterdir() if not root.name.startswith(".")]
+    except OSError:
+        return
+    for root in roots:
+        paths = SessionPaths(root=root)
+        mine = [saved for saved in list_saved(paths.saved) if saved.spec and saved.spec.user == user]
+        if mine:
+            yield paths, mine
+
+
+def used_mib(state: StatePaths, user: str) -> int:
+    """What the user's saved VMs take on this host's disk."""
+    return sum(disk_usage(paths.saved) for paths, _ in list_of_user(state, user)) >> 20
+
+
+def disk_usage(folder: Path) -> int:
+    """Bytes on the disk of everything in `folder`, a file with several names counted once."""
+    seen: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except OSError:
+            continue
+        seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def delete_saved(folder: Path) -> None:
+    """Delete one; the manifest first, so that what is left after a crash is a draft."""
+    SavedPaths(root=folder).manifest.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def delete_expired(paths: SessionPaths) -> int:
+    """Delete what the session kept for long enough, and drafts; how many were deleted.
+
+    Whoever holds the session's lock may call this.
+    """
+    deleted = 0
+    try:
+        entries = list(paths.saved.iterdir())
+    except OSError:
+        return 0
+    for entry in entries:
+        saved = load_saved(entry)
+        if saved is None or 0 < saved.expires < time.time():
+            delete_saved(entry)
+            deleted += 1
+    return deleted

@@ -1,0 +1,154 @@
+"""A session's VM while it runs: QEMU, the guest agent, the clipboard and the disk it writes to."""
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qemuspawner.errors import VmError
+from qemuspawner.machine import Machine
+from qemuspawner.paths import SessionPaths
+from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.qemu.image import create_layer
+from qemuspawner.qemu.process import Log, QemuProcess
+from qemuspawner.qemu.saving import check_state
+from qemuspawner.qemu.vnc import wait_for_display
+from qemuspawner.session.prepare import Started
+
+_QMP_TIMEOUT_S = 20
+_DISPLAY_TIMEOUT_S = 20
+_AGENT_SEND_S = 2
+_SYNC_S = 5
+_MAX_PICTURE_BYTES = 64 << 20
+
+
+class Guest:
+    """One VM from its start to its end."""
+
+    def __init__(self, started: Started, paths: SessionPaths, machine: Machine, *, log: Log) -> None:
+        self.plan = started.plan
+        self.qemu = QemuProcess(started.process, paths, log=log)
+        self.agent = GuestAgent(paths.agent_socket) if machine.agent else None
+        self._state = started.state
+        self._paths = paths
+        self._machine = machine
+        self._log = log
+        # A machine that only has a disc has no disk of its own.
+        self._disk = next((disk for disk in started.vm.disks if not disk.cdrom), None)
+        self._picture_lock = asyncio.Lock()
+
+    @property
+    def disks(self) -> Sequence[Path]:
+        """Every qcow2 above the base image, the one that is written to last."""
+        return () if self._disk is None else (*self._disk.layers, self._disk.path)
+
+    async def connect(self) -> None:
+        """Wait for QEMU, and let the guest run; raises VmError where it cannot."""
+        await self.qemu.connect(timeout_s=_QMP_TIMEOUT_S)
+        if self.plan.restores:
+            await self._restore()
+            await self.qemu.execute("cont")
+        await self._connect_clipboard(connected=True)
+
+    async def _restore(self) -> None:
+        saved, folder = self.plan.saved, self.plan.folder
+        if saved is None or folder is None or self._state is None:
+            raise AssertionError("What is restored was saved.")
+        # Both read the same file; whoever comes first brings it into the page cache.
+        intact = asyncio.create_task(asyncio.to_thread(check_state, folder, saved))
+        try:
+            await self.qemu.restore(self._state, mapped=saved.memory == "mapped")
+        finally:
+            await intact
+
+    async def wait_for_display(self) -> None:
+        """Raises VmError where there is none."""
+        await wait_for_display(self._paths.vnc_socket, timeout_s=_DISPLAY_TIMEOUT_S)
+
+    async def _connect_clipboard(self, *, connected: bool) -> None:
+        if self._machine.clipboard:
+            await self.qemu.connect_clipboard(connected=connected)
+
+    # Saving
+
+    async def sync(self) -> None:
+        """Ask the guest to write what it holds to its disk, so that this alone is worth having."""
+        if self.agent is not None:
+            with contextlib.suppress(VmError, TimeoutError):
+                async with asyncio.timeout(_SYNC_S):
+                    await self.agent.run("/bin/sync", timeout_s=_SYNC_S)
+
+    async def pause(self) -> None:
+        """Stop the guest, in a state that can be saved."""
+        await self._connect_clipboard(connected=False)
+        await self.qemu.execute("stop")
+
+    async def go_on(self) -> None:
+        """Let a paused guest run again."""
+        await self.qemu.execute("cont")
+        await self._connect_clipboard(connected=True)
+
+    async def freeze_disk(self) -> Sequence[Path]:
+        """Write to a new overlay from now on; the disks that stay as they are.
+
+        Raises:
+            VmError, ImageError: Nothing has changed.
+        """
+        if self._disk is None:
+            return ()
+        frozen = self._disk.path
+        depth = len(self._disk.layers) + 1
+        overlay = self._paths.overlay(depth)
+        overlay.unlink(missing_ok=True)
+        await asyncio.to_thread(create_layer, overlay, frozen)
+        await self.qemu.freeze_disk(self._disk, overlay)
+        self._disk = replace(self._disk, path=overlay, layers=(*self._disk.layers, frozen))
+        return self._disk.layers
+
+    async def screenshot(self, target: Path | None = None) -> bytes:
+        """The screen as a PNG, also written to `target`. Raises VmError where there is none."""
+        async with self._picture_lock:
+            path = self._paths.vm / "screen.png"
+            path.unlink(missing_ok=True)
+            await self.qemu.execute("screendump", filename=str(path), format="png")
+            try:
+                picture = await asyncio.to_thread(_read_picture, path)
+                if target is not None:
+                    await asyncio.to_thread(target.write_bytes, picture)
+                return picture
+            except OSError as exc:
+                raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
+            finally:
+                path.unlink(missing_ok=True)
+
+    # The end
+
+    async def shut_down(self) -> None:
+        """Ask the guest, and wait: press the power button, and tell its agent where it has one."""
+        with contextlib.suppress(VmError, TimeoutError):
+            async with asyncio.timeout(self._machine.shutdown):
+                await self.qemu.execute("system_powerdown")
+                if self.agent is not None:
+                    with contextlib.suppress(VmError, TimeoutError):
+                        async with asyncio.timeout(_AGENT_SEND_S):
+                            await self.agent.send("guest-shutdown", mode="powerdown")
+                await self.qemu.wait()
+
+    async def stop(self) -> None:
+        """End QEMU now; harmless when it has ended."""
+        await self.qemu.stop()
+        if self.agent is not None:
+            self.agent.close()
+
+
+def _read_picture(path: Path) -> bytes:
+    """The file that QEMU wrote; nothing that a QEMU broken into may have put in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PICTURE_BYTES:
+            raise OSError("not a picture")
+        return file.read(_MAX_PICTURE_BYTES)

@@ -1,0 +1,255 @@
+"""What stays of a session: the suspended VM and its checkpoints, written so that a crash loses nothing.
+
+A folder below `saved/` counts once its manifest is there: that is written last, and what it replaces is
+deleted after that.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from msgspec import structs
+
+from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.qemu.image import merge_layer
+from qemuspawner.qemu.saving import collect_disks, digest_file, size_only, sync_file
+from qemuspawner.saved import (
+    Fingerprint,
+    Saved,
+    delete_saved,
+    disk_usage,
+    find_suspended,
+    list_saved,
+    load_saved,
+    used_mib,
+    write_manifest,
+)
+from qemuspawner.session.guest import Guest
+from qemuspawner.spec import SessionSpec
+from qemuspawner.units import render_mib
+
+# Each suspend adds a layer to the disk; a chain of more is made shorter.
+_MAX_LAYERS = 4
+
+Kind = Literal["suspended", "checkpoint"]
+
+
+@dataclass(kw_only=True)
+class Keeper:
+    """The saved VMs of one session."""
+
+    spec: SessionSpec
+    paths: SessionPaths
+    fingerprint: Fingerprint
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    # Looking
+
+    def checkpoints(self) -> list[Saved]:
+        """The newest first."""
+        return [saved for saved in list_saved(self.paths.saved) if saved.kind == "checkpoint"]
+
+    def find(self, name: str) -> Saved:
+        """The checkpoint of this name.
+
+        Raises:
+            SessionError: There is none.
+        """
+        for saved in self.checkpoints():
+            if saved.name == name:
+                return saved
+        raise SessionError("There is no such checkpoint.", hint="It was deleted, or has expired.")
+
+    def picture(self, name: str) -> Path:
+        return SavedPaths(root=self.paths.saved / self.find(name).name).picture
+
+    def check_quota(self) -> None:
+        """Raises SessionError where the user's saved VMs take all that they may."""
+        if not self.spec.quota_mib:
+            return
+        used = used_mib(StatePaths.of(self.spec.state_dir), self.spec.user)
+        if used >= self.spec.quota_mib:
+            raise SessionError(
+                f"Your suspended desktops and checkpoints take {render_mib(used)}; "
+                f"{render_mib(self.spec.quota_mib)} are allowed.",
+                hint="Delete some of them first.",
+            )
+
+    # Saving
+
+    async def suspend(self, guest: Guest) -> Saved:
+        """Save the VM and end it.
+
+        Raises:
+            VmError, OSError: It could not be saved, and goes on as before.
+        """
+        async with self._lock:
+            await guest.sync()
+            with self._draft() as draft:
+                await self._pause_and_save(guest, draft)
+                try:
+                    # QEMU has written everything, and writes no more. With its manifest, this counts.
+                    saved = await asyncio.to_thread(self._finish, draft, "suspended", guest.disks)
+                except BaseException:
+                    await guest.go_on()
+                    raise
+            await guest.stop()
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._drop_older, saved)
+            return saved
+
+    async def save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> Saved:
+        """Save the VM, which goes on.
+
+        Raises:
+            SessionError: There are too many.
+            VmError, ImageError, OSError: It could not be saved, and goes on as before.
+        """
+        async with self._lock:
+            self._make_room(automatic=automatic)
+            await guest.sync()
+            with self._draft() as draft:
+                disks = await self._pause_and_save(guest, draft, freeze=True)
+                await guest.go_on()
+                return await asyncio.to_thread(
+                    self._finish, draft, "checkpoint", disks, title=title, automatic=automatic
+                )
+
+    async def keep_disk(self, guest: Guest) -> Saved:
+        """Keep the disk of a VM that has ended, where its memory could not be saved.
+
+        Raises:
+            OSError: Such as a full disk.
+        """
+        async with self._lock:
+            with self._draft() as draft:
+                saved = await asyncio.to_thread(self._finish, draft, "suspended", guest.disks, memory="lost")
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._drop_older, saved)
+            return saved
+
+    async def _pause_and_save(
+        self, guest: Guest, draft: SavedPaths, *, freeze: bool = False
+    ) -> Sequence[Path]:
+        """Pause the VM and write its state; the disks that belong to it. Where that fails it goes on."""
+        with contextlib.suppress(VmError):
+            await guest.screenshot(draft.picture)
+        await guest.pause()
+        try:
+            disks = await guest.freeze_disk() if freeze else guest.disks
+            await guest.qemu.save(draft.state, mapped=False)
+            return disks
+        except BaseException:
+            with contextlib.suppress(VmError):
+                await guest.go_on()
+            raise
+
+    @contextlib.contextmanager
+    def _draft(self) -> Iterator[SavedPaths]:
+        """A new folder; deleted where it does not get its manifest."""
+        root = self.paths.saved / f"{time.time_ns() // 1_000_000:x}"
+        root.mkdir(mode=0o700, parents=True)
+        try:
+            yield SavedPaths(root=root)
+        except BaseException:
+            delete_saved(root)
+            raise
+
+    def _finish(
+        self,
+        draft: SavedPaths,
+        kind: Kind,
+        disks: Sequence[Path],
+        *,
+        title: str = "",
+        automatic: bool = False,
+        memory: Literal["streamed", "lost"] = "streamed",
+    ) -> Saved:
+        files = collect_disks(draft, disks, self.paths.firmware_vars)
+        if memory != "lost":
+            sync_file(draft.state)
+            files[draft.state.name] = digest_file(draft.state)
+        now = time.time()
+        saved = Saved(
+            kind=kind,
+            name=draft.root.name,
+            title=title,
+            automatic=automatic,
+            saved_at=now,
+            expires=now + self.spec.keep_s if self.spec.keep_s else 0,
+            fingerprint=self.fingerprint,
+            memory=memory,
+            layers=len(disks),
+            files=files,
+            size_bytes=disk_usage(draft.root),
+            machine_id=self.spec.machine.id,
+            spec=structs.replace(self.spec, sleeping="wake", branch=""),
+        )
+        write_manifest(draft.root, saved)
+        return saved
+
+    # Forgetting
+
+    def _make_room(self, *, automatic: bool) -> None:
+        kept = self.checkpoints()
+        most = self.spec.max_checkpoints
+        spare = [saved for saved in kept if saved.automatic]
+        while len(kept) >= most and automatic and spare:
+            oldest = spare.pop()
+            kept.remove(oldest)
+            delete_saved(self.paths.saved / oldest.name)
+        if len(kept) >= most:
+            raise SessionError(
+                f"This desktop has {len(kept)} checkpoints; {most} are allowed.",
+                hint="Delete one that you do not need any more.",
+            )
+
+    def delete(self, name: str) -> None:
+        """Raises SessionError where there is no such checkpoint."""
+        delete_saved(self.paths.saved / self.find(name).name)
+
+    def forget_suspended(self) -> None:
+        """The desktop was ended for good: what it was woken from is of no use."""
+        while (saved := find_suspended(self.paths)) is not None:
+            delete_saved(self.paths.saved / saved.name)
+
+    def _drop_older(self, newest: Saved) -> None:
+        """Give back the room of what the newest replaces; nothing runs on it any more."""
+        for path in (*self.paths.vm.glob("disk-*"), *self.paths.layers.glob("*")):
+            path.unlink()
+        for saved in list_saved(self.paths.saved):
+            if saved.kind == "suspended" and saved.name != newest.name:
+                delete_saved(self.paths.saved / saved.name)
+        self._shorten(newest)
+
+    def _shorten(self, saved: Saved) -> None:
+        """Merge the newest layers of a long chain, as far as no checkpoint needs them apart."""
+        folder = SavedPaths(root=self.paths.saved / saved.name)
+        with contextlib.suppress(QemuSpawnerError, OSError):
+            while saved.layers > _MAX_LAYERS:
+                upper, lower = folder.layer(saved.layers - 1), folder.layer(saved.layers - 2)
+                if max(upper.stat().st_nlink, lower.stat().st_nlink) > 1:
+                    return
+                files = {name: file for name, file in saved.files.items() if name != lower.name}
+                # Its size changes from here on, and what it holds, read through the upper one, does not.
+                write_manifest(folder.root, structs.replace(saved, files=files))
+                merge_layer(upper, lower)
+                sync_file(lower)
+                files = {name: file for name, file in files.items() if name != upper.name}
+                files[lower.name] = size_only(lower)
+                saved = structs.replace(saved, layers=saved.layers - 1, files=files)
+                write_manifest(folder.root, saved)
+                upper.unlink()
+
+
+def note_problem(folder: Path, why: str) -> None:
+    """Remember that it could not be woken, for the pages that offer it."""
+    saved = load_saved(folder)
+    if saved is not None and saved.kind != "template":
+        with contextlib.suppress(OSError):
+            write_manifest(folder, structs.replace(saved, problem=why))

@@ -1,0 +1,62 @@
+"""Sessions' VMs without their web side."""
+
+import contextlib
+import io
+import logging
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from PIL import Image as Picture
+
+from qemuspawner.machine import Machine, decode_unit
+from qemuspawner.paths import session_id
+from qemuspawner.session.guest import Guest
+from qemuspawner.session.prepare import Prepared, prepare
+from qemuspawner.spec import SessionSpec
+
+LOG = logging.LoggerAdapter(logging.getLogger(__name__))
+
+
+def make_machine(**keys: Any) -> Machine:
+    """A machine as machine.toml would have it; `image` is a table."""
+    return msgspec.convert({"name": "Painter", **keys}, Machine, dec_hook=decode_unit)
+
+
+def make_spec(state: Path, machine: Machine, *, server_name: str = "", **more: Any) -> SessionSpec:
+    """A session of alice's with one CPU, by emulation."""
+    keys = {
+        "session_id": session_id("alice", server_name),
+        "user": "alice",
+        "server_name": server_name,
+        "state_dir": str(state),
+        "machine": machine,
+        "cpus": 1,
+        "memory_mib": 64,
+        "lifetime_s": 3600,
+        "max_lifetime_s": 3600,
+        "accelerator": "tcg",
+        "allow_tcg": True,
+    }
+    return SessionSpec(**{**keys, **more})  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def running_guest(
+    spec: SessionSpec, *, memories: Mapping[str, int] | None = None
+) -> AsyncIterator[tuple[Guest, Prepared]]:
+    """The VM of a session, connected; ended, with everything that is not kept, at the end."""
+    (Path(spec.state_dir) / "sessions").mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        prepared = prepare(spec, stack, lambda _text, _progress: None, memories=memories)
+        guest = Guest(prepared.started, prepared.paths, prepared.spec.machine, log=LOG)
+        try:
+            await guest.connect()
+            yield guest, prepared
+        finally:
+            await guest.stop()
+
+
+async def screen(guest: Guest) -> Picture.Image:
+    return Picture.open(io.BytesIO(await guest.screenshot())).convert("RGB")
