@@ -106,6 +106,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     qemu_pid: int = 0
     way: Literal["", "cold", "restored", "woken"] = ""
     why: str = ""  # why it came up this way, where there is more to say
+    suspends: tuple[SuspendOn, ...] = ()  # what puts it to sleep, instead of ending it
     suspend_obstacle: str = ""  # why it cannot be suspended; "" where it can
     version: int = 0  # counts up with every change of state or steps
 

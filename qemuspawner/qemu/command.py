@@ -6,6 +6,7 @@ never a path or a user's words (a comma in those would begin a new option).
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
@@ -162,6 +163,17 @@ def _backing_node(disk: Disk) -> dict[str, object] | None:
         name = node_name(disk.id, depth)
         node = {"driver": "qcow2", "node-name": name, "read-only": True, "file": file, "backing": node}
     return node
+
+
+def merge_node(disk: Disk) -> dict[str, object]:
+    """The whole disk as `qemu-img commit` takes it, which writes the overlay into the layer below it."""
+    *frozen, lower = disk.layers
+    node = {
+        "driver": "qcow2",
+        "file": {"driver": "file", "filename": str(lower)},
+        "backing": _backing_node(replace(disk, layers=tuple(frozen))),
+    }
+    return {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk.path)}, "backing": node}
 
 
 def _base_node(disk: Disk) -> dict[str, object]:

@@ -4,6 +4,7 @@ An image from elsewhere may name other files (a backing file, an external data f
 would open with our rights. Its header is read here, by us, and such an image is refused.
 """
 
+import json
 import os
 import re
 import resource
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image, ImageFormat
-from qemuspawner.qemu.vm import DRIVERS
+from qemuspawner.qemu.command import merge_node
+from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.units import render_mib
 
 _MAX_SIZE_BYTES = 16 * 1024**4
@@ -173,17 +175,15 @@ def create_layer(overlay: Path, below: Path) -> None:
     )
 
 
-def merge_layer(upper: Path, lower: Path) -> None:
-    """Write everything in `upper` into `lower`, on which it stands; nobody may have them open.
+def merge_layer(disk: Disk) -> None:
+    """Write everything in the disk's overlay into the layer below it; nobody may have them open.
 
-    Interrupted, it has lost nothing: read through `upper`, all is as it was.
+    Interrupted, it has lost nothing: read through the overlay, all is as it was.
 
     Raises:
         ImageError: qemu-img fails, such as for a full disk.
     """
-    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", f"file:{lower}", "-F", "qcow2", str(upper)]
-    _run_qemu_img(rebase)
-    _run_qemu_img(["qemu-img", "commit", "-q", "-d", "-f", "qcow2", str(upper)])
+    _run_qemu_img(["qemu-img", "commit", "-q", "-d", f"json:{json.dumps(merge_node(disk))}"])
 
 
 def _read_size(overlay: Path) -> int:

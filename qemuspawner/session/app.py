@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import time
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlparse
 
@@ -21,6 +22,7 @@ from tornado import httpserver, web
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.paths import STATIC, TEMPLATES, StatePaths
 from qemuspawner.session.access import Person, Role, Tickets, find_person
+from qemuspawner.session.keep import Keeper
 from qemuspawner.session.relay import CloseCode, Relay, Viewer
 from qemuspawner.session.supervisor import Ending, Supervisor
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
@@ -29,6 +31,9 @@ from qemuspawner.spec import LISTEN_VARIABLE
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
+_MAX_TITLE = 100
+# Shorter than the proxies in between wait.
+_LONGEST_POLL_S = 10
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -152,7 +157,14 @@ class ProbeHandler(web.RequestHandler):
 
 
 class StatusHandler(_Handler):
+    """The status; with `?after=VERSION` as soon as it is another one, or after a while."""
+
     async def get(self) -> None:
+        after = self.get_query_argument("after", None)
+        if after is not None and after == str(self.supervisor.status().version):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LONGEST_POLL_S):
+                    await self.supervisor.changed.wait()
         self.write_status()
 
 
@@ -178,6 +190,76 @@ class ExtendHandler(_Handler):
             raise web.HTTPError(400, "'seconds' must be a whole number of at least 60.")
         self.supervisor.extend(seconds, by=self.person.name)
         self.write_status()
+
+
+class SuspendHandler(_Handler):
+    """Put the desktop to sleep; the answer comes when it is saved."""
+
+    least = "owner"
+
+    async def post(self) -> None:
+        await self.supervisor.suspend(by=self.person.name)
+        self.write_status()
+
+
+class CheckpointsHandler(_Handler):
+    """The desktop's checkpoints: a list, and one more."""
+
+    least = "owner"
+
+    async def get(self) -> None:
+        self.write_checkpoints()
+
+    async def post(self) -> None:
+        title = self.body().get("title", "")
+        if not isinstance(title, str) or len(title) > _MAX_TITLE:
+            raise web.HTTPError(400, f"'title' must be a text of at most {_MAX_TITLE} characters.")
+        await self.supervisor.save_checkpoint(title=title.strip(), by=self.person.name)
+        self.write_checkpoints()
+
+    def write_checkpoints(self) -> None:
+        keeper = self.supervisor.keeper
+        now = time.time()
+        shown = [
+            {
+                "name": saved.name,
+                "title": saved.title,
+                "automatic": saved.automatic,
+                "age_s": max(0, round(now - saved.saved_at)),
+                "expires_in_s": max(0, round(saved.expires - now)) if saved.expires else 0,
+                "size_bytes": saved.size_bytes,
+            }
+            for saved in (keeper.checkpoints() if keeper else [])
+        ]
+        self.finish({"checkpoints": shown, "most": self.supervisor.spec.max_checkpoints})
+
+
+class CheckpointHandler(CheckpointsHandler):
+    """One checkpoint: go back to it, or delete it."""
+
+    async def get(self, name: str) -> None:  # type: ignore[override]
+        """Its picture."""
+        try:
+            picture = await asyncio.to_thread(self._keeper.picture(name).read_bytes)
+        except OSError as exc:
+            raise web.HTTPError(404, "This checkpoint has no picture.") from exc
+        self.set_header("Content-Type", "image/png")
+        self.finish(picture)
+
+    async def post(self, name: str) -> None:  # type: ignore[override]
+        """Go back to it."""
+        await self.supervisor.go_back(name, by=self.person.name)
+        self.write_status()
+
+    async def delete(self, name: str) -> None:
+        await asyncio.to_thread(self._keeper.delete, name)
+        self.write_checkpoints()
+
+    @property
+    def _keeper(self) -> Keeper:
+        if self.supervisor.keeper is None:
+            raise SessionError("The machine is not running.")
+        return self.supervisor.keeper
 
 
 class PowerHandler(_Handler):
@@ -253,6 +335,9 @@ ROUTES = (
     Route("api/ticket", TicketHandler),
     Route("api/extend", ExtendHandler),
     Route("api/power", PowerHandler),
+    Route("api/suspend", SuspendHandler),
+    Route("api/checkpoints", CheckpointsHandler),
+    Route("api/checkpoints/([0-9a-f]+)", CheckpointHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )
@@ -305,7 +390,9 @@ async def serve(supervisor: Supervisor) -> None:
         on_input=supervisor.clocks.note_input,
     )
     supervisor.count_viewers = lambda: relay.viewers
-    supervisor.dismiss_viewers = lambda reason: relay.close_all(CloseCode.ENDED, reason)
+    supervisor.dismiss_viewers = lambda reason: relay.close_all(
+        CloseCode.ASLEEP if supervisor.state in ("suspending", "suspended") else CloseCode.ENDED, reason
+    )
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     app = make_app(supervisor, relay, prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"])
     server = httpserver.HTTPServer(app, ssl_options=_ssl_context(), max_body_size=_MAX_BODY_BYTES)

@@ -18,6 +18,7 @@ from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.image import merge_layer
 from qemuspawner.qemu.saving import collect_disks, digest_file, size_only, sync_file
+from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.saved import (
     Fingerprint,
     Saved,
@@ -30,6 +31,7 @@ from qemuspawner.saved import (
     write_manifest,
 )
 from qemuspawner.session.guest import Guest
+from qemuspawner.session.prepare import Prepared
 from qemuspawner.spec import SessionSpec
 from qemuspawner.units import render_mib
 
@@ -47,6 +49,12 @@ class Keeper:
     paths: SessionPaths
     fingerprint: Fingerprint
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> "Keeper":
+        spec = prepared.spec
+        fingerprint = prepared.host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
+        return cls(spec=spec, paths=prepared.paths, fingerprint=fingerprint)
 
     # Looking
 
@@ -238,13 +246,25 @@ class Keeper:
                 files = {name: file for name, file in saved.files.items() if name != lower.name}
                 # Its size changes from here on, and what it holds, read through the upper one, does not.
                 write_manifest(folder.root, structs.replace(saved, files=files))
-                merge_layer(upper, lower)
+                merge_layer(self._disk(folder, saved.layers))
                 sync_file(lower)
                 files = {name: file for name, file in files.items() if name != upper.name}
                 files[lower.name] = size_only(lower)
                 saved = structs.replace(saved, layers=saved.layers - 1, files=files)
                 write_manifest(folder.root, saved)
                 upper.unlink()
+
+    def _disk(self, folder: SavedPaths, layers: int) -> Disk:
+        """The saved disk with its newest layer as what is written to."""
+        image = self.spec.machine.image
+        return Disk(
+            id="disk0",
+            path=folder.layer(layers - 1),
+            driver="qcow2",
+            layers=tuple(folder.layer(depth) for depth in range(layers - 1)),
+            backing=None if image.format == "iso" else Path(image.file),
+            backing_driver=DRIVERS[image.format],
+        )
 
 
 def note_problem(folder: Path, why: str) -> None:

@@ -36,6 +36,7 @@ class CloseCode(IntEnum):
 
     NORMAL = 1000
     ENDED = 4001  # the session is over
+    ASLEEP = 4002  # it is suspended, and can be woken
     MALFORMED = 4400
     WITHDRAWN = 4403  # the viewer may no longer see this desktop
     REPLACED = 4409  # the same person opened the desktop once more

@@ -123,6 +123,7 @@ class Supervisor:
             qemu_pid=self._guest.qemu.pid if self._guest else 0,
             way=plan.way if plan else "",
             why=plan.why if plan else "",
+            suspends=spec.suspend_on,
             suspend_obstacle=find_saving_obstacle(spec.machine),
             version=self._version,
         )
@@ -192,13 +193,7 @@ class Supervisor:
 
     async def _live(self, prepared: Prepared) -> None:
         """One VM after the other, until the session is to end."""
-        self.keeper = Keeper(
-            spec=self.spec,
-            paths=prepared.paths,
-            fingerprint=prepared.host.fingerprint(
-                self.spec.machine, cpus=self.spec.cpus, memory_mib=self.spec.memory_mib
-            ),
-        )
+        self.keeper = Keeper.of(prepared)
         started = prepared.started
         while self._ending is None:
             self._set_state("booting")

@@ -88,8 +88,8 @@ async def test_qemu_runs_filtered_and_without_capabilities(tmp_path: Path) -> No
     """As the kernel sees it: seccomp filter on, no new privileges, no capability, own namespaces."""
     disk = guests.make_disk(tmp_path / "disk")
 
-    async with running(tmp_path, image={"file": str(disk), "format": "raw"}) as (qemu, _):
-        process = Path(f"/proc/{qemu.pid}")
+    async with running(tmp_path, image={"file": str(disk), "format": "raw"}) as (guest, _):
+        process = Path(f"/proc/{guest.qemu.pid}")
         status = dict(
             line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line
         )

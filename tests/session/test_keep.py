@@ -1,0 +1,369 @@
+"""What is kept of a session: suspended, woken, gone back to; and what no crash or full disk may take away."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import guests
+import pytest
+import vms
+from msgspec import structs
+
+from qemuspawner.errors import SessionError
+from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.saved import Saved, find_suspended, list_saved, load_saved, write_manifest
+from qemuspawner.session.directory import sweep
+from qemuspawner.session.guest import Guest
+from qemuspawner.session.keep import Keeper
+from qemuspawner.spec import SessionSpec
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> SessionSpec:
+    """The painter on a disk of its own; short enough a path for its sockets."""
+    disk = guests.make_disk(tmp_path / "disk", "qcow2")
+    state = tmp_path / "s"
+    state.mkdir()
+    return vms.make_spec(state, vms.make_machine(image={"file": str(disk), "format": "qcow2"}))
+
+
+def paths_of(spec: SessionSpec) -> SessionPaths:
+    return StatePaths.of(spec.state_dir).session(spec.session_id)
+
+
+async def colour(guest: Guest) -> tuple[int, ...]:
+    picture = await vms.screen(guest)
+    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+async def wait_for(guest: Guest, wanted: tuple[int, int, int]) -> None:
+    async with asyncio.timeout(60):
+        while await colour(guest) != wanted:
+            await asyncio.sleep(0.05)
+
+
+async def press_key(guest: Guest) -> None:
+    await guest.qemu.execute("send-key", keys=[{"type": "qcode", "data": "a"}])
+
+
+async def suspend_red(spec: SessionSpec) -> Saved:
+    """Suspend a painter whose screen somebody has turned red."""
+    async with vms.running_guest(spec) as (guest, prepared):
+        await wait_for(guest, guests.GREEN)
+        await press_key(guest)
+        await wait_for(guest, guests.RED)
+        return await Keeper.of(prepared).suspend(guest)
+
+
+async def test_a_suspended_session_wakes_as_it_was(spec: SessionSpec) -> None:
+    saved = await suspend_red(spec)
+
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert prepared.started.plan.way == "woken"
+        assert await colour(guest) == guests.RED
+        # It runs: a key turns it green again.
+        await press_key(guest)
+        await wait_for(guest, guests.GREEN)
+    assert saved.layers == 1
+
+
+async def test_nothing_but_what_was_saved_stays_of_a_suspended_session(spec: SessionSpec) -> None:
+    saved = await suspend_red(spec)
+
+    paths = paths_of(spec)
+    assert {path.name for path in paths.root.iterdir()} == {"lock", "saved"}
+    assert [path.name for path in paths.saved.iterdir()] == [saved.name]
+    # Nobody sweeps it away, and it is not new at each look.
+    assert sweep(StatePaths.of(spec.state_dir), own_id="other") == 0
+    assert find_suspended(paths) == saved
+
+
+async def test_the_chain_of_disks_stays_short(spec: SessionSpec) -> None:
+    """Each wake adds a layer, and a long chain is merged; the machine still boots from it."""
+    layers = []
+    for _ in range(8):
+        async with vms.running_guest(spec) as (guest, prepared):
+            layers.append((await Keeper.of(prepared).suspend(guest)).layers)
+    suspended = find_suspended(paths_of(spec))
+    assert suspended is not None
+
+    async with vms.running_guest(structs.replace(spec, sleeping="boot")) as (guest, _):
+        await wait_for(guest, guests.GREEN)
+    assert suspended.layers <= 4
+    assert max(layers) <= 5
+
+
+async def test_a_checkpoint_is_gone_back_to_and_the_session_goes_on_meanwhile(spec: SessionSpec) -> None:
+    async with vms.running_guest(spec) as (guest, prepared):
+        await wait_for(guest, guests.GREEN)
+        saved = await Keeper.of(prepared).save_checkpoint(guest, title="green", automatic=False)
+        await press_key(guest)
+        await wait_for(guest, guests.RED)
+
+    async with vms.running_guest(structs.replace(spec, sleeping=saved.name)) as (guest, _):
+        assert await colour(guest) == guests.GREEN
+
+
+async def test_a_branch_starts_from_another_sessions_checkpoint(spec: SessionSpec, tmp_path: Path) -> None:
+    """And lives on when that one is deleted."""
+    async with vms.running_guest(spec) as (guest, prepared):
+        keeper = Keeper.of(prepared)
+        await wait_for(guest, guests.GREEN)
+        await press_key(guest)
+        await wait_for(guest, guests.RED)
+        saved = await keeper.save_checkpoint(guest, title="red", automatic=False)
+        branch = vms.make_spec(
+            Path(spec.state_dir), spec.machine, server_name="b", branch=f"{spec.session_id}/{saved.name}"
+        )
+        async with vms.running_guest(branch) as (other, other_prepared):
+            keeper.delete(saved.name)
+            assert await colour(other) == guests.RED
+            kept = await Keeper.of(other_prepared).suspend(other)
+        assert await colour(guest) == guests.RED
+
+    async with vms.running_guest(structs.replace(branch, branch="")) as (other, _):
+        assert await colour(other) == guests.RED
+    assert kept.spec is not None
+    assert kept.spec.branch == ""
+
+
+async def test_another_users_checkpoint_is_not_there(spec: SessionSpec) -> None:
+    async with vms.running_guest(spec) as (guest, prepared):
+        saved = await Keeper.of(prepared).save_checkpoint(guest, title="", automatic=False)
+    mallory = structs.replace(
+        spec, user="mallory", session_id="f" * 20, branch=f"{spec.session_id}/{saved.name}"
+    )
+
+    with pytest.raises(SessionError, match="not there any more"):
+        async with vms.running_guest(mallory):
+            pass
+
+
+async def test_automatic_checkpoints_make_room_for_each_other_and_for_nothing_else(spec: SessionSpec) -> None:
+    spec = structs.replace(spec, max_checkpoints=3)
+    async with vms.running_guest(spec) as (guest, prepared):
+        keeper = Keeper.of(prepared)
+        by_hand = await keeper.save_checkpoint(guest, title="mine", automatic=False)
+        for _ in range(4):
+            newest = await keeper.save_checkpoint(guest, title="", automatic=True)
+        kept = keeper.checkpoints()
+        with pytest.raises(SessionError, match="3 are allowed"):
+            await keeper.save_checkpoint(guest, title="one more", automatic=False)
+
+    names = [saved.name for saved in kept]
+    assert (names[0], names[-1], len(names)) == (newest.name, by_hand.name, 3)
+
+
+# What cannot be woken
+
+
+async def expect_refusal(spec: SessionSpec, match: str) -> None:
+    """The wake says why, its disk can still be booted, and everything stays where it is."""
+    before = list_saved(paths_of(spec).saved)
+    with pytest.raises(SessionError, match=match) as refusal:
+        async with vms.running_guest(spec):
+            pass
+    assert "disk" in refusal.value.hint
+    assert list_saved(paths_of(spec).saved) == before
+    async with vms.running_guest(structs.replace(spec, sleeping="boot")) as (guest, prepared):
+        await wait_for(guest, guests.GREEN)
+        assert "lost" in prepared.started.plan.why
+
+
+async def test_a_truncated_state_is_refused(spec: SessionSpec) -> None:
+    saved = await suspend_red(spec)
+    state = SavedPaths(root=paths_of(spec).saved / saved.name).state
+    os.truncate(state, state.stat().st_size - 1)
+
+    await expect_refusal(spec, "bytes instead of")
+
+
+async def test_a_state_of_the_same_size_but_another_content_is_refused(spec: SessionSpec) -> None:
+    saved = await suspend_red(spec)
+    state = SavedPaths(root=paths_of(spec).saved / saved.name).state
+    with state.open("r+b") as file:
+        file.seek(state.stat().st_size // 2)
+        file.write(bytes(byte ^ 1 for byte in file.read(16)))
+
+    await expect_refusal(spec, "was changed")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("qemu", "6.2.0", "QEMU was 6.2.0"),
+        ("accelerator", "kvm", "it ran with kvm"),
+        ("cpu", "another", "processor"),
+        ("image", "another", "image has changed"),
+        ("machine", "another", "machine.toml has changed"),
+        ("format", 0, "another version of qemuspawner"),
+    ],
+)
+async def test_a_state_of_another_host_or_time_is_refused(
+    spec: SessionSpec, key: str, value: object, words: str
+) -> None:
+    saved = await suspend_red(spec)
+    foreign = structs.replace(saved, fingerprint=structs.replace(saved.fingerprint, **{key: value}))
+    write_manifest(paths_of(spec).saved / saved.name, foreign)
+
+    await expect_refusal(spec, words)
+
+
+async def test_a_damaged_manifest_hides_only_itself(spec: SessionSpec) -> None:
+    """What cannot be read counts as not there; a new desktop starts, and no trace of a crash is shown."""
+    saved = await suspend_red(spec)
+    SavedPaths(root=paths_of(spec).saved / saved.name).manifest.write_bytes(b'{"kind": 7}')
+
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert prepared.started.plan.way == "cold"
+        await wait_for(guest, guests.GREEN)
+
+
+# A disk that is full
+
+
+IN_SMALL_DISK = """
+import asyncio, json, subprocess, sys
+from pathlib import Path
+import msgspec, vms
+from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.session.keep import Keeper
+from qemuspawner.spec import SessionSpec
+import test_keep as t
+
+spec = SessionSpec.from_json(sys.stdin.read())
+
+async def main():
+    async with vms.running_guest(spec) as (guest, prepared):
+        await t.wait_for(guest, t.guests.GREEN)
+        keeper = Keeper.of(prepared)
+        prepared.paths.saved.mkdir(exist_ok=True)
+        saved = str(prepared.paths.saved)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", saved], check=True)
+        failures = []
+        for save in (keeper.suspend(guest), keeper.save_checkpoint(guest, title="", automatic=False)):
+            try:
+                await save
+            except (QemuSpawnerError, OSError) as exc:
+                failures.append(str(exc))
+        left = [path.name for path in prepared.paths.saved.iterdir()]
+        await t.press_key(guest)
+        await t.wait_for(guest, t.guests.RED)
+        subprocess.run(["umount", "-l", saved], check=True)
+        suspended = await keeper.suspend(guest)
+        print(json.dumps({"failures": failures, "left": left, "saved": suspended.kind}))
+
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk_leaves_the_session_running(spec: SessionSpec) -> None:
+    """In a mount namespace of its own, with room for 64 KiB."""
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", IN_SMALL_DISK],
+        input=spec.to_json(),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+
+    assert len(answer["failures"]) == 2
+    assert answer["left"] == []
+    assert answer["saved"] == "suspended"
+
+
+# Killed in the middle
+
+KILLED = """
+import asyncio, sys, os
+import vms
+from qemuspawner.session.keep import Keeper
+from qemuspawner.spec import SessionSpec
+import test_keep as t
+
+spec = SessionSpec.from_json(sys.stdin.read())
+
+async def main():
+    async with vms.running_guest(spec) as (guest, prepared):
+        if prepared.started.plan.way == "cold":
+            await t.wait_for(guest, t.guests.GREEN)
+        print("running", flush=True)
+        sys.stdin = open(0)
+        while True:
+            {action}
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "await Keeper.of(prepared).suspend(guest); print('suspended', flush=True); await asyncio.sleep(60)",
+        "await Keeper.of(prepared).save_checkpoint(guest, title='', automatic=True)",
+    ],
+    ids=["suspend", "checkpoint"],
+)
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.1, 0.2])
+async def test_a_session_killed_while_it_saves_keeps_the_last_good_one(
+    spec: SessionSpec, action: str, after_s: float
+) -> None:
+    """It was suspended before, and woken; then kill -9. It wakes red whatever moment it was."""
+    await suspend_red(spec)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(action=action)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(spec.to_json().encode())
+    process.stdin.close()
+    assert process.stdout.readline() == b"running\n"
+    await asyncio.sleep(after_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert prepared.started.plan.way == "woken"
+        assert await colour(guest) == guests.RED
+        drafts = [path for path in prepared.paths.saved.iterdir() if load_saved(path) is None]
+    assert drafts == []
+
+
+async def test_a_wake_that_is_killed_can_be_tried_again(spec: SessionSpec) -> None:
+    await suspend_red(spec)
+    for _ in range(3):
+        script = textwrap.dedent("""
+            import contextlib, os, sys, time
+            from qemuspawner.session.prepare import prepare
+            from qemuspawner.spec import SessionSpec
+            with contextlib.ExitStack() as stack:
+                prepare(SessionSpec.from_json(sys.stdin.read()), stack, lambda *_: None)
+                os.kill(os.getpid(), 9)
+        """)
+        subprocess.run([sys.executable, "-c", script], input=spec.to_json(), text=True)
+
+    async with vms.running_guest(spec) as (guest, _):
+        assert await colour(guest) == guests.RED
+
+
+async def test_an_expired_one_is_deleted(spec: SessionSpec) -> None:
+    saved = await suspend_red(spec)
+    folder = paths_of(spec).saved / saved.name
+    write_manifest(folder, structs.replace(saved, expires=time.time() - 1))
+
+    assert sweep(StatePaths.of(spec.state_dir), own_id="other") == 1
+    assert not paths_of(spec).root.exists()
