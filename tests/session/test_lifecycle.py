@@ -1,130 +1,15 @@
 """The process qemuspawner-session with a real QEMU: its ends, and what each leaves behind."""
 
 import os
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import guests
-import msgspec
-import pytest
 from processes import find_processes, find_qemu
+from sessions import Session, wait_for
 
-from qemuspawner.machine import Image, Machine, Seconds
-from qemuspawner.paths import SessionPaths, StatePaths, session_id
-from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
-
-
-@pytest.fixture
-def state() -> Iterator[StatePaths]:
-    """A state folder that the sessions' account may enter; root's tests run sessions as nobody."""
-    folder = Path(tempfile.mkdtemp(prefix="qs-"))
-    folder.chmod(0o711)
-    paths = StatePaths(root=folder)
-    paths.sessions.mkdir()
-    if os.geteuid() == 0:
-        os.chown(paths.sessions, *account())
-    yield paths
-    shutil.rmtree(folder)
-
-
-def account() -> tuple[int, int]:
-    entry = pwd.getpwnam("nobody")
-    return entry.pw_uid, entry.pw_gid
-
-
-class Session:
-    """A qemuspawner-session process of the test."""
-
-    def __init__(self, state: StatePaths, spec: SessionSpec) -> None:
-        self.paths: SessionPaths = state.session(spec.session_id)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        environ = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            SPEC_VARIABLE: spec.to_json(),
-            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{self.port}/user/alice/",
-            "JUPYTERHUB_SERVICE_PREFIX": "/user/alice/",
-            "JUPYTERHUB_API_TOKEN": "unused",
-            "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-alice",
-            "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
-        }
-        uid, gid = account() if os.geteuid() == 0 else (None, None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from qemuspawner.session import main; main()"],
-            env=environ, user=uid, group=gid, extra_groups=[] if uid else None,
-        )  # fmt: skip
-
-    def wait_until_ready(self) -> None:
-        """Ask as the hub does."""
-        wait_for(lambda: self.probe() == 200)
-
-    def probe(self) -> int:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/user/alice/api", timeout=5) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as exc:
-            return exc.code
-        except OSError:
-            return 0
-
-    @property
-    def qemu_pid(self) -> int:
-        pid = find_qemu(self.paths)
-        assert pid is not None
-        return pid
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def start(state: StatePaths) -> Iterator[Callable[..., Session]]:
-    """Start a session of the painter; whatever is left of it is ended with the test."""
-    disk = guests.make_disk(state.root / "painter")
-    # The painter does not know the power button.
-    machine = Machine(name="Painter", image=Image(file=str(disk), format="raw"), shutdown=Seconds(1))
-    sessions: list[Session] = []
-
-    def start(server_name: str = "", **keys: Any) -> Session:
-        spec = SessionSpec(
-            session_id=session_id("alice", server_name),
-            user="alice",
-            server_name=server_name,
-            state_dir=str(state.root),
-            machine=machine,
-            cpus=1,
-            memory_mib=64,
-            lifetime_s=600,
-            max_lifetime_s=600,
-            accelerator="tcg",
-            allow_tcg=True,
-        )
-        sessions.append(Session(state, msgspec.structs.replace(spec, **keys)))
-        return sessions[-1]
-
-    yield start
-    for session in sessions:
-        session.process.kill()
-        session.process.wait()
-    for session in sessions:
-        wait_for(lambda session=session: not find_processes(session.paths))
+from qemuspawner.machine import Image, Machine
 
 
 def test_a_stopped_session_leaves_nothing(start: Callable[..., Session]) -> None:

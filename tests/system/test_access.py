@@ -38,6 +38,15 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "api/ticket"): MEMBERS,
     ("POST", "api/extend"): MEMBERS,
     ("POST", "api/power"): OWNER,
+    ("GET", "api/checkpoints"): OWNER,
+    ("POST", "api/checkpoints"): (403, 403, 403, 403, 503, 503),  # this machine cannot be saved
+    ("GET", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 409),
+    ("POST", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 503, 503),
+    ("DELETE", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 409),
+    ("POST!", "api/checkpoints"): (403, 403, 403, 403, 503, 403),
+    ("DELETE!", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 403),
+    ("POST", "api/suspend"): (403, 403, 403, 403, 503, 503),
+    ("POST!", "api/suspend"): (403, 403, 403, 403, 503, 403),
     ("POST!", "api/ticket"): (403, 403, 403, 403, 200, 403),
     ("POST!", "api/extend"): (403, 403, 403, 403, 200, 403),
     ("POST!", "api/power"): (403, 403, 403, 403, 200, 403),
@@ -46,14 +55,17 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "api/nothing"): (403, 403, 403, 404, 404, 404),
 }
 # What is asked for where the route alone is not enough.
-PATHS = {"static/(.*)": "static/vendor/novnc.js"}
+PATHS = {"static/(.*)": "static/vendor/novnc.js", "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc"}
 BODIES = {"api/power": {"action": "reset"}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desktop(hub: live.LiveHub) -> URL:
-    """Alice's desktop."""
-    return await hub.start_server("alice", "desk", machine="painter")
+    """Alice's desktop, on a disk that keeps it from being suspended: it is there for all rows."""
+    hubs.add_machine(hub.state / "machines", hub.state, "wakeful")
+    toml = live.PAINTER.replace("[image]", '[image]\nbus = "nvme"')
+    (hub.state / "machines/wakeful/machine.toml").write_text(toml)
+    return await hub.start_server("alice", "desk", machine="wakeful")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

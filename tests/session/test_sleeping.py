@@ -1,0 +1,97 @@
+"""When a session falls asleep by itself, as a process with a real QEMU."""
+
+import signal
+from collections.abc import Callable
+
+from msgspec import structs
+from processes import find_processes
+from sessions import Session, wait_for
+
+from qemuspawner.machine import Image
+from qemuspawner.saved import find_suspended, list_saved
+
+
+def asleep(session: Session) -> bool:
+    return find_suspended(session.paths) is not None and not find_processes(session.paths)
+
+
+def test_a_stop_suspends_by_policy(start: Callable[..., Session]) -> None:
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+
+    session.process.send_signal(signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert asleep(session)
+
+
+def test_the_end_of_the_lifetime_suspends_by_policy(start: Callable[..., Session]) -> None:
+    session = start(lifetime_s=4, max_lifetime_s=4, suspend_on=("lifetime",))
+
+    assert session.process.wait(60) == 0
+    assert asleep(session)
+
+
+def test_an_idle_session_falls_asleep_by_policy(start: Callable[..., Session]) -> None:
+    session = start(idle_s=2, suspend_on=("idle",))
+
+    assert session.process.wait(60) == 0
+    assert asleep(session)
+
+
+def test_a_policy_for_another_end_keeps_nothing(start: Callable[..., Session]) -> None:
+    session = start(suspend_on=("idle", "lifetime"))
+    session.wait_until_ready()
+
+    session.process.send_signal(signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert not session.paths.root.exists()
+
+
+def test_of_two_wakes_at_once_one_has_the_desktop_and_nothing_is_lost(start: Callable[..., Session]) -> None:
+    """The later start ends the earlier one, which falls asleep again first."""
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+    session.process.send_signal(signal.SIGTERM)
+    session.process.wait(30)
+
+    first, second = start(suspend_on=("stop",)), start(suspend_on=("stop",))
+
+    wait_for(lambda: first.process.poll() is not None or second.process.poll() is not None)
+    winner = first if first.process.poll() is None else second
+    winner.wait_until_ready()
+    winner.process.send_signal(signal.SIGTERM)
+    assert winner.process.wait(30) == 0
+    assert asleep(winner)
+
+
+def test_a_machine_that_cannot_be_saved_keeps_its_disk(start: Callable[..., Session]) -> None:
+    """QEMU cannot save an NVMe disk's device: what is on the disk stays, and starts again."""
+    session = start()
+    machine = session.spec.machine
+    nvme = structs.replace(machine, image=Image(file=machine.image.file, format="raw", bus="nvme"))
+    session.process.kill()
+    session = start("nvme", machine=nvme, suspend_on=("stop",))
+    session.wait_until_ready()
+
+    session.process.send_signal(signal.SIGTERM)
+    assert session.process.wait(60) == 0
+
+    saved = find_suspended(session.paths)
+    assert saved is not None
+    assert saved.memory == "lost"
+    start("nvme", machine=nvme).wait_until_ready()
+
+
+def test_checkpoints_are_made_by_the_clock_and_the_oldest_go(start: Callable[..., Session]) -> None:
+    session = start(checkpoint_every_s=1, max_checkpoints=2)
+    session.wait_until_ready()
+
+    def names() -> list[str]:
+        return [saved.name for saved in list_saved(session.paths.saved)]
+
+    wait_for(lambda: len(names()) == 2)
+    first = names()[-1]
+    wait_for(lambda: len(names()) == 2 and first not in names())
+    assert all(saved.automatic for saved in list_saved(session.paths.saved))
