@@ -51,7 +51,7 @@ async def start_bare(hub: live.LiveHub, machine_id: str, memory_mib: int) -> flo
         )  # fmt: skip
         prepared = prepare(spec, stack, lambda _text, _progress: None)
         log = logging.LoggerAdapter(logging.getLogger("bench"))
-        qemu = QemuProcess(prepared.process, prepared.paths, log=log)
+        qemu = QemuProcess(prepared.started.process, prepared.paths, log=log)
         try:
             await qemu.connect(timeout_s=60)
             await wait_for_display(prepared.paths.vnc_socket, timeout_s=60)
@@ -106,16 +106,24 @@ def children(pid: int) -> list[int]:
 
 
 def memory_of(hub: live.LiveHub, names: list[str]) -> tuple[float, float]:
-    """PSS in MiB of the supervisors, and of the walls between them and QEMU."""
-    supervisors = walls = 0.0
+    """PSS in MiB of the supervisors with their fork server, and of the walls between them and QEMU."""
+    walls = 0.0
+    processes = set()
     for name in names:
         pid = find_holder(StatePaths(root=hub.state).session(session_id(USER, name)).lock)
         assert pid is not None
-        supervisors += pss_mib(pid)
+        processes |= {pid, *fork_server_of(pid)}
         for child in children(pid):
             if not os.path.realpath(f"/proc/{child}/exe").startswith("/usr/bin/qemu-system"):
                 walls += pss_mib(child)
-    return supervisors, walls
+    return sum(map(pss_mib, processes)), walls
+
+
+def fork_server_of(pid: int) -> list[int]:
+    """The process that the supervisor was forked from, which has the same command line."""
+    parent = int(Path(f"/proc/{pid}/status").read_text().partition("\nPPid:")[2].split()[0])
+    words = [Path(f"/proc/{process}/cmdline").read_bytes() for process in (pid, parent)]
+    return [parent] if words[0] == words[1] else []
 
 
 def spread(values: list[float]) -> str:

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import logging
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from PIL import Image as Picture
 
 from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import session_id
+from qemuspawner.qemu.vm import DRIVERS
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.prepare import Prepared, prepare
 from qemuspawner.spec import SessionSpec
@@ -60,3 +63,17 @@ async def running_guest(
 
 async def screen(guest: Guest) -> Picture.Image:
     return Picture.open(io.BytesIO(await guest.screenshot())).convert("RGB")
+
+
+def write_whole_disk(guest: Guest, target: Path) -> None:
+    """Everything that the ended guest has on its disk, base image and layers together, as a raw file."""
+    image = guest.machine.image
+    node: dict[str, Any] = {
+        "driver": DRIVERS[image.format],
+        "file": {"driver": "file", "filename": image.file},
+    }
+    for path in guest.disks:
+        file = {"driver": "file", "filename": str(path)}
+        node = {"driver": "qcow2", "file": file, "backing": node}
+    command = ["qemu-img", "convert", "-O", "raw", f"json:{json.dumps(node)}", str(target)]
+    subprocess.run(command, check=True)

@@ -1,6 +1,6 @@
 """The process of a session, `qemuspawner-session`: QEMU's parent, and the web server the hub proxies to.
 
-JupyterHub starts it as it starts `jupyterhub-singleuser` for notebooks.
+JupyterHub starts it as it starts `jupyterhub-singleuser` for notebooks, or has the fork server become it.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 
 from qemuspawner.errors import QemuSpawnerError
@@ -16,23 +17,40 @@ from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
 
 def main() -> None:
-    """The console script: run one session to its end; exit code 1 where it failed."""
+    """The console script: run one session to its end; exit code 1 where it failed.
+
+    With `--fork-server DESCRIPTOR` it serves the hub at that descriptor instead.
+    """
     # Files and sockets are for this account alone, and guest memory must not end up in a core file.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(format="[%(levelname).1s %(asctime)s qemuspawner-session] %(message)s")
+    match sys.argv[1:]:
+        case ["--fork-server", descriptor]:
+            from qemuspawner.session.forkserver import serve
+
+            serve(int(descriptor))
+        case _:
+            sys.exit(run_session())
+
+
+def run_session(memories: Mapping[str, int] | None = None) -> int:
+    """Run the session that the environment asks for; the process's exit code.
+
+    `memories` are descriptors of templates' memories, by the template's name.
+    """
     logging.getLogger("qemuspawner").setLevel(os.environ.get("QEMUSPAWNER_LOG_LEVEL", "INFO").upper())
     signal.signal(signal.SIGTERM, _exit)
     try:
         spec = SessionSpec.from_environment()
     except QemuSpawnerError as exc:
         logging.getLogger(__name__).error(exc.text)
-        sys.exit(1)
+        return 1
     del os.environ[SPEC_VARIABLE]
 
     from qemuspawner.session.supervisor import Supervisor
 
-    supervisor = Supervisor(spec)
+    supervisor = Supervisor(spec, memories=memories)
     try:
         supervisor.prepare()
         # JupyterHub's client takes most of a second to import: the guest boots meanwhile.
@@ -41,7 +59,7 @@ def main() -> None:
         asyncio.run(serve(supervisor))
     finally:
         supervisor.close()
-    sys.exit(1 if supervisor.state == "failed" else 0)
+    return 1 if supervisor.state == "failed" else 0
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

@@ -50,6 +50,11 @@ _CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
+# Loaded once: the fork server's sessions share it.
+_PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(
+    "session.html"
+)
+
 
 class _Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     """A route of the session. `least` is the role it asks for."""
@@ -345,7 +350,6 @@ ROUTES = (
 
 def make_app(supervisor: Supervisor, relay: Relay, *, prefix: str) -> web.Application:
     """The application; `prefix` begins and ends with a slash."""
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     public_url = os.environ.get("JUPYTERHUB_PUBLIC_URL", "")
     handlers: list[Any] = [
         (prefix + path, handler, {"path": STATIC} if handler is StaticHandler else {})
@@ -360,7 +364,7 @@ def make_app(supervisor: Supervisor, relay: Relay, *, prefix: str) -> web.Applic
         relay=relay,
         tickets=Tickets(),
         prefix=prefix,
-        page=templates.get_template("session.html"),
+        page=_PAGE,
         public_hosts={urlparse(public_url).netloc.lower()} if public_url else set(),
         cookie_secret=os.urandom(32),
         log_function=_log_request,

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,6 @@ _QMP_TIMEOUT_S = 20
 _DISPLAY_TIMEOUT_S = 20
 _AGENT_SEND_S = 2
 _SYNC_S = 5
-_MAX_PICTURE_BYTES = 64 << 20
 
 
 class Guest:
@@ -34,11 +31,10 @@ class Guest:
         self.agent = GuestAgent(paths.agent_socket) if machine.agent else None
         self._state = started.state
         self._paths = paths
-        self._machine = machine
+        self.machine = machine
         self._log = log
         # A machine that only has a disc has no disk of its own.
         self._disk = next((disk for disk in started.vm.disks if not disk.cdrom), None)
-        self._picture_lock = asyncio.Lock()
 
     @property
     def disks(self) -> Sequence[Path]:
@@ -69,7 +65,7 @@ class Guest:
         await wait_for_display(self._paths.vnc_socket, timeout_s=_DISPLAY_TIMEOUT_S)
 
     async def _connect_clipboard(self, *, connected: bool) -> None:
-        if self._machine.clipboard:
+        if self.machine.clipboard:
             await self.qemu.connect_clipboard(connected=connected)
 
     # Saving
@@ -110,26 +106,20 @@ class Guest:
 
     async def screenshot(self, target: Path | None = None) -> bytes:
         """The screen as a PNG, also written to `target`. Raises VmError where there is none."""
-        async with self._picture_lock:
-            path = self._paths.vm / "screen.png"
-            path.unlink(missing_ok=True)
-            await self.qemu.execute("screendump", filename=str(path), format="png")
+        picture = await self.qemu.screenshot()
+        if target is not None:
             try:
-                picture = await asyncio.to_thread(_read_picture, path)
-                if target is not None:
-                    await asyncio.to_thread(target.write_bytes, picture)
-                return picture
+                await asyncio.to_thread(target.write_bytes, picture)
             except OSError as exc:
                 raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
-            finally:
-                path.unlink(missing_ok=True)
+        return picture
 
     # The end
 
     async def shut_down(self) -> None:
         """Ask the guest, and wait: press the power button, and tell its agent where it has one."""
         with contextlib.suppress(VmError, TimeoutError):
-            async with asyncio.timeout(self._machine.shutdown):
+            async with asyncio.timeout(self.machine.shutdown):
                 await self.qemu.execute("system_powerdown")
                 if self.agent is not None:
                     with contextlib.suppress(VmError, TimeoutError):
@@ -142,13 +132,3 @@ class Guest:
         await self.qemu.stop()
         if self.agent is not None:
             self.agent.close()
-
-
-def _read_picture(path: Path) -> bytes:
-    """The file that QEMU wrote; nothing that a QEMU broken into may have put in its place."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PICTURE_BYTES:
-            raise OSError("not a picture")
-        return file.read(_MAX_PICTURE_BYTES)

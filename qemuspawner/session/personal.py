@@ -1,7 +1,40 @@
-"""What makes a desktop its user's own: a copy of a template is a different machine from its twins."""
+"""What makes a desktop its user's own: a copy of a saved VM is a different machine from its twins.
 
+Most of it happens in the guest, in share/guest/personalise.sh. A session that wakes up again is the machine
+that it was, by the marker that the script leaves in its memory, and gets nothing but its clock set.
+
+The network card keeps its MAC address, which a saved VM brings along whatever QEMU is told, and with it the
+address 10.0.2.15: each guest is alone with QEMU in a network of its own, where nobody else can have the same.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+import unicodedata
+import uuid
+
+from qemuspawner.errors import VmError
+from qemuspawner.paths import PERSONALISE_SCRIPT
+from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.qemu.command import NETWORK
 from qemuspawner.session.guest import Guest
 from qemuspawner.spec import SessionSpec
+
+log = logging.getLogger(__name__)
+
+# A machine's own hooks get 20 s each; the script goes on without us after that.
+_SCRIPT_TIMEOUT_S = 120
+# A link that is back at once has never been away for the guest.
+_LINK_DOWN_S = 0.1
+
+# One label of a DNS name, RFC 1123: letters, digits and hyphens, 63 at most.
+_MAX_HOST_NAME = 63
+_ID_DIGITS = 6
+# Colon and newline separate in /etc/passwd, a comma within the comment, "&" stands for the account's name.
+_NOT_IN_FULL_NAME = re.compile(r'[:,=&\\"]')
+_MAX_FULL_NAME = 80
 
 
 async def personalise(guest: Guest, spec: SessionSpec) -> None:
@@ -10,3 +43,91 @@ async def personalise(guest: Guest, spec: SessionSpec) -> None:
     Raises:
         VmError: The agent does not answer, or what it was told to do failed.
     """
+    if guest.agent is None:
+        return
+    restores_twin = guest.plan.way == "restored" or (guest.plan.restores and spec.branch)
+    link = asyncio.create_task(_renew_network(guest)) if restores_twin else None
+    try:
+        await _run_script(guest.agent, spec, way=guest.plan.way)
+    finally:
+        if link is not None:
+            await link
+
+
+async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None:
+    try:
+        code, output = await agent.run(
+            "/bin/sh",
+            "-s",
+            stdin=PERSONALISE_SCRIPT.read_bytes(),
+            env=make_environment(spec, way=way),
+            timeout_s=_SCRIPT_TIMEOUT_S,
+        )
+    except VmError:
+        # Windows has no such shell, and is what it is.
+        if not await _is_windows(agent):
+            raise
+        await agent.execute("guest-set-time", time=time.time_ns())
+        return
+    if code:
+        printable = "".join(
+            char if char.isprintable() else " " for char in output[-4000:].replace("\n", " | ")
+        )
+        log.warning("%s: the machine says: %s", spec.session_id, printable)
+        raise VmError(f"In the machine failed: {printable.rstrip(' |').rpartition(' | ')[2][:200]}.")
+
+
+def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:
+    """What the script in the guest is told; the first four are for the machine's own hooks, too."""
+    return {
+        "QEMUSPAWNER_USER": _sendable(spec.user),
+        "QEMUSPAWNER_SERVER": _sendable(spec.server_name),
+        "QEMUSPAWNER_SESSION": spec.session_id,
+        "QEMUSPAWNER_WAY": way,
+        "QEMUSPAWNER_FULL_NAME": full_name(spec.user),
+        "QEMUSPAWNER_HOST_NAME": host_name(spec),
+        "QEMUSPAWNER_MACHINE_ID": uuid.uuid4().hex,
+        "QEMUSPAWNER_SEED": secrets.token_hex(64),
+        "QEMUSPAWNER_BOOT_SEED": secrets.token_hex(64),
+        "QEMUSPAWNER_NOW": f"{time.time():.2f}",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+
+
+def host_name(spec: SessionSpec) -> str:
+    """The server's name, or else the machine's, and digits of the session's: "analysis-3f2a9c"."""
+    digits = spec.session_id[:_ID_DIGITS]
+    words = _as_label(spec.server_name) or _as_label(spec.machine.id) or "desktop"
+    return f"{words[: _MAX_HOST_NAME - 1 - len(digits)].rstrip('-')}-{digits}"
+
+
+def _as_label(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")
+
+
+def full_name(user: str) -> str:
+    """The user's name as /etc/passwd can hold it."""
+    plain = "".join(char for char in user if char.isprintable())
+    return _NOT_IN_FULL_NAME.sub("", plain).strip()[:_MAX_FULL_NAME].strip()
+
+
+def _sendable(text: str) -> str:
+    """No environment can carry a NUL."""
+    return text.replace("\0", "")
+
+
+async def _renew_network(guest: Guest) -> None:
+    """Pull the cable and put it in again, so that the guest asks for its address anew."""
+    await guest.qemu.execute("set_link", name=NETWORK, up=False)
+    try:
+        await asyncio.sleep(_LINK_DOWN_S)
+    finally:
+        await guest.qemu.execute("set_link", name=NETWORK, up=True)
+
+
+async def _is_windows(agent: GuestAgent) -> bool:
+    found = await agent.execute("guest-get-osinfo")
+    return isinstance(found, dict) and found.get("id") == "mswindows"
