@@ -10,12 +10,16 @@ import binascii
 import contextlib
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from qemuspawner.errors import VmError
 
 _MAX_ANSWER_BYTES = 1 << 20
 _TIMEOUT_S = 10
+# A program that has ended is noticed as soon, and one that takes long is not asked for more often.
+_FIRST_POLL_S = 0.005
+_LONGEST_POLL_S = 0.05
 
 
 class GuestAgent:
@@ -68,8 +72,12 @@ class GuestAgent:
                 await self._synchronise(timeout_s=_TIMEOUT_S)
             self._write({"execute": command, "arguments": arguments})
 
-    async def run(self, *argv: str, stdin: bytes = b"", timeout_s: float = 30) -> tuple[int, str]:
+    async def run(
+        self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout_s: float = 30
+    ) -> tuple[int, str]:
         """Run a program in the guest as root; its exit code and what it wrote (stdout and stderr).
+
+        `env` is its whole environment; without one it has the agent's.
 
         Raises:
             VmError: It could not be started, or did not end within `timeout_s` seconds.
@@ -77,16 +85,20 @@ class GuestAgent:
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
+        if env is not None:
+            arguments["env"] = [f"{name}={value}" for name, value in env.items()]
         started = await self.execute("guest-exec", **arguments)
         if not isinstance(started, dict) or not isinstance(started.get("pid"), int):
             raise VmError("The guest agent's answer to 'guest-exec' is not understood.")
         try:
             async with asyncio.timeout(timeout_s):
+                pause_s = _FIRST_POLL_S
                 while True:
                     status = await self.execute("guest-exec-status", pid=started["pid"])
                     if isinstance(status, dict) and status.get("exited"):
                         break
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
         except TimeoutError as exc:
             raise VmError(f"'{argv[0]}' did not end in the guest within {timeout_s:g} s.") from exc
         output = _decode(status.get("out-data")) + _decode(status.get("err-data"))

@@ -15,6 +15,7 @@ from qemuspawner.qemu.vm import DirectKernel, Disk, Memory, Uefi, Vm, node_name
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 CLIPBOARD_CHARDEV = "vdagent0"
+NETWORK = "net0"
 
 # TCG caches translated code, by default up to 1 GiB a VM.
 TCG_CACHE_MIB = 256
@@ -217,8 +218,8 @@ def input_args(display: str) -> list[str]:
 def network_args() -> list[str]:
     """A network card with DHCP and nothing behind it."""
     return [
-        *json_option("-netdev", {"type": "user", "id": "net0", "restrict": True}),
-        *json_option("-device", {"driver": "virtio-net-pci", "netdev": "net0", "romfile": ""}),
+        *json_option("-netdev", {"type": "user", "id": NETWORK, "restrict": True}),
+        *json_option("-device", {"driver": "virtio-net-pci", "netdev": NETWORK, "romfile": ""}),
     ]
 
 

@@ -6,6 +6,7 @@ QEMU's seccomp filter (`-sandbox`) stands inside. All of it works without privil
 """
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,13 +24,19 @@ _OOM_SCORE = 500
 _IF_PARENT_LIVES = 'test "$PPID" = "$0" && exec "$@"'
 
 
-def tie_to_parent(command: Sequence[str], *, parent_pid: int) -> list[str]:
-    """`command`, killed by the kernel as soon as its parent dies.
+def tie_to_parent(
+    command: Sequence[str], *, parent_pid: int, account: pwd.struct_passwd | None = None
+) -> list[str]:
+    """`command`, killed by the kernel as soon as its parent dies; with root's rights given up for `account`.
 
     The parent must start it from its main thread: the signal is sent when that thread ends.
     """
+    become: tuple[str, ...] = ()
+    if account is not None:
+        # In the same call: a change of the account clears the death signal, which setpriv sets last.
+        become = (f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups")
     return [
-        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *("setpriv", *become, "--pdeathsig", "KILL", "--"),
         *("sh", "-c", _IF_PARENT_LIVES, str(parent_pid)),
         *("choom", "-n", str(_OOM_SCORE), "--"),
         *command,
@@ -68,7 +75,7 @@ _SYSTEM_FILES = (
 
 
 @cache
-def check_jail() -> None:
+def check_jail(account: pwd.struct_passwd | None = None) -> None:
     """Raise HostError where these walls cannot be built on this host, by building them once."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
@@ -76,9 +83,8 @@ def check_jail() -> None:
             f"The jail around QEMU needs {' and '.join(missing)}.",
             hint="Install bubblewrap and util-linux, or set jail = False where every user is trusted.",
         )
-    command = tie_to_parent(
-        in_jail(["true"], work_dir=Path("/usr"), files=(), kvm=False), parent_pid=os.getpid()
-    )
+    inside = in_jail(["true"], work_dir=Path("/usr"), files=(), kvm=False)
+    command = tie_to_parent(inside, parent_pid=os.getpid(), account=account)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
     if done.returncode != 0:
         raise HostError(

@@ -25,6 +25,7 @@ _QMP_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 300
 _MIGRATION_POLL_S = 0.005
 _QUIT_TIMEOUT_S = 3
+_MAX_PICTURE_BYTES = 64 << 20
 
 # A guest can make QEMU complain without end (unknown keys, device errors).
 _MAX_LOG_LINES = 200
@@ -42,6 +43,7 @@ class QemuProcess:
         self._qmp = QMPClient("qemuspawner")
         self._exited = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._picture_lock = asyncio.Lock()
         self.last_words = ""  # the newest line QEMU wrote to its standard error
         self.pid = 0  # QEMU's own, once QMP answers; `process` may be the outermost wall
 
@@ -182,6 +184,23 @@ class QemuProcess:
         backend = {"type": "qemu-vdagent" if connected else "null", "data": data}
         await self.execute("chardev-change", id=CLIPBOARD_CHARDEV, backend=backend)
 
+    async def screenshot(self) -> bytes:
+        """The screen as a PNG.
+
+        Raises:
+            VmError: There is none, or it could not be written.
+        """
+        async with self._picture_lock:
+            path = self._paths.vm / "screen.png"
+            try:
+                path.unlink(missing_ok=True)
+                await self.execute("screendump", filename=str(path), format="png")
+                return await asyncio.to_thread(_read_picture, path)
+            except OSError as exc:
+                raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
+            finally:
+                path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator[EventListener]:
         """Listen to the QMP events of these names from now on."""
@@ -290,6 +309,16 @@ def kill_orphan(qmp_socket: Path) -> bool:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     os.close(descriptor)
     return True
+
+
+def _read_picture(path: Path) -> bytes:
+    """The file that QEMU wrote; nothing that a QEMU broken into may have put in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PICTURE_BYTES:
+            raise OSError("not a picture")
+        return file.read(_MAX_PICTURE_BYTES)
 
 
 def _peer_pid(path: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from qemuspawner.errors import VmError
-from qemuspawner.machine import Machine
+from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
 from qemuspawner.qemu.command import TCG_CPU, qemu_args
 from qemuspawner.qemu.host import Qemu
@@ -32,7 +32,6 @@ def fingerprint(
         OSError: A file of the machine's image is missing.
     """
     image = machine.image
-    files = [name for name in (image.file, image.kernel, image.initrd) if name]
     # The files' own names are elsewhere on another host, and in the command line.
     plain = structs.replace(
         machine,
@@ -52,10 +51,15 @@ def fingerprint(
         accelerator=accelerator,
         cpu=_host_cpu() if accelerator == "kvm" else TCG_CPU,
         machine=f"sha256:{hashlib.sha256(arguments.encode()).hexdigest()}",
-        image=" ".join(_identity(Path(name)) for name in files),
+        image=image_identity(image),
         cpus=cpus,
         memory_mib=memory_mib,
     )
+
+
+def image_identity(image: Image) -> str:
+    """Which files a machine starts from, as text. Raises OSError where one is missing."""
+    return " ".join(_identity(Path(name)) for name in (image.file, image.kernel, image.initrd) if name)
 
 
 def _identity(path: Path) -> str:
@@ -116,6 +120,10 @@ def check_files(paths: SavedPaths, saved: Saved) -> None:
     Raises:
         VmError: With what is wrong.
     """
+    needed = {paths.state.name} if saved.memory != "lost" else set()
+    needed |= {paths.memory.name} if saved.memory == "mapped" else set()
+    if missing := needed - saved.files.keys():
+        raise VmError(f"its list of files lacks '{missing.pop()}'")
     for name, expected in saved.files.items():
         path = paths.root / name
         try:

@@ -1,0 +1,179 @@
+#!/bin/sh
+# Makes the guest a machine unlike its twins, and its user's own. The guest agent runs this as root after each
+# start; with the argument "rehearse", before a template is saved, it only has its programs ready in memory.
+# Every value is in the environment and may hold anything. Beyond a POSIX shell nothing is sure to be there.
+set -u
+
+folder=/run/qemuspawner
+marker=$folder/personalised
+log=$folder/log
+kept=/var/lib/qemuspawner/session # survives a boot, where the disk does
+hook_limit_s=20
+failed=
+
+has() {
+    command -v "$1" > /dev/null 2>&1
+}
+
+fail() {
+    failed=${failed:+$failed, }$1
+}
+
+# Whether the first line of file $1 is $2.
+holds() {
+    line=
+    [ -f "$1" ] && { IFS= read -r line < "$1" || [ -n "$line" ]; } && [ "$line" = "$2" ]
+}
+
+# A restored guest's clock always stands where it was saved; one that was booted is right already.
+set_clock() {
+    now=${QEMUSPAWNER_NOW%.*}
+    if [ "$QEMUSPAWNER_WAY" = cold ]; then
+        clock=$(date +%s)
+        case $((now - ${clock:-0})) in -1 | 0 | 1) return 0 ;; esac
+    fi
+    # Busybox may know whole seconds only.
+    date -s "@$QEMUSPAWNER_NOW" 2> /dev/null || date -s "@$now"
+} > /dev/null
+
+# The kernel has renewed its randomness by itself where it knows vmgenid; this is for all others.
+stir_randomness() {
+    printf '%s' "$QEMUSPAWNER_SEED" > /dev/urandom
+}
+
+# In place: the file may be a mount. A guest that has none needs none.
+set_machine_id() {
+    [ -f /etc/machine-id ] || return 0
+    printf '%s\n' "$QEMUSPAWNER_MACHINE_ID" > /etc/machine-id || return
+    # D-Bus had its own before systemd came.
+    [ ! -f /var/lib/dbus/machine-id ] || [ -L /var/lib/dbus/machine-id ] ||
+        printf '%s\n' "$QEMUSPAWNER_MACHINE_ID" > /var/lib/dbus/machine-id
+}
+
+# What the next boot begins with. In place, so that it stays root's alone.
+replace_random_seed() {
+    for seed in /var/lib/systemd/random-seed /var/lib/urandom/random-seed; do
+        [ ! -f "$seed" ] || printf '%s' "$QEMUSPAWNER_BOOT_SEED" > "$seed" || return
+    done
+}
+
+# Making keys takes a slow guest seconds, so that goes on behind; the shared ones are gone at once.
+renew_host_keys() {
+    set -- /etc/ssh/ssh_host_*_key
+    [ -e "$1" ] && has ssh-keygen || return 0
+    rm -f "$@" /etc/ssh/ssh_host_*_key.pub || return
+    # The agent waits until its pipes are closed.
+    { ssh-keygen -A && restart_sshd; } < /dev/null >> "$log" 2>&1 &
+}
+
+# It has the old keys in its memory until then.
+restart_sshd() {
+    if has systemctl; then
+        systemctl try-restart ssh.service
+        systemctl try-restart sshd.service
+    elif [ -s /run/sshd.pid ]; then
+        kill -HUP "$(cat /run/sshd.pid)"
+    fi
+}
+
+# What stays the same when the session's own disk is booted again.
+become_another() {
+    ! holds "$kept" "$QEMUSPAWNER_SESSION" || return 0
+    set_machine_id || fail 'machine-id'
+    renew_host_keys || fail 'SSH host keys'
+    replace_random_seed || fail 'random seed'
+    printf '%s\n' "$QEMUSPAWNER_SESSION" > "$kept" || fail "$kept"
+}
+
+# Only where the image says that nothing there depends on the name; X cookies usually do.
+rename_host() {
+    [ -e /etc/qemuspawner/rename ] || return 0
+    printf '%s\n' "$QEMUSPAWNER_HOST_NAME" > /proc/sys/kernel/hostname || return
+    printf '%s\n' "$QEMUSPAWNER_HOST_NAME" > /etc/hostname || return
+    [ -f /etc/hosts ] || return 0
+    # At Debian's address for it. The old name stays where it is, for programs that know no other.
+    others=
+    while IFS= read -r line || [ -n "$line" ]; do
+        case $line in
+            '127.0.1.1 '* | '127.0.1.1	'*) ;;
+            *) others="$others$line
+" ;;
+        esac
+    done < /etc/hosts
+    printf '%s127.0.1.1 %s\n' "$others" "$QEMUSPAWNER_HOST_NAME" > /etc/hosts
+}
+
+# The account of the machine's one person: the first that is no system account.
+name_account() {
+    [ -n "$QEMUSPAWNER_FULL_NAME" ] && [ -f /etc/passwd ] && has usermod || return 0
+    while IFS=: read -r account _ number _ comment _; do
+        [ "$number" = 1000 ] || continue
+        # Only the name; behind a comma come room and telephone.
+        case $comment in
+            "$QEMUSPAWNER_FULL_NAME" | "$QEMUSPAWNER_FULL_NAME",*) return 0 ;;
+            *,*) comment=$QEMUSPAWNER_FULL_NAME,${comment#*,} ;;
+            *) comment=$QEMUSPAWNER_FULL_NAME ;;
+        esac
+        usermod --comment "$comment" "$account"
+        return
+    done < /etc/passwd
+}
+
+run_hooks() {
+    for hook in /etc/qemuspawner/personalise.d/*; do
+        # Not what editors and packages leave behind.
+        case $hook in *'~' | *.dpkg-* | *.rpmnew | *.rpmsave) continue ;; esac
+        [ -f "$hook" ] && [ -x "$hook" ] || continue
+        run_hook "$hook" < /dev/null >> "$log" 2>&1 || fail "${hook##*/}"
+    done
+}
+
+run_hook() {
+    echo "== $1"
+    if has timeout; then
+        timeout -s KILL "$hook_limit_s" "$1"
+    else
+        "$1"
+    fi
+}
+
+# Read from the disk by a slow guest, they would cost each copy of the template 2 s.
+rehearse() {
+    mkdir -p "$folder" "${kept%/*}"
+    date -u
+    ! has timeout || timeout 1 true
+    ! has usermod || usermod --help
+    ! has tail || tail -c 1 /dev/null
+}
+
+if [ "${1-}" = rehearse ]; then
+    rehearse > /dev/null 2>&1
+    exit 0
+fi
+
+set_clock || fail 'clock'
+stir_randomness || fail 'randomness'
+
+umask 022
+[ -d "$folder" ] || mkdir -p "$folder" "${kept%/*}" || exit
+umask 077
+: > "$log" || exit
+umask 022
+
+# A marker of an earlier boot does not count, wherever it lies.
+boot=
+[ ! -f /proc/sys/kernel/random/boot_id ] || read -r boot < /proc/sys/kernel/random/boot_id
+if ! holds "$marker" "$QEMUSPAWNER_SESSION $boot"; then
+    become_another
+    rename_host || fail 'host name'
+    name_account || fail 'full name'
+    unset QEMUSPAWNER_NOW QEMUSPAWNER_SEED QEMUSPAWNER_BOOT_SEED QEMUSPAWNER_MACHINE_ID
+    run_hooks
+    printf '%s\n' "$QEMUSPAWNER_SESSION $boot" > "$marker" || fail "$marker"
+fi
+
+[ -n "$failed" ] || exit 0
+# The end is enough: the agent's answers are bounded.
+! has tail || tail -c 2000 "$log"
+printf '%s\n' "$failed"
+exit 1
