@@ -9,8 +9,10 @@ steps; all are this host's wall clock. Prints Markdown.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import live
+from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, async_playwright
 
 MACHINE = "debian-desktop"
@@ -30,15 +33,15 @@ WATCH = """
 window.moments = {};
 const now = () => performance.timeOrigin + performance.now();
 const note = (name) => { moments[name] ??= now(); };
-const Original = WebSocket;
-window.WebSocket = class extends Original {
-  constructor(...args) {
-    super(...args);
+// A proxy, not a subclass: noVNC looks at the socket's own prototype.
+window.WebSocket = new Proxy(WebSocket, {
+  construct(target, args) {
     note("websocket asked");
-    this.addEventListener("open", () => note("websocket open"));
-    this.addEventListener("message", () => note("first message"));
-  }
-};
+    const socket = new target(...args);
+    socket.addEventListener("open", () => note("websocket open"));
+    return socket;
+  },
+});
 function look() {
   const canvas = document.querySelector("#screen canvas");
   if (canvas?.width > 300) {
@@ -69,11 +72,13 @@ SPANS = (
 async def one_round(hub: live.LiveHub, page: Page, name: str) -> dict[str, float]:
     """Unix seconds of every moment."""
     await page.goto(str(hub.url / f"hub/spawn/demo/{name}"))
-    button = page.locator("form#spawn_form input[type=submit], form#spawn_form button[type=submit]").first
+    button = page.get_by_role("button", name="Start")
     await button.wait_for()
     moments = {"clicked": time.time()}
     await button.click(no_wait_after=True)
-    await page.wait_for_function("window.moments?.['first frame']", timeout=60_000, polling=20)
+    async with asyncio.timeout(60):
+        while not await drawn(page):
+            await asyncio.sleep(0.05)
     found: dict[str, Any] = await page.evaluate(
         """() => {
             const entry = performance.getEntriesByType("navigation")[0];
@@ -100,6 +105,13 @@ async def one_round(hub: live.LiveHub, page: Page, name: str) -> dict[str, float
     return moments
 
 
+async def drawn(page: Page) -> bool:
+    # In the middle of a redirect there is no page to ask.
+    with contextlib.suppress(PlaywrightError):
+        return bool(await page.evaluate("() => Boolean(window.moments?.['first frame'])"))
+    return False
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})"
 
@@ -122,10 +134,11 @@ async def main() -> None:
         browser = await driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = await browser.new_page(viewport={"width": 1280, "height": 800})
         await page.add_init_script(WATCH)
-        await page.goto(str(hub.url / "hub/login"))
-        await page.fill("#username_input", "demo")
-        await page.fill("#password_input", hub.password("demo"))
-        await page.click("#login_submit")
+        await page.goto(str((hub.url / "hub/login").with_query(next="/hub/home")))
+        await page.get_by_label("Username").fill("demo")
+        await page.get_by_label("Password").fill(hub.password("demo"))
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url(re.compile("/hub/home"))
         for number in range(arguments.rounds + 1):
             name = f"click{number}"
             moments = await one_round(hub, page, name)

@@ -124,9 +124,12 @@ class _Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         return value
 
     def write_status(self) -> None:
-        status = msgspec.to_builtins(self.supervisor.status())
+        self.finish(self.status())
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = msgspec.to_builtins(self.supervisor.status())
         status["you"] = {"name": self.person.name, "role": self.person.role}
-        self.finish(status)
+        return status
 
 
 class PageHandler(_Handler):
@@ -139,6 +142,7 @@ class PageHandler(_Handler):
     async def get(self) -> None:
         spec = self.supervisor.spec
         prefix = self.settings["prefix"]
+        tickets: Tickets = self.settings["tickets"]
         config = {
             "prefix": prefix,
             "static": prefix + "static/",
@@ -146,7 +150,12 @@ class PageHandler(_Handler):
             "user": self.person.name,
             "session_title": spec.server_name or spec.machine.name,
             "machine": spec.machine.name,
+            "owner": spec.user,
+            "server_name": spec.server_name,
             "xsrf": self.xsrf_token.decode(),
+            # With these the page connects at once, without asking for them.
+            "status": self.status(),
+            "ticket": tickets.issue(self.person),
         }
         self.finish(self.settings["page"].render(config=config))
 

@@ -7,7 +7,7 @@ deleted after that.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,8 +90,10 @@ class Keeper:
 
     # Saving
 
-    async def suspend(self, guest: Guest) -> Saved:
-        """Save the VM and end it.
+    async def suspend(
+        self, guest: Guest, *, before_end: Callable[[], Awaitable[None]] | None = None
+    ) -> Saved:
+        """Save the VM and end it; `before_end` tells those who look on.
 
         Raises:
             VmError, OSError: It could not be saved, and goes on as before.
@@ -106,20 +108,22 @@ class Keeper:
                 except BaseException:
                     await guest.go_on()
                     raise
+            if before_end is not None:
+                await before_end()
             await guest.stop()
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._drop_older, saved)
             return saved
 
-    async def save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> Saved:
-        """Save the VM, which goes on.
+    async def save_checkpoint(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> Saved:
+        """Save the VM, which goes on. An automatic one may take the place of an older, but not of `needed`.
 
         Raises:
             SessionError: There are too many.
             VmError, ImageError, OSError: It could not be saved, and goes on as before.
         """
         async with self._lock:
-            self._make_room(automatic=automatic)
+            self._make_room(automatic=automatic, needed=needed)
             await guest.sync()
             with self._draft() as draft:
                 disks = await self._pause_and_save(guest, draft, freeze=True)
@@ -203,10 +207,10 @@ class Keeper:
 
     # Forgetting
 
-    def _make_room(self, *, automatic: bool) -> None:
+    def _make_room(self, *, automatic: bool, needed: str) -> None:
         kept = self.checkpoints()
         most = self.spec.max_checkpoints
-        spare = [saved for saved in kept if saved.automatic]
+        spare = [saved for saved in kept if saved.automatic and saved.name != needed]
         while len(kept) >= most and automatic and spare:
             oldest = spare.pop()
             kept.remove(oldest)

@@ -122,10 +122,12 @@ def prepare(
     paths.spec.write_text(spec.to_json())
     try:
         started = start_vm(spec, paths, host, plan, stack, report, memories=memories or {})
-    except VmError as exc:
+    except (VmError, OSError) as exc:
         if plan.way != "restored":
             raise
-        started = start_vm(spec, paths, host, boot_instead(spec, exc), stack, report)
+        # Templates may be deleted at any moment, also while one is read.
+        reason = exc if isinstance(exc, VmError) else VmError(f"It cannot be read: {exc.strerror}.")
+        started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
     return Prepared(spec=spec, paths=paths, host=host, started=started)
 
 

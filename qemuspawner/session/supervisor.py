@@ -259,8 +259,8 @@ class Supervisor:
     async def _end(self, guest: Guest, ending: Ending) -> None:
         self._message, self._hint = ending.reason, ending.hint
         if ending.suspended:
-            self._set_state("suspended")
-        elif ending.failed:
+            return
+        if ending.failed:
             self._fail(SessionError(ending.reason, hint=ending.hint))
         elif ending.cause in self.spec.suspend_on and guest.qemu.running:
             await self._suspend_at_end(guest)
@@ -283,7 +283,7 @@ class Supervisor:
         try:
             if why:
                 raise VmError(why)
-            await self.keeper.suspend(guest)
+            await self.keeper.suspend(guest, before_end=lambda: self.dismiss_viewers(reason))
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The memory cannot be kept, only the disk: %s", exc)
             reason = f"{self._message} Its disk is kept, programs that were open are not."
@@ -297,7 +297,6 @@ class Supervisor:
                     f"{self._message} It could not be kept: {full.strerror}.", hint="Tell the administrator."
                 ) from full
         self._message = reason
-        await self.dismiss_viewers(reason)
         self._set_state("suspended")
 
     async def _wait_for_desktop(self, guest: Guest) -> None:
@@ -353,9 +352,11 @@ class Supervisor:
         what = "is full" if is_full else "fails"
         self._message = f"The host's disk {what}: the machine is paused, and nothing is lost."
         self._hint = f"It goes on when the disk can be written again, tried every {_RETRY_DISK_S} s."
+        self._note_change()
         self.log.error("%s", self._message)
         await asyncio.sleep(_RETRY_DISK_S)
         self._message = self._hint = ""
+        self._note_change()
         # Where the disk is still full, QEMU says so once more.
         with contextlib.suppress(VmError):
             await qemu.execute("cont")
@@ -470,22 +471,19 @@ class Supervisor:
         async with self._suspend_lock:
             if self._state != "running":
                 raise VmError("The desktop is being suspended or stopped already.")
+            reason = f"{reason} Start it again to go on where you were."
             self._set_state("suspending")
             try:
-                await self.keeper.suspend(guest)
+                await self.keeper.suspend(guest, before_end=lambda: self.dismiss_viewers(reason))
             except BaseException:
                 if guest.qemu.running:
                     self._set_state("running")
                 else:
                     self._note_exit(guest.qemu, await guest.qemu.wait())
                 raise
-            self.end(
-                Ending(
-                    reason=f"{reason} Start it again to go on where you were.",
-                    graceful=False,
-                    suspended=True,
-                )
-            )
+            self._message = reason
+            self._set_state("suspended")
+            self.end(Ending(reason=reason, graceful=False, suspended=True))
 
     async def save_checkpoint(self, *, title: str, by: str) -> None:
         """Remember the desktop as it is now. Raises QemuSpawnerError where it cannot be saved."""
@@ -495,12 +493,12 @@ class Supervisor:
         self.log.info("A checkpoint, asked for by %s", by)
         await self._save_checkpoint(guest, title=title, automatic=False)
 
-    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> None:
+    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> None:
         assert self.keeper is not None
         if self._state != "running":
             raise VmError("The desktop is being suspended or stopped.")
         try:
-            saved = await self.keeper.save_checkpoint(guest, title=title, automatic=automatic)
+            saved = await self.keeper.save_checkpoint(guest, title=title, automatic=automatic, needed=needed)
         except OSError as exc:
             raise _not_saved(exc) from exc
         self.log.info("Checkpoint %s was saved", saved.name)
@@ -517,7 +515,7 @@ class Supervisor:
         saved = self.keeper.find(name)
         spec = structs.replace(self.spec, sleeping=name, branch="")
         _, plan = await asyncio.to_thread(choose, spec, self._prepared.paths, self._prepared.host)
-        await self._save_checkpoint(guest, title="Before going back", automatic=True)
+        await self._save_checkpoint(guest, title="Before going back", automatic=True, needed=name)
         self.log.info("Back to checkpoint %s, asked for by %s", saved.name, by)
         self._next = plan
         self._interrupted.set()

@@ -1,5 +1,9 @@
 // Requests to the session's API, and what it means when they fail.
 
+const ASK_TIMEOUT_MS = 15_000;
+// Many gigabytes may have to be written.
+const ACT_TIMEOUT_MS = 120_000;
+
 /** Why a request failed. `kind` is one of
  *    network  nobody answered: the connection is lost, or the proxy is
  *    login    the session no longer knows this browser, or no longer lets this person in
@@ -13,6 +17,11 @@ export class ApiError extends Error {
     this.kind = kind;
     this.hint = hint;
   }
+
+  /** In whole sentences, for the person who asked. */
+  get words() {
+    return [this.message, this.hint].filter(Boolean).join(" ") || "The session did not answer.";
+  }
 }
 
 export class Api {
@@ -24,55 +33,99 @@ export class Api {
     this.#xsrf = xsrf;
   }
 
-  status() {
-    return this.#request("GET", "api/status");
+  /** The status; with `after`, the version of the last one, when there is another one or after 10 s. */
+  status(after = null) {
+    return this.#ask("GET", after === null ? "api/status" : `api/status?after=${after}`);
   }
 
   async ticket() {
-    return (await this.#request("POST", "api/ticket")).ticket;
+    return (await this.#ask("POST", "api/ticket")).ticket;
   }
 
   extend() {
-    return this.#request("POST", "api/extend", {});
+    return this.#act("POST", "api/extend");
   }
 
   power(action) {
-    return this.#request("POST", "api/power", { action });
+    return this.#act("POST", "api/power", { action });
   }
 
-  async #request(method, path, body) {
+  /** Resolves when the desktop is saved and sleeps. */
+  suspend() {
+    return this.#act("POST", "api/suspend");
+  }
+
+  /** {checkpoints: [...], most}, the newest first; so are the answers to saving and deleting. */
+  checkpoints() {
+    return this.#act("GET", "api/checkpoints");
+  }
+
+  saveCheckpoint(title) {
+    return this.#act("POST", "api/checkpoints", { title });
+  }
+
+  goBack(name) {
+    return this.#act("POST", `api/checkpoints/${name}`);
+  }
+
+  deleteCheckpoint(name) {
+    return this.#act("DELETE", `api/checkpoints/${name}`);
+  }
+
+  /** The URL of a checkpoint's picture. An image of the same origin passes the login by its cookie. */
+  picture(name) {
+    return `${this.#prefix}api/checkpoints/${name}`;
+  }
+
+  /** What the page cannot go on without: where it is forbidden, the login is lost. */
+  async #ask(method, path) {
+    const { response, answer } = await this.#fetch(method, path, { timeout_ms: ASK_TIMEOUT_MS });
+    if (response.status === 401 || response.status === 403) {
+      throw new ApiError("login", answer?.message);
+    }
+    return this.#accept(response, answer);
+  }
+
+  /** What a person wants: a no is an answer. */
+  async #act(method, path, body = {}) {
+    const { response, answer } = await this.#fetch(method, path, {
+      body: method === "POST" ? JSON.stringify(body) : undefined,
+      timeout_ms: ACT_TIMEOUT_MS,
+    });
+    if (response.status === 401) {
+      throw new ApiError("login", answer?.message);
+    }
+    if (!response.ok && answer?.message) {
+      throw new ApiError("refused", answer.message, answer.hint);
+    }
+    return this.#accept(response, answer);
+  }
+
+  #accept(response, answer) {
+    if (response.ok && answer) {
+      return answer;
+    }
+    throw new ApiError(response.type === "opaqueredirect" ? "astray" : "gone", answer?.message);
+  }
+
+  async #fetch(method, path, { body, timeout_ms }) {
     const headers = { "X-XSRFToken": this.#xsrf, Accept: "application/json" };
     if (body) {
       headers["Content-Type"] = "application/json";
     }
-    let response;
     try {
-      response = await fetch(this.#prefix + path, {
+      const response = await fetch(this.#prefix + path, {
         method,
         headers,
-        body: body && JSON.stringify(body),
+        body,
         // The session never redirects its API: a redirect is the hub's, and followed it would look like an answer.
         redirect: "manual",
         cache: "no-store",
-        signal: AbortSignal.timeout(15_000),
+        signal: AbortSignal.timeout(timeout_ms),
       });
+      return { response, answer: await response.json().catch(() => null) };
     } catch {
       throw new ApiError("network");
     }
-    const answer = await response.json().catch(() => null);
-    if (response.ok && answer) {
-      return answer;
-    }
-    const isAction = Boolean(body);
-    if (response.type === "opaqueredirect") {
-      throw new ApiError("astray");
-    }
-    if (response.status === 401 || (response.status === 403 && !isAction)) {
-      throw new ApiError("login", answer?.message);
-    }
-    if (answer?.message && isAction) {
-      throw new ApiError("refused", answer.message, answer.hint);
-    }
-    throw new ApiError("gone", answer?.message);
   }
 }

@@ -1,5 +1,7 @@
 // The time that is left: the lifetime's end, and the end for want of input.
 
+import { fateOf, fateVerb } from "./words.js";
+
 const WARN_S = 10 * 60;
 const URGENT_S = 2 * 60;
 const IDLE_WARN_S = 5 * 60;
@@ -20,6 +22,20 @@ export function describe(seconds) {
   return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
 }
 
+// Nothing is lost by falling asleep, so that is never urgent.
+function levelOf(fate, seconds) {
+  return seconds < URGENT_S && fate !== "sleeps" ? "urgent" : "warning";
+}
+
+const ADVICE = {
+  sleeps: { warning: "Everything is kept as it is." },
+  keeps: {
+    warning: "Its disk is kept; save what is open in time.",
+    urgent: "Its disk is kept; save what is open now.",
+  },
+  ends: { warning: "Save your work in time.", urgent: "Save your work now." },
+};
+
 /** What a clock shows, from the session's newest status. */
 export class Clock {
   #status = null;
@@ -39,6 +55,11 @@ export class Clock {
     return this.#status ? this.#until(this.#status.deadline) : Infinity;
   }
 
+  /** What the desktop does when its time is over: "ends", or "falls asleep". */
+  get verb() {
+    return this.#status ? fateVerb(fateOf(this.#status, "lifetime")) : "ends";
+  }
+
   get canExtend() {
     return Boolean(this.#status) && this.#status.max_deadline - this.#status.deadline >= LEAST_GAIN_S;
   }
@@ -48,19 +69,20 @@ export class Clock {
     const left_s = this.left_s;
     const idle_s = this.#status ? this.#until(this.#status.idle_deadline) : Infinity;
     if (idle_s < Math.min(IDLE_WARN_S, left_s)) {
+      const fate = fateOf(this.#status, "idle");
       return {
         cause: "idle",
-        level: idle_s < URGENT_S ? "urgent" : "warning",
-        text: `Nobody has used this desktop for a while. It ends in ${describe(idle_s)}.`,
+        level: levelOf(fate, idle_s),
+        text: `Nobody has used this desktop for a while. It ${fateVerb(fate)} in ${describe(idle_s)}.`,
       };
     }
     if (left_s < WARN_S) {
-      const urgent = left_s < URGENT_S;
-      const advice = urgent ? "Save your work now." : "Save your work in time.";
+      const fate = fateOf(this.#status, "lifetime");
+      const level = levelOf(fate, left_s);
       return {
         cause: "time",
-        level: urgent ? "urgent" : "warning",
-        text: `This desktop ends in ${describe(left_s)}. ${this.canExtend ? "" : advice}`.trim(),
+        level,
+        text: `This desktop ${fateVerb(fate)} in ${describe(left_s)}. ${this.canExtend ? "" : ADVICE[fate][level]}`.trim(),
       };
     }
     return null;

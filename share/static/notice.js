@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 
 /** Show a card where the desktop would be.
  *
- *  kind     busy, alert, done or lock: its mark
+ *  kind     busy, alert, done, lock or asleep: its mark
  *  actions  [{label, href} or {label, run}]; the first one is the main one
  *  steps    the session's steps; `progress` in percent
  */
@@ -46,6 +46,44 @@ export function confirmAction({ title, text, label, isDangerous }) {
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+/** Ask for a line of text; resolves to it, trimmed, or to null where it was called off.
+ *
+ *  pattern  a regular expression that the whole text must match; `rule` says it in words
+ */
+export function askText({ title, text, field, label, rule = "", pattern = null, maxLength, placeholder = "" }) {
+  const dialog = byId("ask");
+  setText("ask-title", title);
+  setText("ask-text", text);
+  setText("ask-field", field);
+  setText("ask-rule", rule);
+  byId("ask-yes").textContent = label;
+  const input = byId("ask-input");
+  input.value = "";
+  input.maxLength = maxLength;
+  input.placeholder = placeholder;
+  const isGood = () => pattern === null || pattern.test(input.value.trim());
+  const mark = (isBad) => {
+    input.setAttribute("aria-invalid", String(isBad));
+    byId("ask-rule").classList.toggle("bad", isBad);
+  };
+  mark(false);
+  input.oninput = () => mark(false);
+  byId("ask-yes").onclick = (event) => {
+    if (!isGood()) {
+      event.preventDefault();
+      mark(true);
+      input.focus();
+    }
+  };
+  byId("ask-no").onclick = () => dialog.close("no");
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    const answer = () => resolve(dialog.returnValue === "yes" ? input.value.trim() : null);
+    dialog.addEventListener("close", answer, { once: true });
   });
 }
 

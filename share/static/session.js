@@ -1,6 +1,7 @@
 // The desktop page: connects, reconnects, and says what is going on.
 
 import { Api, ApiError } from "./api.js";
+import { Checkpoints } from "./checkpoints.js";
 import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
@@ -8,23 +9,33 @@ import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } 
 import { remember, remembered } from "./settings.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
+import { describeClosing, describeWay, fateOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const config = JSON.parse(byId("session-config").textContent);
 const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
+const checkpoints = new Checkpoints({ api, config, onGoBack: goBack });
 
 // The relay's close codes; qemuspawner/session/relay.py has the same numbers.
 const ENDED = 4001;
+const ASLEEP = 4002;
 const WITHDRAWN = 4403;
 const REPLACED = 4409;
 const FULL = 4429;
 
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 30_000;
-const STARTING_POLL_MS = 1000;
+// The session itself waits for news; this is for the moments when there are many.
+const STARTING_POLL_MS = 100;
 const RUNNING_POLL_MS = 10_000;
+// A ticket lasts 30 s, and part of that was the page's way here.
+const BROUGHT_MS = 20_000;
+const LONGEST_WAY_BACK_MS = 15_000;
+// A session that has fallen asleep answers for some seconds more, and some later the hub looks for it.
+const LEAVING_POLL_MS = 500;
+const LONGEST_LEAVE_MS = 15_000;
 // The hub's proxy needs a moment to notice a session that restarts; after so many answers it is over.
 const GONE_AFTER = 4;
 
@@ -39,6 +50,11 @@ let nextPoll = null;
 let wasConnected = false;
 let isOver = false; // nothing happens by itself any more
 let hiddenWarning = ""; // the warning that was closed
+let knownVersion = null; // of the status that is waited to change
+let errand = null; // {title, text}: what somebody asked for that takes the desktop away for a while
+// The first status and ticket come with the page: the desktop is there two answers earlier.
+let brought = config.status && config.ticket && performance.now() < BROUGHT_MS ? config : null;
+let isFirstTry = false; // with that ticket
 
 // Connecting.
 
@@ -57,26 +73,50 @@ function start() {
 
 async function connect() {
   clearTimeout(nextTry);
-  if (!wasConnected) {
+  if (!wasConnected && !errand) {
     setPhase("starting", "Connecting");
   }
   try {
-    take(await api.status());
+    let ticket = await arrive();
     goneCount = 0;
     if (isOver) {
       return;
     }
     if (status.state !== "booting" && status.state !== "running") {
       showProgress();
+      knownVersion = status.version ?? null;
+      clearTimeout(nextTry);
       nextTry = setTimeout(connect, STARTING_POLL_MS);
       return;
     }
+    ticket ||= await api.ticket();
     const url = new URL(`${config.prefix}vnc`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    desktop.connect(url, await api.ticket(), { viewOnly: status.you.role === "view" });
+    desktop.connect(url, ticket, { viewOnly: status.you.role === "view" });
   } catch (error) {
     onFailedRequest(error);
   }
+}
+
+/** Take a status that is new; returns a ticket where there is one already. */
+async function arrive() {
+  const version = knownVersion;
+  knownVersion = null;
+  if (brought) {
+    const { status: first, ticket } = brought;
+    brought = null;
+    isFirstTry = true;
+    take(first);
+    return ticket;
+  }
+  if (version !== null) {
+    take(await api.status(version));
+    return "";
+  }
+  // In most cases both are wanted; a ticket that is not used is forgotten.
+  const [newStatus, ticket] = await Promise.all([api.status(), api.ticket()]);
+  take(newStatus);
+  return ticket;
 }
 
 function onFailedRequest(error) {
@@ -98,7 +138,7 @@ function onFailedRequest(error) {
       // The hub knows: it repairs the way and sends us back here, or shows that nothing runs.
       location.reload();
     } else {
-      showEnded("The session is not running any more.");
+      showGone();
     }
     return;
   }
@@ -113,6 +153,11 @@ function retry() {
   clearTimeout(nextTry);
   nextTry = setTimeout(connect, wait_ms);
   setPhase("reconnecting", navigator.onLine ? "Reconnecting" : "No network");
+  if (errand) {
+    setPhase("starting", errand.title);
+    showErrand();
+    return;
+  }
   showNotice({
     kind: "busy",
     title: wasConnected ? "Connection lost" : "Connecting to the desktop",
@@ -142,10 +187,60 @@ function showEnded(reason, hint = "") {
   finish({ kind: "done", title: "This session has ended", text: reason, hint, actions: [HUB] });
 }
 
+/** Nobody is left to say why. */
+function showGone() {
+  if (status && [fateOf(status, "idle"), fateOf(status, "lifetime")].includes("sleeps")) {
+    finish({
+      kind: "asleep",
+      title: "The desktop is not running",
+      text: "It may have fallen asleep while this page was away.",
+      actions: [{ label: "Open it", run: () => location.reload() }, HUB],
+    });
+  } else {
+    showEnded("The session is not running any more.");
+  }
+}
+
+/** Show that it sleeps, and how to wake it. */
+function showAsleep(reason) {
+  const isOwner = status?.you.role === "owner";
+  finish({
+    kind: "asleep",
+    title: "The desktop is asleep",
+    text: reason || "It is saved as it was, with everything that is open.",
+    hint: isOwner ? "" : "Its owner can wake it.",
+    actions: [isOwner ? { label: "Wake it", run: wake } : { label: "Look again", run: () => location.reload() }, HUB],
+  });
+}
+
+/** Load the page anew as soon as the hub has noticed that the old session has left: then it wakes the desktop. */
+async function wake() {
+  setPhase("over", "Waking");
+  showNotice({ kind: "busy", title: "Waking the desktop" });
+  const until_ms = performance.now() + LONGEST_LEAVE_MS;
+  while (performance.now() < until_ms && (await isLeaving())) {
+    await new Promise((resolve) => setTimeout(resolve, LEAVING_POLL_MS));
+  }
+  location.reload();
+}
+
+async function isLeaving() {
+  try {
+    return ["suspending", "suspended"].includes((await api.status()).state);
+  } catch (error) {
+    // The proxy still leads to it; from then on requests go astray to the hub.
+    return error.kind === "gone" || error.kind === "network";
+  }
+}
+
 desktop.addEventListener("connect", () => {
   wasConnected = true;
   retries = 0;
-  hideNotice();
+  isFirstTry = false;
+  if (errand?.isSent) {
+    toast(errand.done);
+    errand = null;
+  }
   showConnection();
   if (!document.querySelector("dialog[open]") && !byId("bar").contains(document.activeElement)) {
     desktop.focus();
@@ -161,6 +256,8 @@ desktop.addEventListener("close", ({ detail: { code, reason } }) => {
   }
   if (code === ENDED) {
     showEnded(reason || "Its time was over.");
+  } else if (code === ASLEEP) {
+    showAsleep(reason);
   } else if (code === WITHDRAWN) {
     finish({ kind: "lock", title: "No longer shared with you", text: reason, actions: [HUB] });
   } else if (code === REPLACED) {
@@ -172,6 +269,10 @@ desktop.addEventListener("close", ({ detail: { code, reason } }) => {
     });
   } else if (code === FULL) {
     finish({ kind: "alert", title: "Too many viewers", text: reason, actions: [RETRY, HUB] });
+  } else if (isFirstTry || status?.state === "suspending") {
+    // The page's own ticket was too old; or the machine has stopped, and its session knows why.
+    isFirstTry = false;
+    connect();
   } else {
     retry();
   }
@@ -201,13 +302,32 @@ function take(newStatus) {
     });
   } else if (status.state === "ended") {
     showEnded(status.message || "The session is over.", status.hint);
+  } else if (status.state === "suspended") {
+    showAsleep(status.message);
   } else {
+    describeDesktop();
     tick();
     schedulePoll();
     if (desktop.isConnected) {
       showConnection();
     }
   }
+}
+
+/** What the page says about this desktop beside its picture. */
+function describeDesktop() {
+  const way = describeWay(status);
+  const obstacle = status.suspend_obstacle ?? "";
+  byId("name").title = way;
+  byId("help-way").textContent = way && `This desktop was ${way[0].toLowerCase()}${way.slice(1)}.`.replace("..", ".");
+  byId("help-closing").textContent = describeClosing(status);
+  byId("time-about").title = `Until the desktop ${clock.verb}`;
+  const suspendButton = byId("suspend");
+  suspendButton.disabled = Boolean(obstacle);
+  suspendButton.title = obstacle;
+  byId("suspend-about").textContent =
+    obstacle || "Sleep: everything stays as it is and comes back when you open it again.";
+  checkpoints.obstacle = obstacle;
 }
 
 function schedulePoll() {
@@ -222,14 +342,23 @@ async function poll() {
     return;
   }
   try {
-    take(await api.status());
+    // What is about to change is told when it does; a calm desktop is not worth a request that waits.
+    const newStatus = await api.status(status.state === "running" ? null : status.version);
+    if (!isOver) {
+      take(newStatus);
+    }
   } catch {
     // The websocket knows better whether the session is there.
-    schedulePoll();
+    clearTimeout(nextPoll);
+    nextPoll = setTimeout(poll, RUNNING_POLL_MS);
   }
 }
 
 function showProgress() {
+  if (status.state === "suspending") {
+    showSaving();
+    return;
+  }
   const isStopping = status.state === "stopping";
   setPhase("starting", isStopping ? "Stopping" : "Starting");
   showNotice({
@@ -241,7 +370,27 @@ function showProgress() {
   });
 }
 
+const SAVING = {
+  title: "Saving…",
+  text: "The desktop falls asleep when its memory and its disk are saved. That takes some seconds.",
+};
+
+function showSaving() {
+  setPhase("starting", SAVING.title);
+  showNotice({ kind: "busy", ...SAVING });
+}
+
+/** The desktop is connected, which is not all there is to say. */
 function showConnection() {
+  if (status.state === "suspending") {
+    showSaving();
+    return;
+  }
+  if (errand) {
+    showErrand();
+    return;
+  }
+  hideNotice();
   const words = {
     booting: status.steps.at(-1)?.text ?? "Starting",
     stopping: "Shutting down",
@@ -317,7 +466,7 @@ async function extend() {
     return;
   }
   hiddenWarning = "";
-  toast(`Extended. The desktop ends in ${describe(clock.left_s)}.`);
+  toast(`Extended. The desktop ${clock.verb} in ${describe(clock.left_s)}.`);
   desktop.focus();
 }
 
@@ -359,10 +508,70 @@ async function changePower(action) {
       take(await api.power(action));
       toast({ shutdown: "Asked to shut down.", reset: "Reset.", poweroff: "Switched off." }[action]);
     } catch (error) {
-      toast([error.message, error.hint].filter(Boolean).join(" ") || "The session did not answer.");
+      toast(error.words ?? String(error));
     }
   }
   desktop.focus();
+}
+
+// Errands.
+
+function showErrand() {
+  showNotice({ kind: "busy", title: errand.title, text: errand.text });
+}
+
+/** Ask for something that takes the desktop away; returns whether it was done. Its notice stays until the
+ *  desktop is back, or gives way to the last one.
+ *
+ *  newErrand  {title, text} of the notice, and `done`: what to say when the desktop is back
+ */
+async function runErrand(newErrand, request) {
+  if (errand || isOver) {
+    return false;
+  }
+  closeAll();
+  errand = newErrand;
+  setPhase("starting", errand.title);
+  showErrand();
+  try {
+    await request();
+  } catch (error) {
+    errand = null;
+    if (!isOver) {
+      toast(error.words ?? String(error));
+      // Whether it goes on, or is being saved all the same.
+      await poll();
+      desktop.focus();
+    }
+    return false;
+  }
+  newErrand.isSent = true;
+  return !isOver;
+}
+
+async function suspend() {
+  if (await runErrand({ ...SAVING }, () => api.suspend())) {
+    showAsleep("");
+  }
+}
+
+async function goBack(checkpoint, title) {
+  const notice = {
+    title: `Going back to “${title}”`,
+    text: "First, the desktop is saved as it is now.",
+    done: `The desktop is back at “${title}”.`,
+  };
+  if (await runErrand(notice, () => api.goBack(checkpoint.name))) {
+    setTimeout(() => settle(notice), LONGEST_WAY_BACK_MS);
+  }
+}
+
+/** The desktop was connected again before its session had answered, as unlikely as that is. */
+function settle(notice) {
+  if (errand === notice && desktop.isConnected) {
+    errand = null;
+    showConnection();
+  }
 }
 
 async function saveScreenshot() {
@@ -419,6 +628,7 @@ function setUpTools() {
   for (const item of document.querySelectorAll("[data-power]")) {
     item.addEventListener("click", () => changePower(item.dataset.power));
   }
+  byId("suspend").addEventListener("click", suspend);
   byId("screenshot").addEventListener("click", saveScreenshot);
   byId("screen").addEventListener("focusin", closeMenus);
 }

@@ -15,6 +15,10 @@ export function setUpToolbar({ onLeave }) {
   fold.addEventListener("click", () => setFolded(fold.getAttribute("aria-expanded") === "true"));
   bar.addEventListener("keydown", (event) => onBarKey(event, onLeave));
   document.addEventListener("pointerdown", (event) => {
+    // A dialog lies above all; what it was asked from waits for the answer.
+    if (event.target.closest("dialog")) {
+      return;
+    }
     if (!event.target.closest(".with-menu")) {
       closeMenus();
     }
@@ -48,7 +52,9 @@ export function closeAll() {
 
 function setMenu(button, isOpen) {
   button.setAttribute("aria-expanded", String(isOpen));
-  byId(button.getAttribute("aria-controls")).hidden = !isOpen;
+  const menu = byId(button.getAttribute("aria-controls"));
+  menu.hidden = !isOpen;
+  menu.dispatchEvent(new Event(isOpen ? "open" : "close"));
 }
 
 function toggleMenu(button) {

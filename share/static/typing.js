@@ -1,5 +1,7 @@
 // A phone's keyboard: what is typed into a hidden text field goes to the desktop.
 
+import { closeAll } from "./toolbar.js";
+
 const byId = (id) => document.getElementById(id);
 // Something to delete, or Backspace would say nothing.
 const FILLER = " ".repeat(64);
@@ -22,6 +24,8 @@ export function setUpTyping(desktop) {
     }
     reset();
     area.focus({ preventScroll: true });
+    // The sheet of a phone's tools would cover what is typed.
+    closeAll();
   });
   // Otherwise a tap on the button would first take the focus away, and then bring it back.
   button.addEventListener("pointerdown", (event) => event.preventDefault());

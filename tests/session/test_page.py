@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +34,16 @@ HOSTILE = """</script><img src=x onerror="document.title='owned'">'"{{7*7}}&amp;
 TO_TOOLS = "Control+Alt+Shift+KeyM"
 
 
+def _picture() -> bytes:
+    """What the desktop looked like."""
+    made = io.BytesIO()
+    Image.linear_gradient("L").resize((640, 400)).convert("RGB").save(made, "PNG")
+    return made.getvalue()
+
+
+PICTURE = _picture()
+
+
 class Session:
     """What a test sets, and what the page asked for."""
 
@@ -48,8 +59,19 @@ class Session:
         self.hint = ""
         self.steps: tuple[Step, ...] = ()
         self.progress = 0
+        self.suspends: tuple[str, ...] = ()
+        self.suspend_obstacle = ""
+        self.way, self.why = "", ""
+        self.checkpoints: list[dict[str, Any]] = []
+        self.brings_ticket = True  # the page comes with its first status and ticket
+        self.forgets_first_ticket = False
+        self.statuses = 0  # how many were asked for
+        self.refusal: tuple[int, str, str] | None = None  # status, message and hint for the next action
+        self.gate = asyncio.Event()  # actions wait for it
+        self.gate.set()
         self.answer: int | None = None  # an HTTP status instead of any answer
         self.requests: list[tuple[str, Any]] = []
+        self.issued: list[str] = []
         self.tickets: set[str] = set()
         self.inputs = 0
         self.relay = Relay(session_id="test", vnc_socket=vnc_socket, name="desk", on_input=self._note_input)
@@ -80,10 +102,33 @@ class Session:
             max_deadline=now + self.max_left_s,
             idle_deadline=now + self.idle_left_s if self.idle_left_s else 0,
             viewers=self.relay.viewers,
+            way=self.way,  # type: ignore[arg-type]
+            why=self.why,
+            suspends=self.suspends,  # type: ignore[arg-type]
+            suspend_obstacle=self.suspend_obstacle,
+            version=zlib.crc32(repr((self.state, self.steps, self.progress)).encode()),
         )
         return json.loads(status.to_json()) | {"you": {"name": "alice", "role": self.role}}
 
+    def issue_ticket(self) -> str:
+        ticket = f"T{len(self.issued)}"
+        self.issued.append(ticket)
+        if self.issued != [ticket] or not self.forgets_first_ticket:
+            self.tickets.add(ticket)
+        return ticket
+
+    def add_checkpoint(self, title: str, **differs: Any) -> str:
+        name = f"19a{len(self.checkpoints):x}"
+        facts = {"automatic": False, "age_s": 320, "expires_in_s": 13 * 86400, "size_bytes": 1_503_238_553}
+        self.checkpoints.insert(0, {"name": name, "title": title, **facts, **differs})
+        return name
+
+    def actions(self) -> list[tuple[str, Any]]:
+        """What people asked for: all but tickets."""
+        return [request for request in self.requests if request[0] != "ticket"]
+
     async def stop(self) -> None:
+        self.gate.set()
         await self.relay.close_all(CloseCode.ENDED, "over")
         self.server.stop()
         await self.server.close_all_connections()
@@ -107,32 +152,80 @@ def _application(session: Session) -> web.Application:
                 "static": f"{PREFIX}static/",
                 "hub_home": "/hub/home",
                 "user": "alice",
+                "owner": "alice",
+                "server_name": "desk",
                 "session_title": session.title,
                 "machine": session.machine,
                 "xsrf": "the-token",
+                "status": session.status() if session.brings_ticket else None,
+                "ticket": session.issue_ticket() if session.brings_ticket else "",
             }
             self.finish(templates.get_template("session.html").render(config=config))
 
     class StatusRoute(Route):
-        def get(self) -> None:
+        async def get(self) -> None:
+            session.statuses += 1
+            after = self.get_query_argument("after", "")
+            until = time.monotonic() + 10
+            while after == str(session.status()["version"]) and time.monotonic() < until:
+                await asyncio.sleep(0.02)
             self.finish(session.status())
 
     class ActionRoute(Route):
-        def post(self, action: str) -> None:
+        async def act(self, action: str) -> bool:
+            """Note an action; whether it is to be done."""
             assert self.request.headers["X-XSRFToken"] == "the-token"
             session.requests.append((action, json.loads(self.request.body or b"{}")))
+            await session.gate.wait()
+            if session.refusal:
+                status, message, hint = session.refusal
+                self.set_status(status)
+                self.finish({"message": message, "hint": hint})
+            return not session.refusal
+
+        async def post(self, action: str) -> None:
             if action == "ticket":
-                ticket = f"T{len(session.requests)}"
-                session.tickets.add(ticket)
-                self.finish({"ticket": ticket})
-                return
-            if action == "extend":
-                session.left_s = session.max_left_s
-            self.finish(session.status())
+                session.requests.append((action, {}))
+                self.finish({"ticket": session.issue_ticket()})
+            elif await self.act(action):
+                if action == "extend":
+                    session.left_s = session.max_left_s
+                self.finish(session.status())
+
+    class CheckpointsRoute(ActionRoute):
+        def get(self) -> None:
+            self.finish({"checkpoints": session.checkpoints, "most": 3})
+
+        async def post(self) -> None:  # type: ignore[override]
+            if await self.act("save"):
+                session.add_checkpoint(json.loads(self.request.body)["title"], age_s=1)
+                self.get()
+
+    class CheckpointRoute(ActionRoute):
+        def get(self, name: str) -> None:
+            if name == session.checkpoints[-1]["name"]:
+                raise web.HTTPError(404)
+            # As JupyterHub has it: an image passes by its cookie, a script needs the token.
+            assert self.request.headers["Sec-Fetch-Mode"] == "no-cors"
+            assert self.request.headers["Sec-Fetch-Site"] == "same-origin"
+            self.set_header("Content-Type", "image/png")
+            self.finish(PICTURE)
+
+        async def post(self, name: str) -> None:
+            if await self.act(f"back to {name}"):
+                self.finish(session.status())
+
+        async def delete(self, name: str) -> None:
+            if await self.act(f"delete {name}"):
+                session.checkpoints = [one for one in session.checkpoints if one["name"] != name]
+                self.finish({"checkpoints": session.checkpoints, "most": 3})
 
     class VncRoute(Route):
         async def get(self) -> None:
-            session.tickets.remove(offered_ticket(self.request) or "")
+            ticket = offered_ticket(self.request) or ""
+            if ticket not in session.tickets:
+                raise web.HTTPError(403)
+            session.tickets.remove(ticket)
             websocket = await accept_websocket(self)
             await session.relay.serve(websocket, Viewer(name="alice", role=session.role))  # type: ignore[arg-type]
 
@@ -144,7 +237,9 @@ def _application(session: Session) -> web.Application:
         [
             (PREFIX, PageRoute),
             (f"{PREFIX}api/status", StatusRoute),
-            (f"{PREFIX}api/(ticket|extend|power)", ActionRoute),
+            (f"{PREFIX}api/(ticket|extend|power|suspend)", ActionRoute),
+            (f"{PREFIX}api/checkpoints", CheckpointsRoute),
+            (f"{PREFIX}api/checkpoints/([0-9a-f]+)", CheckpointRoute),
             (f"{PREFIX}vnc", VncRoute),
             (f"{PREFIX}static/(.*)", web.StaticFileHandler, {"path": STATIC}),
             ("/hub/.*", HubRoute),
@@ -203,7 +298,13 @@ async def open_page(session: Session, browser: Browser) -> AsyncIterator[Open]:
 
         yield open_one
     # Chromium also reports requests that fail, which some tests make it do, and noVNC a refused size.
-    allowed = ("Failed to load resource", "Server did not accept the resize request", "WebSocket connection")
+    allowed = (
+        "Failed to load resource",
+        "Server did not accept the resize request",
+        "WebSocket connection",
+        "WebSocket on-error event",
+        "Failed when connecting",
+    )
     assert [text for text in complaints if not text.startswith(allowed)] == []
 
 
@@ -275,7 +376,16 @@ async def test_every_tool_has_a_name(open_page: Open) -> None:
     )
 
     assert "" not in names
-    assert {"Back to the hub", "Clipboard", "Send keys", "View", "Full screen", "Power", "Help"} <= set(names)
+    assert {
+        "Back to the hub",
+        "Clipboard",
+        "Send keys",
+        "View",
+        "Full screen",
+        "Checkpoints",
+        "Power",
+        "Help",
+    } <= set(names)
 
 
 async def test_a_menu_sends_a_chord(session: Session, open_page: Open) -> None:
@@ -311,7 +421,7 @@ async def test_the_page_comes_back_after_a_lost_connection(session: Session, ope
     await expect(page.locator("#notice")).to_be_hidden()
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
     await wait_for_colour(page, GREEN, RED)
-    assert [action for action, _ in session.requests] == ["ticket", "ticket"]
+    assert session.issued == ["T0", "T1"]
 
 
 async def test_the_end_is_told_with_its_reason(session: Session, open_page: Open) -> None:
@@ -422,7 +532,7 @@ async def test_power_is_asked_twice(
 
     await expect(page.locator("#confirm")).to_be_hidden()
     await expect(page.locator("#screen canvas")).to_be_focused()
-    assert session.requests[1:] == sent
+    assert session.actions() == sent
 
 
 async def test_a_viewer_gets_no_tools_that_act(session: Session, open_page: Open) -> None:
@@ -433,7 +543,7 @@ async def test_a_viewer_gets_no_tools_that_act(session: Session, open_page: Open
 
     await page.keyboard.press("a")
 
-    for name in ("clipboard-button", "keys-button", "power-button", "extend"):
+    for name in ("clipboard-button", "keys-button", "checkpoints-button", "power-button", "extend"):
         await expect(page.locator(f"#{name}")).to_be_hidden()
     await expect(page.locator("#connection-text")).to_have_text("View only")
     assert await colour(page) == before
@@ -506,3 +616,350 @@ async def test_a_phone_folds_the_tools_and_can_type(session: Session, open_page:
 
     await wait_for_colour(page, RED if before == GREEN else GREEN)
     assert await page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+# The first connection
+
+
+async def test_the_page_brings_what_it_needs_to_connect(session: Session, open_page: Open) -> None:
+    """The websocket is opened without another request."""
+    await open_page()
+
+    assert (session.statuses, session.requests, session.issued) == (0, [], ["T0"])
+
+
+@pytest.mark.parametrize("brings_ticket", [True, False])
+async def test_a_ticket_that_is_of_no_use_is_replaced(
+    session: Session, open_page: Open, brings_ticket: bool
+) -> None:
+    """Used up, or not there: the page asks for another one."""
+    session.brings_ticket = brings_ticket
+    session.forgets_first_ticket = brings_ticket
+
+    page = await open_page()
+
+    await wait_for_colour(page, GREEN, RED)
+    assert [action for action, _ in session.requests] == ["ticket"]
+
+
+# Checkpoints
+
+
+async def open_checkpoints(page: Page, *, count: int) -> None:
+    await page.locator("#checkpoints-button").click()
+    await expect(page.locator("#checkpoint-list li")).to_have_count(count)
+
+
+async def test_a_checkpoint_is_saved_with_its_title(session: Session, open_page: Open) -> None:
+    """By keyboard; the list shows it, and the keyboard stays where it was."""
+    page = await open_page()
+    await page.locator("#checkpoints-button").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#checkpoint-save")).to_be_focused()
+    await expect(page.locator("#checkpoint-none")).to_be_visible()
+
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("Title", exact=True)).to_be_focused()
+    await page.keyboard.type(" Before the update ")
+    await page.keyboard.press("Enter")
+
+    await expect(page.locator("#checkpoint-list .title")).to_have_text(["Before the update"])
+    await expect(page.locator("#checkpoint-note")).to_have_text("The checkpoint is saved.")
+    await expect(page.locator("#checkpoint-save")).to_be_focused()
+    assert session.actions() == [("save", {"title": "Before the update"})]
+
+
+async def test_a_refused_checkpoint_says_why(session: Session, open_page: Open) -> None:
+    """Message and hint, where the wish was made."""
+    session.refusal = (409, "Your checkpoints take 20 GiB.", "Delete some of them first.")
+    page = await open_page()
+    await open_checkpoints(page, count=0)
+
+    await page.locator("#checkpoint-save").click()
+    await page.locator("#ask-yes").click()
+
+    await expect(page.locator("#checkpoint-note")).to_have_text(
+        "Your checkpoints take 20 GiB. Delete some of them first."
+    )
+
+
+async def test_the_list_tells_what_is_kept(session: Session, open_page: Open) -> None:
+    """Titles as text, whatever they hold; pictures that load, and a frame where there is none."""
+    session.add_checkpoint("", automatic=True, age_s=90_000, size_bytes=700 << 20, expires_in_s=0)
+    session.add_checkpoint(HOSTILE)
+    page = await open_page()
+
+    await open_checkpoints(page, count=2)
+
+    await expect(page.locator("#checkpoint-list .title")).to_have_text([HOSTILE, "Automatic"])
+    await expect(page.locator("#checkpoint-list .facts")).to_have_text(
+        ["5 min ago · 1.4 GiB · kept for 13 d", "1 d ago · 700 MiB"]
+    )
+    await expect(page.locator("#checkpoint-list img")).to_have_count(1)
+    await expect(page.locator("#checkpoint-list img")).to_have_js_property("naturalWidth", 640)
+    await expect(page.locator("#checkpoint-count")).to_have_text("2 of 3")
+    assert await page.title() == "Analysis"
+
+
+async def test_a_full_list_asks_to_delete(session: Session, open_page: Open) -> None:
+    """Confirmed, one goes, and the keyboard is at the next one."""
+    first, second, third = (session.add_checkpoint(title) for title in ("one", "two", "three"))
+    page = await open_page()
+    await open_checkpoints(page, count=3)
+    await expect(page.locator("#checkpoint-why")).to_have_text(
+        "All 3 are in use: delete one to save another."
+    )
+    await expect(page.locator("#checkpoint-save")).to_have_attribute("aria-disabled", "true")
+
+    await page.get_by_role("button", name="Delete: two, 5 min ago").click()
+    await page.locator("#confirm").get_by_role("button", name="Cancel").click()
+    await page.get_by_role("button", name="Delete: two, 5 min ago").click()
+    await page.locator("#confirm").get_by_role("button", name="Delete").click()
+
+    await expect(page.locator("#checkpoint-list .title")).to_have_text(["three", "one"])
+    await expect(page.get_by_role("button", name="Delete: one, 5 min ago")).to_be_focused()
+    await expect(page.locator("#checkpoint-save")).to_have_attribute("aria-disabled", "false")
+    assert session.actions() == [(f"delete {second}", {})]
+    assert {first, third} == {one["name"] for one in session.checkpoints}
+
+
+async def test_going_back_says_what_it_does_and_comes_back(session: Session, open_page: Open) -> None:
+    """One notice from the question until the desktop is there again."""
+    name = session.add_checkpoint("Fresh")
+    session.gate.clear()
+    page = await open_page()
+    await open_checkpoints(page, count=1)
+    await page.get_by_role("button", name="Go back: Fresh, 5 min ago").click()
+    await expect(page.locator("#confirm-text")).to_contain_text("As it is now, it is saved first")
+
+    await page.locator("#confirm-yes").click()
+    await expect(page.locator("#notice-title")).to_have_text("Going back to “Fresh”")
+    await expect(page.locator("#checkpoints-menu")).to_be_hidden()
+    async with page.expect_response(f"**/checkpoints/{name}"):
+        session.gate.set()
+    await session.relay.close_all(CloseCode.UNREACHABLE, "The desktop ended the connection.")
+
+    await expect(page.locator("#toast")).to_have_text("The desktop is back at “Fresh”.")
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(page.locator("#screen canvas")).to_be_focused()
+    assert session.actions() == [(f"back to {name}", {})]
+
+
+async def test_who_cannot_go_back_stays(session: Session, open_page: Open) -> None:
+    """With message and hint, and the desktop as it was."""
+    session.add_checkpoint("Fresh")
+    session.refusal = (409, "There is no such checkpoint.", "It was deleted, or has expired.")
+    page = await open_page()
+    await open_checkpoints(page, count=1)
+
+    await page.get_by_role("button", name="Go back").click()
+    await page.locator("#confirm-yes").click()
+
+    await expect(page.locator("#toast")).to_have_text(
+        "There is no such checkpoint. It was deleted, or has expired."
+    )
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+
+
+async def test_a_branch_is_a_new_server_of_the_hub(session: Session, open_page: Open) -> None:
+    """Its name is checked here, all else by the hub's form."""
+    name = session.add_checkpoint("Fresh")
+    page = await open_page()
+    await open_checkpoints(page, count=1)
+    await page.get_by_role("button", name="Branch: Fresh").click()
+    await page.get_by_label("Name of the new desktop").fill("No Name")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#ask-input")).to_have_attribute("aria-invalid", "true")
+
+    await page.get_by_label("Name of the new desktop").fill("second-try")
+    await page.keyboard.press("Enter")
+
+    await expect(page).to_have_title("Hub")
+    assert page.url.endswith(f"/hub/spawn/alice/second-try?opt-branch=desk%2F{name}")
+
+
+# Sleep
+
+
+async def choose_suspend(page: Page) -> None:
+    await page.locator("#power-button").click()
+    await page.get_by_role("button", name="Suspend").click()
+
+
+async def test_a_desktop_is_put_to_sleep_and_woken(session: Session, open_page: Open) -> None:
+    """The page shows that it is being saved, that it sleeps, and turns to the hub when that knows it."""
+    session.gate.clear()
+    page = await open_page()
+    await choose_suspend(page)
+    await expect(page.locator("#notice-title")).to_have_text("Saving…")
+    session.state, session.message = "suspended", "alice has put the desktop to sleep."
+    session.gate.set()
+    await session.relay.close_all(CloseCode.ASLEEP, "alice has put the desktop to sleep.")
+    await expect(page.locator("#notice-title")).to_have_text("The desktop is asleep")
+    await expect(page.get_by_role("button", name="Wake it")).to_be_focused()
+    assert session.actions() == [("suspend", {})]
+
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notice-title")).to_have_text("Waking the desktop")
+    async with page.expect_response(lambda response: response.status == 503):
+        session.answer = 503  # it has left, and the hub has not noticed
+    await expect(page.locator("#notice-title")).to_have_text("Waking the desktop")
+    session.answer = 302
+
+    await expect(page).to_have_title("Hub")
+
+
+async def test_a_desktop_that_cannot_be_saved_goes_on(session: Session, open_page: Open) -> None:
+    """With message and hint."""
+    session.refusal = (503, "The desktop could not be saved: No space left.", "It goes on.")
+    page = await open_page()
+
+    await choose_suspend(page)
+
+    await expect(page.locator("#toast")).to_have_text(
+        "The desktop could not be saved: No space left. It goes on."
+    )
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+    await expect(page.locator("#screen canvas")).to_be_focused()
+
+
+@pytest.mark.parametrize(("role", "action"), [("owner", "Wake it"), ("control", "Look again")])
+async def test_a_desktop_that_fell_asleep_says_why(
+    session: Session, open_page: Open, role: str, action: str
+) -> None:
+    """Only its owner can wake it."""
+    session.role = role
+    page = await open_page()
+
+    await session.relay.close_all(CloseCode.ASLEEP, "Nobody used the desktop for 2 h.")
+
+    await expect(page.locator("#notice-title")).to_have_text("The desktop is asleep")
+    await expect(page.locator("#notice-text")).to_have_text("Nobody used the desktop for 2 h.")
+    await expect(page.locator("#notice-actions > *")).to_have_text([action, "Back to the hub"])
+
+
+async def test_a_machine_that_stops_while_it_is_saved_is_not_lost(session: Session, open_page: Open) -> None:
+    """Its connection ends before its session can say goodbye."""
+    page = await open_page()
+    session.state = "suspending"
+    await session.relay.close_all(CloseCode.UNREACHABLE, "The desktop ended the connection.")
+    await expect(page.locator("#notice-title")).to_have_text("Saving…")
+
+    session.state, session.message = "suspended", "Nobody used the desktop for 2 h."
+
+    await expect(page.locator("#notice-title")).to_have_text("The desktop is asleep")
+
+
+async def test_what_keeps_a_desktop_from_sleeping_is_said(session: Session, open_page: Open) -> None:
+    """In the menus, before anybody tries; what exists can still be deleted."""
+    session.suspend_obstacle = "A machine with an NVMe disk cannot be saved."
+    session.add_checkpoint("Old")
+    page = await open_page()
+
+    await page.locator("#power-button").click()
+    await expect(page.locator("#suspend")).to_be_disabled()
+    await expect(page.locator("#suspend")).to_have_attribute("title", session.suspend_obstacle)
+    await expect(page.locator("#suspend-about")).to_have_text(session.suspend_obstacle)
+    await open_checkpoints(page, count=1)
+
+    await expect(page.locator("#checkpoint-why")).to_have_text(session.suspend_obstacle)
+    await expect(page.locator("#checkpoint-save")).to_have_attribute("aria-disabled", "true")
+    await expect(page.locator("[data-do=go-back]")).to_be_disabled()
+    await expect(page.locator("[data-do=delete]")).to_be_enabled()
+
+
+@pytest.mark.parametrize("role", ["view", "control"])
+async def test_only_the_owner_has_checkpoints_and_sleep(session: Session, open_page: Open, role: str) -> None:
+    """They are the owner's disk and memory."""
+    session.role = role
+
+    page = await open_page()
+
+    await expect(page.locator("#checkpoints-button")).to_be_hidden()
+    await expect(page.locator("#power-button")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("suspends", "obstacle", "words"),
+    [
+        ((), "", "This desktop ends in 1:39. Save your work now."),
+        (("lifetime",), "", "This desktop falls asleep in 1:39. Everything is kept as it is."),
+        (("lifetime",), "No.", "This desktop shuts down in 1:39. Its disk is kept; save what is open now."),
+        (("idle",), "", "This desktop ends in 1:39. Save your work now."),
+    ],
+)
+async def test_the_warning_says_what_will_happen(
+    session: Session, open_page: Open, suspends: tuple[str, ...], obstacle: str, words: str
+) -> None:
+    """Falling asleep is no reason to hurry."""
+    session.suspends, session.suspend_obstacle = suspends, obstacle
+    session.left_s = session.max_left_s = 100
+    page = await open_page()
+    level = "warning" if "asleep" in words else "urgent"
+
+    await expect(page.locator("#banner-text")).to_have_text(words)
+    await expect(page.locator("#banner")).to_have_attribute("data-level", level)
+
+
+async def test_an_idle_desktop_may_fall_asleep(session: Session, open_page: Open) -> None:
+    """And says so."""
+    session.suspends, session.idle_left_s = ("idle",), 200
+
+    page = await open_page()
+
+    await expect(page.locator("#banner-text")).to_contain_text("It falls asleep in 3:")
+
+
+@pytest.mark.parametrize(
+    ("way", "why", "words"),
+    [
+        ("cold", "no template fits 3 CPUs", "Booted: no template fits 3 CPUs"),
+        ("restored", "", "Restored from a template"),
+        ("woken", "", "Woken"),
+        ("", "", ""),
+    ],
+)
+async def test_the_page_tells_how_the_desktop_came_up(
+    session: Session, open_page: Open, way: str, why: str, words: str
+) -> None:
+    """At its name, and in the help."""
+    session.way, session.why = way, why
+
+    page = await open_page()
+
+    await expect(page.locator("#name")).to_have_attribute("title", words)
+    await page.locator("#help-button").click()
+    await expect(page.locator("#help-way")).to_have_text(
+        f"This desktop was {words[0].lower()}{words[1:]}." if words else ""
+    )
+
+
+async def test_the_help_says_what_becomes_of_the_desktop(session: Session, open_page: Open) -> None:
+    """Where it falls asleep instead of ending."""
+    session.suspends = ("idle", "lifetime", "stop")
+    page = await open_page()
+
+    await page.locator("#help-button").click()
+
+    await expect(page.locator("#help-closing")).to_have_text(
+        "Closing this page leaves the desktop running until its time is over; then it falls asleep, and is "
+        "as you left it when you open it again. Suspend, in the power menu, puts it to sleep now. "
+        "To end it, shut it down."
+    )
+
+
+async def test_checkpoints_fit_a_phone(session: Session, open_page: Open) -> None:
+    """Nothing is wider than the screen."""
+    session.add_checkpoint("A long title of a checkpoint " * 3)
+    page = await open_page(viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
+
+    await page.locator("#fold").tap()
+    await open_checkpoints(page, count=1)
+
+    assert await page.evaluate("document.documentElement.scrollWidth") == 400
+    delete = await page.locator("[data-do=delete]").bounding_box()
+    assert delete is not None
+    assert delete["x"] + delete["width"] <= 400
+    assert delete["height"] >= 36

@@ -1,0 +1,221 @@
+// The menu of checkpoints: what was saved of the desktop, to go back to or to go on from elsewhere.
+
+import { askText, confirmAction } from "./notice.js";
+import { describeAge, describeSize, describeSpan } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+
+const MAX_TITLE = 100;
+// JupyterHub's rule for the name of a server.
+const SERVER_NAME = /^[a-z][a-z0-9-]{0,29}$/;
+
+export class Checkpoints {
+  #api;
+  #config;
+  #onGoBack;
+  #obstacle = "";
+  #shown = { checkpoints: [], most: Infinity }; // until the session has told
+  #isBusy = false;
+
+  /** `onGoBack` is called with the checkpoint that somebody wants back, and means it. */
+  constructor({ api, config, onGoBack }) {
+    this.#api = api;
+    this.#config = config;
+    this.#onGoBack = onGoBack;
+    byId("checkpoints-menu").addEventListener("open", () => this.#load());
+    byId("checkpoint-save").addEventListener("click", () => this.#save());
+  }
+
+  /** Why the desktop cannot be saved; "" where it can. */
+  set obstacle(text) {
+    if (text !== this.#obstacle) {
+      this.#obstacle = text;
+      this.#show(this.#shown);
+    }
+  }
+
+  async #load() {
+    if (!this.#shown.checkpoints.length) {
+      this.#note("Looking for checkpoints…");
+    }
+    await this.#request(() => this.#api.checkpoints(), "");
+  }
+
+  async #save() {
+    if (byId("checkpoint-save").getAttribute("aria-disabled") === "true") {
+      return;
+    }
+    const title = await askText({
+      title: "Save a checkpoint",
+      text: "Everything is saved as it is now, with what is open. The desktop pauses for about a second.",
+      field: "Title",
+      placeholder: "Optional, such as “before the update”",
+      label: "Save",
+      maxLength: MAX_TITLE,
+    });
+    if (title !== null) {
+      this.#note("Saving…");
+      await this.#request(() => this.#api.saveCheckpoint(title), "The checkpoint is saved.");
+    }
+  }
+
+  async #goBack(checkpoint) {
+    const isWanted = await confirmAction({
+      title: `Go back to “${titleOf(checkpoint)}”?`,
+      text: `The desktop will be as it was ${describeAge(checkpoint.age_s)}. As it is now, it is saved first, as the checkpoint “Before going back”.`,
+      label: "Go back",
+      isDangerous: false,
+    });
+    if (isWanted) {
+      this.#onGoBack(checkpoint, titleOf(checkpoint));
+    }
+  }
+
+  async #branch(checkpoint) {
+    const name = await askText({
+      title: "Start another desktop from here",
+      text: `A new desktop goes on from “${titleOf(checkpoint)}”; this one stays as it is.`,
+      field: "Name of the new desktop",
+      rule: "Small letters, digits and -, beginning with a letter, at most 30.",
+      pattern: SERVER_NAME,
+      label: "Continue",
+      maxLength: 30,
+    });
+    if (name !== null) {
+      const { hub_home, owner, server_name } = this.#config;
+      const hub = hub_home.replace(/home$/, "");
+      const query = new URLSearchParams({ "opt-branch": `${server_name}/${checkpoint.name}` });
+      location.assign(`${hub}spawn/${encodeURIComponent(owner)}/${name}?${query}`);
+    }
+  }
+
+  async #delete(checkpoint) {
+    const isWanted = await confirmAction({
+      title: `Delete “${titleOf(checkpoint)}”?`,
+      text: "This checkpoint is gone then. The desktop itself stays as it is.",
+      label: "Delete",
+      isDangerous: true,
+    });
+    if (isWanted) {
+      const at = this.#shown.checkpoints.indexOf(checkpoint);
+      await this.#request(() => this.#api.deleteCheckpoint(checkpoint.name), "Deleted.");
+      // The button that had the keyboard is gone with its checkpoint.
+      const rows = byId("checkpoint-list").children;
+      const next = rows[Math.min(at, rows.length - 1)]?.querySelector("[data-do=delete]");
+      (next ?? byId("checkpoint-save")).focus();
+    }
+  }
+
+  /** Ask the session for something that answers with the list; `done` is what to say then. */
+  async #request(request, done) {
+    if (this.#isBusy) {
+      return;
+    }
+    this.#isBusy = true;
+    this.#showSave();
+    try {
+      this.#show(await request());
+      this.#note(done);
+    } catch (error) {
+      this.#note(error.words ?? String(error), { isBad: true });
+    } finally {
+      this.#isBusy = false;
+      this.#showSave();
+    }
+  }
+
+  #note(text, { isBad = false } = {}) {
+    const note = byId("checkpoint-note");
+    note.textContent = text;
+    note.classList.toggle("bad", isBad);
+  }
+
+  #showSave() {
+    const { checkpoints, most } = this.#shown;
+    const isFull = checkpoints.length >= most;
+    const full = most === 0 ? "No checkpoints are kept here." : `All ${most} are in use: delete one to save another.`;
+    const why = this.#obstacle || (isFull ? full : "");
+    const button = byId("checkpoint-save");
+    // Not `disabled`: it would lose the keyboard's focus while it works.
+    button.setAttribute("aria-disabled", String(this.#isBusy || Boolean(why)));
+    button.title = why;
+    byId("checkpoint-why").textContent = why;
+    byId("checkpoint-count").textContent = checkpoints.length && !isFull ? `${checkpoints.length} of ${most}` : "";
+  }
+
+  #show(shown) {
+    this.#shown = shown;
+    const rows = shown.checkpoints.map((checkpoint) => this.#row(checkpoint));
+    byId("checkpoint-list").replaceChildren(...rows);
+    byId("checkpoint-list").hidden = rows.length === 0;
+    byId("checkpoint-none").hidden = rows.length > 0 || !shown.most || shown.most === Infinity;
+    this.#showSave();
+  }
+
+  #row(checkpoint) {
+    const row = document.createElement("li");
+    const about = document.createElement("div");
+    about.className = "about";
+    const title = element("p", "title", titleOf(checkpoint));
+    title.title = titleOf(checkpoint);
+    const facts = element("p", "facts", factsOf(checkpoint));
+    facts.title = new Date(Date.now() - checkpoint.age_s * 1000).toLocaleString();
+    const actions = document.createElement("div");
+    actions.className = "actions";
+    actions.append(
+      this.#action("go-back", "Go back", checkpoint, "Put this desktop back to it", () => this.#goBack(checkpoint)),
+      this.#action("branch", "Branch…", checkpoint, "Start another desktop from it", () => this.#branch(checkpoint)),
+      this.#action("delete", "Delete", checkpoint, "", () => this.#delete(checkpoint)),
+    );
+    actions.firstElementChild.disabled = Boolean(this.#obstacle);
+    about.append(title, facts, actions);
+    row.append(this.#picture(checkpoint), about);
+    return row;
+  }
+
+  #picture({ name }) {
+    const frame = document.createElement("div");
+    frame.className = "picture";
+    const image = document.createElement("img");
+    image.alt = "";
+    image.loading = "lazy";
+    image.decoding = "async";
+    // Some have none; the frame shows that.
+    image.addEventListener("error", () => image.remove());
+    image.src = this.#api.picture(name);
+    frame.append(byId("no-picture").content.cloneNode(true), image);
+    return frame;
+  }
+
+  #action(what, label, checkpoint, about, run) {
+    const button = element("button", "quiet", label);
+    button.type = "button";
+    button.dataset.do = what;
+    button.title = about;
+    button.setAttribute("aria-label", `${label.replace("…", "")}: ${titleOf(checkpoint)}, ${describeAge(checkpoint.age_s)}`);
+    button.addEventListener("click", run);
+    return button;
+  }
+}
+
+function titleOf({ title, automatic }) {
+  return title || (automatic ? "Automatic" : "Untitled");
+}
+
+function factsOf({ title, automatic, age_s, size_bytes, expires_in_s }) {
+  return [
+    title && automatic ? "Automatic" : "",
+    describeAge(age_s),
+    describeSize(size_bytes),
+    expires_in_s ? `kept for ${describeSpan(expires_in_s)}` : "",
+  ]
+    .filter(Boolean)
+    .join(" · ");
+}
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
