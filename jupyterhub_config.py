@@ -51,6 +51,14 @@ c.QemuSpawner.run_as = "qemuspawner" if IS_ROOT else ""
 # trusted leave it out: QEMU's authors call only KVM a boundary that holds against a hostile guest.
 c.QemuSpawner.allow_tcg = True
 
+# Who leaves a desktop finds it again as it was: these are the defaults. Saved ones lie below the state folder.
+# c.QemuSpawner.suspend_on = ["idle", "lifetime", "stop"]
+# c.QemuSpawner.keep_for = "14 d"
+# c.QemuSpawner.saved_quota = "20 GiB"
+# c.QemuSpawner.checkpoint_every = "1 h"
+# What had to boot is there at once the next time: the hub makes templates by itself.
+# c.QemuSpawner.warm_missing = True
+
 # Several desktops for everybody, each with a name.
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.named_server_limit_per_user = 3

@@ -162,4 +162,5 @@ async def main() -> None:
     print(f"| of it outside QEMU and the browser | {statistics.median(outside):.2f} | |")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

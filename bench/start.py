@@ -266,4 +266,5 @@ async def main() -> None:
         await measure_memory(hub, arguments.clones, min(3, arguments.clones))
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

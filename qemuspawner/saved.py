@@ -7,6 +7,7 @@ their manifests, sessions and the administrator's command write them.
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Counts up when folders of older versions cannot be used any more.
 FORMAT = 1
+
+_MAX_MANIFEST_BYTES = 1024 * 1024
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,14 +92,22 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 def load_saved(folder: Path) -> Saved | None:
     """What lies in `folder`; None where it is a draft or cannot be read."""
     try:
-        return msgspec.json.decode(
-            SavedPaths(root=folder).manifest.read_bytes(), type=Saved, dec_hook=decode_unit
-        )
+        content = _read_regular(SavedPaths(root=folder).manifest)
+        return msgspec.json.decode(content, type=Saved, dec_hook=decode_unit)
     except OSError:
         return None
     except msgspec.DecodeError as exc:
         log.warning("%s cannot be read: %s", folder, exc)
         return None
+
+
+def _read_regular(path: Path) -> bytes:
+    """A file in a folder that may be another account's: no link is followed, no pipe waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        return file.read(_MAX_MANIFEST_BYTES)
 
 
 def write_manifest(folder: Path, saved: Saved) -> None:
@@ -118,7 +129,8 @@ def write_manifest(folder: Path, saved: Saved) -> None:
 def list_saved(folder: Path) -> list[Saved]:
     """All in `folder`, the newest first."""
     try:
-        entries = list(folder.iterdir())
+        # Drafts of templates have names that begin with a dot.
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return []
     found = [saved for entry in entries if (saved := load_saved(entry)) is not None]
@@ -143,9 +155,11 @@ def list_of_user(state: StatePaths, user: str) -> Iterator[tuple[SessionPaths, l
             yield paths, mine
 
 
-def used_mib(state: StatePaths, user: str) -> int:
-    """What the user's saved VMs take on this host's disk."""
-    return sum(disk_usage(paths.saved) for paths, _ in list_of_user(state, user)) >> 20
+def used_mib(state: StatePaths, user: str, *, but: str = "") -> int:
+    """What the user's saved VMs take on this host's disk, less those of the session `but`."""
+    return (
+        sum(disk_usage(paths.saved) for paths, _ in list_of_user(state, user) if paths.root.name != but) >> 20
+    )
 
 
 def disk_usage(folder: Path) -> int:

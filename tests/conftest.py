@@ -5,12 +5,20 @@ from typing import Any
 
 import hubs
 import pytest
+import warming
 
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
     """A state folder that the sessions' account can go through."""
     with hubs.state_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def warm_state() -> Iterator[Path]:
+    """A state folder with the template of the demo machine with 1 CPU and 1 GiB; leave that as it is."""
+    with warming.demo_state() as path:
         yield path
 
 

@@ -113,6 +113,17 @@ class CookieJar(aiohttp.CookieJar):
         return super().filter_cookies(URL(str(request_url).replace("%", "%25"), encoded=True))
 
 
+def browser() -> aiohttp.ClientSession:
+    """A client with a browser's cookies.
+
+    A new connection for each request: the proxy closes idle ones after 5 s, and unlike a browser aiohttp does
+    not send a POST again that met such a close half-way.
+    """
+    return aiohttp.ClientSession(
+        cookie_jar=CookieJar(unsafe=True), connector=aiohttp.TCPConnector(force_close=True)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a server said, after redirects."""
@@ -171,7 +182,7 @@ class Hub:
     async def person(self, name: str, *, token: str = "", admin: bool = False) -> Person:
         """Somebody who is not logged in."""
         self.user(name, admin=admin)
-        http = aiohttp.ClientSession(cookie_jar=CookieJar(unsafe=True))
+        http = browser()
         await self._exits.enter_async_context(http)
         return Person(name=name, http=http, token=token)
 
@@ -277,6 +288,8 @@ def hub_config(state: Path, machines: Path, **spawner: Any) -> Config:
                 "run_as": sessions_account(),
                 "allow_tcg": True,
                 "cmd": SESSION_COMMAND,
+                # A stop ends a desktop for good, unless a test is about sleeping.
+                "suspend_on": [],
                 **spawner,
             },
         }

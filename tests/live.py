@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ load_subconfig({example!r})
 from qemuspawner import paths
 c.QemuSpawner.machines = [str(paths.EXAMPLE_MACHINES), {machines!r}]
 c.QemuSpawner.run_as = {account!r}
+c.QemuSpawner.suspend_on = {suspend_on!r}
 c.JupyterHub.named_server_limit_per_user = {named_servers}
 c.JupyterHub.hub_port = {hub_port}
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
@@ -62,8 +63,9 @@ max = "2 d"
 class LiveHub:
     """A hub behind a proxy of its own, which a restart of the hub leaves alone."""
 
-    def __init__(self, state: Path, *, named_servers: int) -> None:
+    def __init__(self, state: Path, *, named_servers: int, suspend_on: Sequence[str]) -> None:
         self.state = state
+        self._suspend_on = list(suspend_on)
         self._named_servers = named_servers
         self.token = secrets.token_hex(16)
         self.port, self._hub_port, self._api_port = _free_ports(3)
@@ -84,6 +86,7 @@ class LiveHub:
                 machines=str(machines),
                 account=hubs.sessions_account(),
                 named_servers=self._named_servers,
+                suspend_on=self._suspend_on,
                 token=self.token,
                 port=self.port,
                 hub_port=self._hub_port,
@@ -200,7 +203,7 @@ class LiveHub:
     @contextlib.asynccontextmanager
     async def person(self, name: str = "", *, token: str = "") -> AsyncIterator[hubs.Person]:
         """Somebody with a browser; logged in where a name is given, by the API where a token is."""
-        async with aiohttp.ClientSession(cookie_jar=hubs.CookieJar(unsafe=True)) as http:
+        async with hubs.browser() as http:
             person = hubs.Person(name=name, http=http, token=token)
             if name and not token:
                 login = self.url / "hub/login"
@@ -227,9 +230,9 @@ class LiveHub:
 
 
 @contextlib.asynccontextmanager
-async def live_hub(*, named_servers: int = 3) -> AsyncIterator[LiveHub]:
+async def live_hub(*, named_servers: int = 3, suspend_on: Sequence[str] = ()) -> AsyncIterator[LiveHub]:
     with hubs.state_folder() as state:
-        hub = LiveHub(state, named_servers=named_servers)
+        hub = LiveHub(state, named_servers=named_servers, suspend_on=suspend_on)
         hub.prepare()
         try:
             hub.start_proxy()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qemuspawner import __version__
-from qemuspawner.cli import doctor, machines
+from qemuspawner.cli import doctor, machines, warm
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths, default_state
 
@@ -66,5 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     machines.add_commands(commands)
+    warm.add_commands(commands)
     doctor.add_command(commands)
     return parser

@@ -3,13 +3,15 @@
 import os
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qemuspawner.errors import HostError
+from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_catalogue, missing_files
+from qemuspawner.machines.warm import list_templates
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.host import (
     available_memory_mib,
@@ -117,6 +119,24 @@ def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Findi
             yield Finding(level="warning", text=f"The image of '{machine.id}' is missing.", hint=hint)
         else:
             yield Finding(level="ok", text=f"'{machine.id}' can be started.")
+    yield from _find_in_templates(state, catalogue.machines)
+
+
+def _find_in_templates(state: StatePaths, machines: Mapping[str, Machine]) -> Iterator[Finding]:
+    try:
+        templates = list_templates(state, machines)
+    except HostError:
+        return  # no QEMU, which was said
+    if not templates:
+        return
+    fitting = sum(not template.misfits for template in templates)
+    text = f"{fitting} of {len(templates)} templates fit."
+    if fitting == len(templates):
+        yield Finding(level="ok", text=text)
+    else:
+        yield Finding(
+            level="warning", text=text, hint="'qemuspawner templates list' says why the others do not."
+        )
 
 
 def _error(exc: HostError) -> Finding:

@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path
         ]
         print(json.dumps(rows, indent=2))
     else:
-        _print_table(
+        print_table(
             ("ID", "NAME", "IMAGE", "CPUS", "MEMORY"),
             [
                 (
@@ -72,12 +72,12 @@ def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path
                 for machine in catalogue.machines.values()
             ],
         )
-    _print_problems(catalogue)
+    print_problems(catalogue)
     return 0
 
 
 def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    machine = _find(arguments.id, folders, state)
+    machine = find_machine(arguments.id, folders, state)
     rows = [
         ("id", machine.id),
         ("name", machine.name),
@@ -124,10 +124,11 @@ def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Pa
 
 
 def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    machine = _find(arguments.id, folders, state)
+    machine = find_machine(arguments.id, folders, state)
     build_machine(
         machine,
         images=state.images,
+        sessions=state.sessions,
         progress=lambda text: print(text, flush=True),
         force=arguments.force,
         mirror=arguments.mirror,
@@ -135,7 +136,8 @@ def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
     return 0
 
 
-def _find(machine_id: str, folders: list[Path], state: StatePaths) -> Machine:
+def find_machine(machine_id: str, folders: list[Path], state: StatePaths) -> Machine:
+    """Raises MachineError where there is none, or with everything that is wrong with it."""
     catalogue = load_catalogue(folders, state.images)
     machine = catalogue.machines.get(machine_id)
     if machine is not None:
@@ -160,13 +162,13 @@ def _offer(offered: tuple[int, ...], default: int, render: Callable[[int], str])
     return ", ".join(f"{render(value)} (default)" if value == default else render(value) for value in offered)
 
 
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    lines = [header, *rows]
+def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    lines: list[tuple[str, ...]] = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_problems(catalogue: Catalogue) -> None:
+def print_problems(catalogue: Catalogue) -> None:
     for problem in catalogue.problems:
         print(f"problem: {problem}", file=sys.stderr)

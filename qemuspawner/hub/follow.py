@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import aiohttp
@@ -15,11 +14,14 @@ from qemuspawner.spec import SessionStatus
 log = logging.getLogger(__name__)
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
+# A session holds a request for 10 s at most, and one that is not serving yet holds it by not answering.
+_LONG_TIMEOUT = aiohttp.ClientTimeout(total=15)
 _MAX_STATUS_BYTES = 1024 * 1024
-# A restored desktop is there within a second; a booted one after many.
-_FAST_POLL_S = 0.1
-_SLOW_POLL_S = 0.5
-_FAST_FOR_S = 5
+# How soon a process is missed that ended without closing the connection.
+_ALIVE_EVERY_S = 1
+# Between requests that bring nothing new.
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 0.5
 
 
 async def follow_session(
@@ -29,25 +31,38 @@ async def follow_session(
     ssl_context: ssl.SSLContext | None,
     is_alive: Callable[[], Awaitable[bool]],
 ) -> AsyncGenerator[SessionStatus, None]:
-    """The status of the session at `url` again and again, from its first answer until its process ends."""
-    began = time.monotonic()
+    """Each new status of the session at `url`, from its first answer until its process ends."""
+    version: int | None = None
+    pause_s = _FIRST_PAUSE_S
     while True:
-        status = await fetch_status(url, token=token, ssl_context=ssl_context)
-        if status is not None:
+        asked = asyncio.create_task(fetch_status(url, token=token, ssl_context=ssl_context, after=version))
+        try:
+            while not (await asyncio.wait({asked}, timeout=_ALIVE_EVERY_S))[0]:
+                if not await is_alive():
+                    return
+            status = asked.result()
+        finally:
+            asked.cancel()
+        if status is not None and status.version != version:
+            version = status.version
+            pause_s = _FIRST_PAUSE_S
             yield status
+            continue
         if not await is_alive():
             return
-        fast = time.monotonic() - began < _FAST_FOR_S
-        await asyncio.sleep(_FAST_POLL_S if fast else _SLOW_POLL_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-async def fetch_status(url: str, *, token: str, ssl_context: ssl.SSLContext | None) -> SessionStatus | None:
-    """The session's status; None where it does not answer, or not yet."""
+async def fetch_status(
+    url: str, *, token: str, ssl_context: ssl.SSLContext | None, after: int | None = None
+) -> SessionStatus | None:
+    """The session's status, once it is not `after` any more; None where it does not answer, or not yet."""
     try:
         response = await fetch(
-            f"{url}api/status",
+            f"{url}api/status" if after is None else f"{url}api/status?after={after}",
             headers={"Authorization": f"token {token}"},
-            timeout=_TIMEOUT,
+            timeout=_LONG_TIMEOUT,
             allow_redirects=False,
             raise_for_status=False,
             ssl=True if ssl_context is None else ssl_context,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from qemuspawner.hub.kept import NOTHING, Kept
 from qemuspawner.hub.options import (
     FIELDS,
     Limits,
@@ -15,9 +16,11 @@ from qemuspawner.hub.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.shown import Shown, ShownDesktop
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.paths import TEMPLATES
+from qemuspawner.spec import SessionSpec
 from qemuspawner.units import render_mib, render_seconds
 
 _TEMPLATES = jinja2.Environment(
@@ -29,6 +32,10 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+# The lifetime of what is woken, beside that of a new desktop.
+KEPT_LIFETIME = "kept_lifetime"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """What stands in a form before it is shown: the last choice, what was typed, or what a link asks for."""
@@ -36,6 +43,17 @@ class Entry:
     options: Mapping[str, object] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     from_link: bool = False
+    server_name: str | None = None  # which server it was meant for, where it was typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A checkpoint of another desktop of the user's, to go on from."""
+
+    option: str
+    server_name: str
+    spec: SessionSpec
+    shown: Shown
 
 
 def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
@@ -45,13 +63,32 @@ def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
         value = values[0] if len(values) == 1 else values
         if value != "" and name != "_xsrf":
             options[name] = value
+    # A form has two parts, of which `sleeping` or `branch` says the one that is meant.
+    lifetime = options.pop(KEPT_LIFETIME, None)
+    goes_on = options.get("sleeping", "discard") != "discard" or "branch" in options
+    if lifetime is not None and goes_on:
+        options = {name: value for name, value in options.items() if name not in FIELDS}
+        options["lifetime"] = lifetime
     return options
 
 
 def render_form(
-    entry: Entry, *, machines: Mapping[str, Machine], limits: Limits, catalogue_problems: Iterable[str] = ()
+    entry: Entry,
+    *,
+    machines: Mapping[str, Machine],
+    limits: Limits,
+    kept: Kept = NOTHING,
+    desktop: ShownDesktop | None = None,
+    branch: Branch | None = None,
+    sleeps: str = "",
+    catalogue_problems: Iterable[str] = (),
 ) -> str:
-    """The form's HTML, without the <form> element; `catalogue_problems` are for administrators."""
+    """The form's HTML, without the <form> element.
+
+    `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
+    another one that the new desktop goes on from; `sleeps` is for how long
+    a desktop is kept that is put to sleep, "" where none is. `catalogue_problems` are for administrators.
+    """
     obstacles = {name: find_obstacle(machine) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
     if not isinstance(chosen, str) or obstacles.get(chosen, "unknown"):
@@ -63,11 +100,40 @@ def render_form(
     return _TEMPLATES.get_template("options_form.html").render(
         cards=cards,
         chosen=next((card for card in cards if card["id"] == chosen), None),
+        asleep=_asleep(entry, kept, desktop, limits) if desktop is not None and kept else None,
+        branch=None if branch is None else {"of": branch, "lifetimes": _lifetimes(branch.spec, limits)},
+        kept_lifetime=KEPT_LIFETIME,
+        sleeps=sleeps,
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,
         catalogue_problems=list(catalogue_problems),
     )
+
+
+def _asleep(entry: Entry, kept: Kept, desktop: ShownDesktop, limits: Limits) -> dict[str, object]:
+    """What is kept as the template shows it."""
+    spec = kept.saved[0].spec
+    assert spec is not None
+    chosen = entry.options.get("sleeping")
+    ways = ["wake", "boot"] if desktop.suspended is not None and not desktop.suspended.is_lost else ["wake"]
+    usual = ""
+    if desktop.suspended is not None:
+        usual = ways[-1] if desktop.suspended.problem else "wake"
+    known = {*ways, "discard", *(saved.name for saved in desktop.checkpoints)}
+    return {
+        "desktop": desktop,
+        "chosen": chosen if isinstance(chosen, str) and chosen in known else usual,
+        "lifetimes": _lifetimes(spec, limits),
+    }
+
+
+def _lifetimes(spec: SessionSpec, limits: Limits) -> list[dict[str, object]]:
+    """For what goes on from a session of this spec."""
+    longest_s = max_lifetime_s(spec.machine, limits)
+    preferred_s = min(spec.lifetime_s, longest_s)
+    lifetimes = {int(lifetime) for lifetime in spec.machine.lifetime.offered if lifetime <= longest_s}
+    return _choices(lifetimes | {preferred_s}, preferred_s, render_seconds)
 
 
 def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> dict[str, object]:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,21 +18,27 @@ from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, def
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths
-from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub import form
+from qemuspawner.errors import OptionsError, QemuSpawnerError
+from qemuspawner.hub import api, form
 from qemuspawner.hub.follow import Progress, follow_session
+from qemuspawner.hub.kept import Kept, Sweeper, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
+    ONCE,
     Limits,
     Options,
     RefusedOptionsError,
     allowed_machines,
     check_options,
 )
+from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
+from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_catalogue
+from qemuspawner.machines.templates import find_template_obstacle
+from qemuspawner.saved import used_mib
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
-from qemuspawner.units import parse_seconds, render_seconds
+from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 if TYPE_CHECKING:
     from jupyterhub.spawner import Spawner as _Below
@@ -42,10 +48,14 @@ else:
 
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
+# Imported for its routes.
+_ROUTES = api
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = ("session_id", "machine", "node", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
+# Shorter is a mistake: such as hours that were meant, and taken for seconds.
+_LEAST_S = 60
 
 
 class _LaunchLinkError(Exception):
@@ -97,9 +107,52 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         default_value=0,
         help="""The longest a desktop may last: seconds, or text like "12 h"; 0: as the machine says.""",
     ).tag(config=True)
+    templates = Bool(
+        True, help="Whether desktops start from a template of their machine and size, where there is one."
+    ).tag(config=True)
+    warm_missing = Bool(
+        False,
+        help="""Whether the hub makes a template of what had to boot cold.
+
+        In the background and one at a time; it needs memory and CPUs of the host, beside the desktops.
+        """,
+    ).tag(config=True)
+    templates_disk = Union(
+        [Integer(), Unicode()],
+        default_value=20 * 1024,
+        help="""How much of the disk such templates may take: MiB, or text like "20 GiB"; 0: no limit.""",
+    ).tag(config=True)
+    suspend_on = List(
+        Enum(["idle", "lifetime", "stop"]),
+        default_value=["idle", "lifetime", "stop"],
+        help="""What puts a desktop to sleep instead of ending it.
+
+        "idle": nobody used it; "lifetime": its time is over; "stop": it is stopped on the hub.
+        """,
+    ).tag(config=True)
+    keep_for = Union(
+        [Integer(), Unicode()],
+        default_value=14 * 86400,
+        help="""How long sleeping desktops and checkpoints are kept: seconds, or "14 d"; 0: for ever.""",
+    ).tag(config=True)
+    saved_quota = Union(
+        [Integer(), Unicode()],
+        default_value=20 * 1024,
+        help="""What a user's sleeping desktops and checkpoints may take: MiB, or "20 GiB"; 0: no limit.
+
+        Beyond it no new desktop starts and no checkpoint is made. Putting a desktop to sleep always works.
+        """,
+    ).tag(config=True)
+    checkpoint_every = Union(
+        [Integer(), Unicode()],
+        default_value=0,
+        help="""How often a desktop makes a checkpoint by itself: seconds, or text like "1 h"; 0: never.""",
+    ).tag(config=True)
+    max_checkpoints = Integer(10, min=0, help="How many checkpoints a desktop may have.").tag(config=True)
 
     # Logged once for the whole hub, not at each form.
     _logged_problems: ClassVar[set[str]] = set()
+    _sweeper: ClassVar[Sweeper] = Sweeper()
 
     _options: Options | None = None
     _session: dict[str, object]
@@ -124,6 +177,24 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         if 0 < seconds < MIN_LIFETIME_S:
             raise TraitError(f"max_lifetime is {seconds} s; it is 0, or at least {MIN_LIFETIME_S} s.")
         return seconds
+
+    @validate("keep_for", "checkpoint_every")
+    def _as_seconds(self, proposal: Any) -> int:
+        name = proposal["trait"].name
+        try:
+            seconds = parse_seconds(proposal["value"])
+        except ValueError as exc:
+            raise TraitError(f"{name} is {proposal['value']!r}: {exc}.") from None
+        if 0 < seconds < _LEAST_S:
+            raise TraitError(f"{name} is {seconds} s; it is 0, or at least {_LEAST_S} s.")
+        return seconds
+
+    @validate("saved_quota", "templates_disk")
+    def _as_mib(self, proposal: Any) -> int:
+        try:
+            return parse_mib(proposal["value"])
+        except ValueError as exc:
+            raise TraitError(f"{proposal['trait'].name} is {proposal['value']!r}: {exc}.") from None
 
     # Defaults of JupyterHub's own settings
 
@@ -162,7 +233,9 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         return self._options_from_form
 
     @default("apply_user_options")
-    def _default_apply_user_options(self) -> Callable[["QemuSpawnerMixin", Mapping[str, object]], None]:
+    def _default_apply_user_options(
+        self,
+    ) -> Callable[["QemuSpawnerMixin", Mapping[str, object]], Awaitable[None]]:
         return QemuSpawnerMixin._apply_options
 
     def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
@@ -173,15 +246,15 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
             self._check(options)
         except RefusedOptionsError as exc:
             problems = exc.problems
-        self._entry = form.Entry(options=options, problems=problems, from_link=True)
+        self._entry = form.Entry(options=options, problems=problems, from_link=True, server_name=self.name)
         raise _LaunchLinkError
 
     def _options_from_form(self, data: Mapping[str, list[Any]]) -> dict[str, object]:
         options = form.unpack_form(data)
-        self._entry = form.Entry(options=options)
+        self._entry = form.Entry(options=options, server_name=self.name)
         return options
 
-    def _apply_options(self, user_options: Mapping[str, object]) -> None:
+    async def _apply_options(self, user_options: Mapping[str, object]) -> None:
         """Check the options of this start, wherever they came from.
 
         JupyterHub has stored them already: refused ones are taken back, or the next start would use them.
@@ -194,11 +267,34 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
                 self._entry = replace(self._entry, problems=exc.problems)
             self._store_options({})
             raise refusal(exc, reason="options") from None
-        self._options = options
         self._store_options(options.stored())
+        if not options.goes_on and self.saved_quota:
+            await self._check_quota(options)
+        self._options = options
+
+    async def _check_quota(self, options: Options) -> None:
+        """Raises SpawnException where a new desktop is one too many."""
+        # What is deleted first takes no place.
+        but = self.session_id if options.sleeping == "discard" else ""
+        used = await asyncio.to_thread(used_mib, self._state_paths, self.user.name, but=but)
+        if used >= self.saved_quota:
+            raise refusal(
+                OptionsError(
+                    f"Your sleeping desktops and checkpoints take {render_mib(used)}; "
+                    f"{render_mib(self.saved_quota)} are allowed.",
+                    hint="Delete some of them on the hub's home page, or wake one of them.",
+                ),
+                reason="quota",
+            )
 
     def _check(self, user_options: Mapping[str, object]) -> Options:
-        return check_options(user_options, machines=self._my_machines(self._catalogue()), limits=self._limits)
+        return check_options(
+            user_options,
+            machines=self._my_machines(self._catalogue()),
+            limits=self._limits,
+            kept=self._find_kept(self.name),
+            find_kept=self._find_kept,
+        )
 
     def _store_options(self, options: dict[str, object]) -> None:
         self.user_options = self.orm_spawner.user_options = options
@@ -208,10 +304,22 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         catalogue = self._catalogue()
         entry = self._entry or form.Entry(options=self.user_options)
         self._entry = None
+        self._sweeper.sweep(self._state_paths)
+        # After an error the form is the default server's, whichever was asked for.
+        asked_for = self.name if _is_asking(self.handler) else entry.server_name
+        kept = self._find_kept(self.name if asked_for is None else asked_for)
+        if entry.server_name not in (None, kept.server_name):
+            entry = replace(
+                entry, options={name: value for name, value in entry.options.items() if name not in ONCE}
+            )
         return form.render_form(
             entry,
             machines=self._my_machines(catalogue),
             limits=self._limits,
+            kept=kept,
+            desktop=show_kept(kept, Pictures(self._state_paths)),
+            branch=self._find_branch(entry) if not kept.suspended else None,
+            sleeps=(render_seconds(self.keep_for) if self.keep_for else "ever") if self.suspend_on else "",
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
@@ -243,6 +351,97 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
     @property
     def _limits(self) -> Limits:
         return Limits(lifetime_s=self.max_lifetime or None)
+
+    # What is kept while the desktop does not run; the hub's templates call some of these
+
+    def _find_kept(self, server_name: str) -> Kept:
+        """What is kept of a server of this user, and is not running."""
+        return load_kept(self._state_paths, user=self.user.name, server_name=server_name)
+
+    def _find_branch(self, entry: form.Entry) -> form.Branch | None:
+        """The checkpoint that the form is about; its link or what was typed says it."""
+        option = entry.options.get("branch")
+        if not isinstance(option, str):
+            return None
+        server_name, _, name = option.rpartition("/")
+        kept = self._find_kept(server_name)
+        saved = kept.find_checkpoint(name)
+        if saved is None or saved.spec is None:
+            return None
+        shown = show_saved(kept.session_id, saved, Pictures(self._state_paths))
+        return form.Branch(option=option, server_name=server_name, spec=saved.spec, shown=shown)
+
+    def sleeping_desktop(self) -> ShownDesktop | None:
+        """What sleeps here, for the page of a server that is not running."""
+        kept = self._find_kept(self.name)
+        return show_kept(kept, Pictures(self._state_paths)) if kept.suspended else None
+
+    def may_be_started_by(self, scopes: Collection[str]) -> bool:
+        """Whether somebody with these scopes may start this server on the hub's pages."""
+        owner = self.user.name
+        return not {"servers", f"servers!user={owner}", f"servers!server={owner}/{self.name}"}.isdisjoint(
+            scopes
+        )
+
+    async def saved_desktops(self) -> ShownDesktops:
+        """All that is kept for this user, of whatever server, for the hub's home page."""
+        self._sweeper.sweep(self._state_paths)
+        kept, used = await asyncio.to_thread(self._find_all_kept)
+        pictures = Pictures(self._state_paths)
+        return ShownDesktops(
+            desktops=[show_kept(one, pictures, is_active=self._is_active(one.server_name)) for one in kept],
+            used=render_mib(used),
+            quota=render_mib(self.saved_quota) if self.saved_quota else "",
+            is_full=0 < self.saved_quota <= used,
+        )
+
+    async def describe_saved(self) -> dict[str, object]:
+        """The same for scripts."""
+        kept, used = await asyncio.to_thread(self._find_all_kept)
+        return {
+            "saved": [
+                {
+                    "session_id": one.session_id,
+                    "server": one.server_name,
+                    "name": saved.name,
+                    "kind": saved.kind,
+                    "title": saved.title,
+                    "machine": saved.machine_id,
+                    "saved_at": saved.saved_at,
+                    "expires": saved.expires,
+                    "size_bytes": saved.size_bytes,
+                    "memory": saved.memory,
+                    "problem": saved.problem,
+                }
+                for one in kept
+                for saved in one.saved
+            ],
+            "used_mib": used,
+            "quota_mib": self.saved_quota,
+        }
+
+    async def delete_saved(self, session_id: str, name: str = "") -> bool | None:
+        """Delete what is kept of one of this user's sessions; False where it runs, None where nothing is."""
+        kept, _ = await asyncio.to_thread(self._find_all_kept)
+        names = {saved.name for one in kept if one.session_id == session_id for saved in one.saved}
+        if not names or (name and name not in names):
+            return None
+        self.log.info("%s: deleting %s of %s", session_id, name or "all that is kept", self.user.name)
+        return await asyncio.to_thread(delete_kept, self._state_paths.session(session_id), name=name)
+
+    async def delete_forever(self) -> None:
+        """JupyterHub deletes this server, or its user."""
+        deleted = await asyncio.to_thread(delete_kept, self._state_paths.session(self.session_id))
+        if not deleted and self._find_kept(self.name):
+            self.log.warning("%s: what is kept cannot be deleted; does it run?", self.session_id)
+
+    def _find_all_kept(self) -> tuple[list[Kept], int]:
+        state, user = self._state_paths, self.user.name
+        return list_kept(state, user), used_mib(state, user)
+
+    def _is_active(self, server_name: str) -> bool:
+        spawners = self.user.spawners
+        return server_name in spawners and bool(spawners[server_name].active)
 
     # The session's specification
 
@@ -282,6 +481,14 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
             accelerator=self.accelerator,  # type: ignore[arg-type]
             allow_tcg=self.allow_tcg,
             jail=self.jail,
+            templates=self.templates,
+            sleeping=options.sleeping,
+            branch=options.branch,
+            suspend_on=tuple(self.suspend_on),
+            keep_s=self.keep_for,
+            quota_mib=self.saved_quota,
+            checkpoint_every_s=self.checkpoint_every,
+            max_checkpoints=self.max_checkpoints,
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
             raise refusal(
@@ -353,6 +560,34 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
             raise failure(status.message or "The desktop ended before it was ready.", status.hint)
         self._session.pop("starting", None)
         self._entry = None
+        if status.way == "cold":
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have a template made of what has just booted cold, where that is wanted and possible."""
+        options = self._options
+        if not self.warm_missing or not self.templates or options is None or options.goes_on:
+            return
+        machine = options.machine
+        if find_template_obstacle(machine):
+            return
+        missing = Missing(machine_id=machine.id, cpus=options.cpus, memory_mib=options.memory_mib)
+        warmer().request(missing, [*self._warm_command, *missing.arguments, *self._warm_arguments()])
+
+    @property
+    def _warm_command(self) -> list[str]:
+        folders = [f"--machines={Path(folder).absolute()}" for folder in self.machines]
+        program = Path(sys.executable).with_name("qemuspawner")
+        return [str(program), f"--state={self.state_dir}", *folders, "warm"]
+
+    def _warm_arguments(self) -> list[str]:
+        arguments = ["--nice", "--accelerator", self.accelerator]
+        if self.templates_disk:
+            arguments += ["--max-disk", str(self.templates_disk)]
+        if not self.jail:
+            arguments.append("--no-jail")
+        arguments.append("--allow-tcg" if self.allow_tcg else "--no-allow-tcg")
+        return arguments
 
     async def _last_status(self) -> SessionStatus | None:
         """The first status that decides the start; None where the session ends without one."""
@@ -398,6 +633,11 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
             if token is not kept:
                 database.delete(token)
         database.commit()
+
+
+def _is_asking(handler: Any) -> bool:
+    """Whether JupyterHub's request that it noted with the spawner is the one that is being answered."""
+    return handler is not None and not handler._finished
 
 
 def failure(message: str, hint: str) -> SpawnException:

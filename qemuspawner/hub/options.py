@@ -6,17 +6,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from qemuspawner.errors import OptionsError
+from qemuspawner.hub.kept import NAME, NOTHING, Kept
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import missing_files
+from qemuspawner.spec import SessionSpec
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
+# What a new desktop is made of, and is remembered for the next one.
 FIELDS = ("machine", "cpus", "memory", "lifetime")
+# What is done with that which was kept; for one start only.
+ONCE = ("sleeping", "branch")
 # Written by us for the hub's admin page, so it comes back with stored options; what it says is not read.
 _IGNORED = "profile"
 
 MIN_LIFETIME_S = 60
 _MAX_SHOWN = 60
 _MAX_LISTED = 8
+_BRANCH = re.compile(rf"([^/]*)/({NAME.pattern})", re.ASCII)
 _CPUS = re.compile(r"\s*([0-9]{1,4})\s*", re.ASCII)
 # Never writes out more of a value than is shown of it.
 _SHORT = reprlib.Repr()
@@ -39,9 +45,12 @@ class Options:
     memory_mib: int
     lifetime_s: int
     max_lifetime_s: int
+    sleeping: str = "wake"
+    branch: str = ""  # SESSION-ID/NAME
+    goes_on: bool = False  # from something kept, whose machine and size these are
 
     def stored(self) -> dict[str, object]:
-        """As JupyterHub keeps them, and as they can be given again."""
+        """As JupyterHub keeps them, and as they can be given again; what was kept is used once."""
         return {
             "machine": self.machine.id,
             "cpus": self.cpus,
@@ -98,24 +107,29 @@ def check_options(
     machines: Mapping[str, Machine],
     limits: Limits,
     startable: bool = True,
+    kept: Kept = NOTHING,
+    find_kept: Callable[[str], Kept] = lambda _server_name: NOTHING,
 ) -> Options:
     """The options of a start of one of `machines`, which are those that the user may start.
 
     A missing option takes the machine's default, a missing machine the only one there is. With `startable`
-    the machine's files have to be there.
+    the machine's files have to be there. `kept` is what is kept of this server, `find_kept` of another one of
+    the user's. What goes on from something kept has the machine and the size of that, whatever else is asked
+    for: it is the user's own work, also where the machine is not in the catalogue any more.
 
     Raises:
         RefusedOptionsError: With a sentence for each option that cannot be accepted.
     """
     problems = {}
     for name in user_options:
-        if name not in FIELDS and name != _IGNORED:
+        if name not in (*FIELDS, *ONCE, _IGNORED):
             shown = show(name)
-            problems[shown] = f"There is no option {shown}; the options are {_list(FIELDS, 'and')}."
+            problems[shown] = f"There is no option {shown}; the options are {_list((*FIELDS, *ONCE), 'and')}."
             if len(problems) == _MAX_LISTED:
                 break
+    source, sleeping, branch = _find_source(user_options, problems, kept, find_kept)
     try:
-        machine = _check_machine(user_options, machines)
+        machine = source.machine if source is not None else _check_machine(user_options, machines)
     except ValueError as exc:
         problems["machine"] = str(exc)
         raise RefusedOptionsError(problems) from None
@@ -135,31 +149,40 @@ def check_options(
             problems[field] = f"The option '{field}' is {show(value)}{why}; '{machine.name}' {bound}."
             return default
 
-    options = Options(
-        machine=machine,
-        cpus=check(
+    if source is not None:
+        cpus, memory_mib = source.cpus, source.memory_mib
+    else:
+        cpus = check(
             "cpus",
             machine.cpus.default,
             _one_of(_parse_cpus, machine.cpus.offered),
             f"offers {_list(machine.cpus.offered)}",
-        ),
-        memory_mib=check(
+        )
+        memory_mib = check(
             "memory",
             int(machine.memory.default),
             _one_of(parse_mib, machine.memory.offered),
             f"offers {_list(map(render_mib, machine.memory.offered))}",
-        ),
-        lifetime_s=check(
-            "lifetime",
-            min(int(machine.lifetime.default), longest_s),
-            _in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
-            f"lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
-        ),
-        max_lifetime_s=longest_s,
+        )
+    usual_s = source.lifetime_s if source is not None else int(machine.lifetime.default)
+    lifetime_s = check(
+        "lifetime",
+        min(usual_s, longest_s),
+        _in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
+        f"lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
     )
     if problems:
         raise RefusedOptionsError(problems)
-    return options
+    return Options(
+        machine=machine,
+        cpus=cpus,
+        memory_mib=memory_mib,
+        lifetime_s=lifetime_s,
+        max_lifetime_s=longest_s,
+        sleeping=sleeping,
+        branch=branch,
+        goes_on=source is not None,
+    )
 
 
 def show(value: object) -> str:
@@ -171,6 +194,86 @@ def show(value: object) -> str:
         for char in text[:_MAX_SHOWN]
     )
     return f"'{visible}{cut}'"
+
+
+def _find_source(
+    user_options: Mapping[str, object],
+    problems: dict[str, str],
+    kept: Kept,
+    find_kept: Callable[[str], Kept],
+) -> tuple[SessionSpec | None, str, str]:
+    """The session that this start goes on from, None for a new one; `sleeping` and `branch` for its spec.
+
+    Raises:
+        RefusedOptionsError: One of the two cannot be accepted; `problems` has them too.
+    """
+    sleeping = user_options.get("sleeping", "wake")
+    source, branch = None, ""
+    try:
+        source = _find_sleeping(sleeping, kept)
+    except ValueError as exc:
+        problems["sleeping"] = str(exc)
+    if "branch" in user_options:
+        try:
+            source, branch = _find_branch(user_options["branch"], sleeping, kept, find_kept)
+        except ValueError as exc:
+            problems["branch"] = str(exc)
+    if not problems.keys().isdisjoint(ONCE):
+        raise RefusedOptionsError(problems)
+    return source, str(sleeping), branch
+
+
+def _find_sleeping(value: object, kept: Kept) -> SessionSpec | None:
+    """Raises ValueError with the whole sentence."""
+    if value == "discard":
+        return None
+    if value == "wake":
+        return kept.suspended.spec if kept.suspended else None
+    if value == "boot":
+        if kept.suspended is None:
+            raise ValueError(
+                "The option 'sleeping' is 'boot', and nothing is kept of this desktop that could be booted."
+            )
+        return kept.suspended.spec
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(
+            f"The option 'sleeping' is {show(value)}; it is 'wake', 'boot', 'discard' or the name of one of "
+            "this desktop's checkpoints."
+        )
+    found = kept.find_checkpoint(value)
+    if found is None:
+        names = _list(f"'{saved.name}'" for saved in kept.checkpoints) if kept.checkpoints else "none"
+        raise ValueError(
+            f"The option 'sleeping' is {show(value)}, which is no checkpoint of this desktop; it has {names}."
+        )
+    return found.spec
+
+
+def _find_branch(
+    value: object, sleeping: object, kept: Kept, find_kept: Callable[[str], Kept]
+) -> tuple[SessionSpec | None, str]:
+    """Raises ValueError with the whole sentence."""
+    match = _BRANCH.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(
+            f"The option 'branch' is {show(value)}; it is 'SERVER/CHECKPOINT', with nothing before the slash "
+            "for the default server."
+        )
+    if sleeping != "wake":
+        raise ValueError(
+            f"The option 'branch' is {show(value)}; it cannot be given together with 'sleeping', which is "
+            f"{show(sleeping)}."
+        )
+    if kept.suspended is not None:
+        # Once it is suspended, the branch would take the place of what sleeps here.
+        raise ValueError(
+            f"The option 'branch' is {show(value)}, and this desktop is asleep; branch off to another server."
+        )
+    of = find_kept(match[1])
+    found = of.find_checkpoint(match[2])
+    if found is None:
+        raise ValueError(f"The option 'branch' is {show(value)}, and you have no such checkpoint.")
+    return found.spec, f"{of.session_id}/{found.name}"
 
 
 def _check_machine(user_options: Mapping[str, object], machines: Mapping[str, Machine]) -> Machine:

@@ -68,8 +68,9 @@ class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
 
     @default("interrupt_timeout")
     def _default_interrupt_timeout(self) -> int:
-        # The session itself gives the guest its machine's time to shut down, a minute at most.
-        return 90
+        # The session itself gives the guest its machine's time to shut down, a minute at most; a large memory
+        # takes longer to be saved.
+        return 300 if "stop" in self.suspend_on else 90
 
     @default("term_timeout")
     def _default_term_timeout(self) -> int:

@@ -1,7 +1,7 @@
 """Make a machine's image from Debian packages: mmdebstrap -> mke2fs -> qemu-img.
 
 Needs root, but no loop device and no mount on the host. The finished files take the place of the old ones
-in one rename each; a session that runs on the old image keeps it.
+in one rename each; a session that runs on the old image keeps it, and so does one that is suspended.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ import msgspec
 
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Build, Machine, encode_unit
+from qemuspawner.machines.old_images import keep_image
 from qemuspawner.units import render_mib
 
 Progress = Callable[[str], None]
@@ -84,11 +85,18 @@ def recipe_digest(machine: Machine) -> str:
 
 
 def build_machine(
-    machine: Machine, *, images: Path, progress: Progress, force: bool = False, mirror: str = ""
+    machine: Machine,
+    *,
+    images: Path,
+    progress: Progress,
+    sessions: Path | None = None,
+    force: bool = False,
+    mirror: str = "",
 ) -> bool:
     """Make the image, kernel and initrd of `machine` in `images/ID/`; False where they were up to date.
 
-    `mirror` is an apt repository to take the packages from, in place of Debian's.
+    What desktops in the folder `sessions` stand on is kept beside the new files. `mirror` is an apt
+    repository to take the packages from, in place of Debian's.
 
     Raises:
         MachineError: No [build] table, not root, another build under way, or a step failed; the log is named.
@@ -109,6 +117,8 @@ def build_machine(
         recipe = recipe_digest(machine)
         root = _install_packages(machine, build, work, run, mirror=mirror)
         disk = _make_disk(root, build, work, run, recipe=recipe)
+        if sessions is not None:
+            keep_image(machine, sessions)
         _put_in_place(machine, target, disk, recipe=recipe)
         log.unlink()
         size = render_mib(Path(machine.image.file).stat().st_size >> 20)

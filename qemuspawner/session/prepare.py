@@ -17,6 +17,7 @@ from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.machine import Machine
+from qemuspawner.machines.old_images import machine_of_saved
 from qemuspawner.machines.templates import find_template, find_template_obstacle
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.command import qemu_args
@@ -32,7 +33,7 @@ from qemuspawner.qemu.image import check_image, create_layer, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.qemu.process import start_qemu
-from qemuspawner.qemu.saving import check_files, fingerprint
+from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
 from qemuspawner.qemu.vm import Accelerator, Memory, Vm, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
@@ -194,7 +195,7 @@ def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Pla
         )
     if saved.memory == "lost":
         return _boot_disk(spec, folder, saved)
-    spec = _with_size_of(spec, saved.spec)
+    spec = _as_saved(spec, saved)
     paths = SavedPaths(root=folder)
     try:
         now = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
@@ -214,15 +215,29 @@ def cannot_wake(why: str) -> SessionError:
 
 
 def _boot_disk(spec: SessionSpec, folder: Path, saved: Saved) -> tuple[SessionSpec, Plan]:
-    assert saved.spec is not None
     why = "booted from the disk that was kept; programs that were open are lost"
-    return _with_size_of(spec, saved.spec), Plan(
-        way="cold", why=why, saved=saved, folder=SavedPaths(root=folder)
-    )
+    spec = _as_saved(spec, saved)
+    return spec, Plan(way="cold", why=why, saved=saved, folder=SavedPaths(root=folder))
 
 
-def _with_size_of(spec: SessionSpec, saved: SessionSpec) -> SessionSpec:
-    return structs.replace(spec, machine=saved.machine, cpus=saved.cpus, memory_mib=saved.memory_mib)
+def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
+    """`spec` with the machine and size of what was saved.
+
+    Raises:
+        SessionError: The image that its disk stands on is not there any more.
+    """
+    assert saved.spec is not None
+    machine = machine_of_saved(saved.spec.machine, saved.fingerprint.image)
+    try:
+        is_there = image_identity(machine.image) == saved.fingerprint.image
+    except OSError:
+        is_there = False
+    if not is_there:
+        raise SessionError(
+            "The image that this desktop's disk stands on has been replaced.",
+            hint="Nothing is deleted: the administrator puts the former image of the machine back.",
+        )
+    return structs.replace(spec, machine=machine, cpus=saved.spec.cpus, memory_mib=saved.spec.memory_mib)
 
 
 def _check_supported(machine: Machine) -> None:

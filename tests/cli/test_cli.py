@@ -1,13 +1,20 @@
 """The command `qemuspawner` as an administrator meets it: what it prints, where, and its exit code."""
 
 import json
+import os
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import warming
 
 from qemuspawner import __version__
 from qemuspawner.cli import main
+from qemuspawner.machines.catalogue import load_machine
+from qemuspawner.paths import StatePaths
+from qemuspawner.qemu.host import find_qemu
+from qemuspawner.qemu.saving import fingerprint
 
 MACHINE = 'name = "Rocky 9"\nversion = "9.4"\n[image]\nfile = "disk.raw"\nformat = "raw"\n'
 
@@ -191,6 +198,157 @@ def test_doctor_fails_where_the_host_lacks_something(
 
     assert command.run("doctor") == 1
     assert "error    qemu-system-x86_64 was not found on this host." in command.out
+
+
+DESKTOP = f"agent = true\n{MACHINE}"
+
+
+def add_template(command: Command, name: str, *, cpus: int = 1) -> str:
+    """Put a template there, as if it had been made; its name."""
+    machine = load_machine(command.machines / name, command.state / "images")
+    fits = fingerprint(machine, cpus=cpus, memory_mib=2048, accelerator="tcg", qemu=find_qemu())
+    state = StatePaths(root=command.state)
+    state.templates.mkdir(exist_ok=True)
+    return warming.put_template(state, machine, fits).root.name
+
+
+def change_image(command: Command, name: str) -> None:
+    os.utime(command.state / "images" / name / "disk.raw", (1, 1))
+
+
+def test_templates_are_listed_with_what_they_are_and_whether_they_fit(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    command.add("alma", DESKTOP, image=True)
+    alma, rocky = add_template(command, "alma"), add_template(command, "rocky", cpus=2)
+    change_image(command, "rocky")
+
+    assert command.run("templates", "list") == 0
+    head, *lines = (line.split(maxsplit=2) for line in command.out.splitlines())
+    assert head[:2] == ["NAME", "MACHINE"]
+    assert [line[:2] for line in lines] == [[alma, "alma"], [rocky, "rocky"]]
+    assert lines[0][2].split()[:4] == ["1", "2", "GiB", "tcg"]
+    assert lines[0][2].endswith(" yes")
+    assert lines[1][2].endswith(" the machine's image has changed")
+
+
+def test_templates_are_listed_for_programs_too(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    name = add_template(command, "rocky")
+    shutil.rmtree(command.machines / "rocky")
+
+    assert command.run("templates", "list", "--json") == 0
+    (row,) = json.loads(command.out)
+    assert (row["name"], row["machine"], row["cpus"], row["memory_mib"]) == (name, "rocky", 1, 2048)
+    assert (row["fits"], row["misfits"]) == (False, ["its machine is gone"])
+    assert row["size_bytes"] > 0
+
+
+def test_a_host_without_templates_has_an_empty_list(command: Command) -> None:
+    assert command.run("templates", "list", "--json") == 0
+    assert command.out == "[]\n"
+
+
+def test_a_template_is_removed_by_its_name(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    names = [add_template(command, "rocky", cpus=cpus) for cpus in (1, 2)]
+
+    assert command.run("templates", "remove", names[0]) == 0
+    assert command.out == f"Deleted {names[0]}.\n"
+    assert [path.name for path in (command.state / "templates").iterdir()] == [names[1]]
+
+
+def test_stale_templates_are_removed_and_the_others_stay(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    command.add("alma", DESKTOP, image=True)
+    kept, stale = add_template(command, "alma"), add_template(command, "rocky")
+    change_image(command, "rocky")
+
+    assert command.run("templates", "remove", "--stale") == 0
+    assert command.out == f"Deleted {stale}.\n"
+    assert [path.name for path in (command.state / "templates").iterdir()] == [kept]
+
+
+def test_all_templates_are_removed(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    for cpus in (1, 2):
+        add_template(command, "rocky", cpus=cpus)
+
+    assert command.run("templates", "remove", "--all") == 0
+    assert list((command.state / "templates").iterdir()) == []
+
+
+def test_only_a_template_is_removed(command: Command) -> None:
+    (command.state / "images").mkdir(parents=True)
+
+    assert command.run("templates", "remove", "../images") == 1
+    assert command.err.startswith("error: There is no template '../images'.\n")
+    assert (command.state / "images").is_dir()
+
+
+def test_a_size_that_is_not_offered_is_refused_with_those_that_are(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+
+    assert command.run("warm", "rocky", "--cpus", "3") == 1
+    assert command.err == "error: 'rocky' is not offered with 3 CPUs, but with 1, 2, 4.\n"
+    assert command.run("warm", "rocky", "--memory", "3 GiB") == 1
+    assert command.err == (
+        "error: 'rocky' is not offered with 3 GiB of memory, but with 1 GiB, 2 GiB, 4 GiB.\n"
+    )
+
+
+def test_a_machine_without_an_image_cannot_be_warmed(command: Command) -> None:
+    command.add("rocky", DESKTOP)
+
+    assert command.run("warm", "rocky") == 1
+    assert command.err.startswith("error: The image of 'rocky' is missing: ")
+
+
+def test_a_machine_that_can_have_no_template_says_why(command: Command) -> None:
+    command.add("rocky", image=True)
+
+    assert command.run("warm", "rocky") == 1
+    assert command.err == (
+        "error: No template can be made of 'rocky'. "
+        "'Rocky 9' has no guest agent, which has to make each copy its user's own.\n"
+    )
+
+
+def test_without_a_machine_those_that_cannot_be_warmed_are_left_out(command: Command) -> None:
+    command.add("rocky", image=True)
+    command.add("alma", DESKTOP)
+
+    assert command.run("warm") == 0
+    assert sorted(command.out.splitlines()) == [
+        "'alma' is left out: its image is missing.",
+        "'rocky' is left out. 'Rocky 9' has no guest agent, which has to make each copy its user's own.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--cpus", "2"),
+        ("rocky", "--memory", "much"),
+        ("rocky", "--all-sizes", "--cpus", "2"),
+        ("rocky", "--accelerator", "xen"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_wrong_usage(arguments: tuple[str, ...], command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+
+    assert command.run("warm", *arguments) == 2
+
+
+def test_doctor_counts_the_templates_that_fit(command: Command) -> None:
+    command.add("rocky", DESKTOP, image=True)
+    for cpus in (1, 2):
+        add_template(command, "rocky", cpus=cpus)
+
+    command.run("doctor")
+    assert "ok       2 of 2 templates fit." in command.out
+    change_image(command, "rocky")
+    command.run("doctor")
+    assert "warning  0 of 2 templates fit." in command.out
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

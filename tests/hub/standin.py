@@ -26,6 +26,7 @@ from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus, State, S
 PLAN = os.environ.get("QEMUSPAWNER_STANDIN", "ready")
 READY_AFTER_S = {"slow": 3.0, "hang": 3600.0}.get(PLAN, 0.3)
 BEGAN = time.time()
+VERSIONS: list[State] = ["booting", "running", "failed"]
 
 
 def state() -> State:
@@ -40,9 +41,16 @@ class Probe(web.RequestHandler):
 
 
 class Status(web.RequestHandler):
-    def get(self) -> None:
+    async def get(self) -> None:
         if self.request.headers.get("Authorization") != f"token {os.environ['JUPYTERHUB_API_TOKEN']}":
             raise web.HTTPError(403)
+        began_at = state()
+        if self.get_query_argument("after", "") == str(VERSIONS.index(began_at)):
+            # As a session does: the answer comes with the news, or after a while.
+            for _ in range(100):
+                if state() != began_at:
+                    break
+                await asyncio.sleep(0.1)
         steps = [Step(at=0.1, text="The <b>machine</b> boots")]
         if state() == "running":
             steps.append(Step(at=READY_AFTER_S, text="The desktop is ready"))
@@ -57,6 +65,8 @@ class Status(web.RequestHandler):
             now=time.time(),
             started=BEGAN,
             deadline=BEGAN + SPEC.lifetime_s,
+            way="cold",
+            version=VERSIONS.index(state()),
         )
         self.write(json.loads(status.to_json()))
 

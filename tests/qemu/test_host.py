@@ -66,7 +66,7 @@ def test_kvm_works_where_a_guest_really_ran(
 ) -> None:
     """The guest's own exit code counts; a QEMU that hangs is given up."""
     monkeypatch.setattr(os, "access", lambda *_: True)
-    qemu = Qemu(program=fake_qemu(tmp_path, script), version=(7, 2, 0))
+    qemu = Qemu(program=fake_qemu(tmp_path, script), version=(7, 2, 0), build="7.2.0")
 
     assert kvm_works(qemu, tmp_path / "probes") is works
 
@@ -77,7 +77,7 @@ def test_the_answer_about_kvm_is_remembered(tmp_path: Path, monkeypatch: pytest.
     program = fake_qemu(tmp_path, f"echo asked >> {tmp_path}/log; exit 99")
 
     for version in ((7, 2, 0), (7, 2, 0), (8, 0, 0)):
-        kvm_works(Qemu(program=program, version=version), tmp_path / "probes")
+        kvm_works(Qemu(program=program, version=version, build=""), tmp_path / "probes")
 
     assert (tmp_path / "log").read_text() == "asked\nasked\n"
 

@@ -202,7 +202,6 @@ async def test_a_state_of_the_same_size_but_another_content_is_refused(spec: Ses
         ("qemu", "6.2.0", "QEMU was 6.2.0"),
         ("accelerator", "kvm", "it ran with kvm"),
         ("cpu", "another", "processor"),
-        ("image", "another", "image has changed"),
         ("machine", "another", "machine.toml has changed"),
         ("format", 0, "another version of qemuspawner"),
     ],
@@ -215,6 +214,23 @@ async def test_a_state_of_another_host_or_time_is_refused(
     write_manifest(paths_of(spec).saved / saved.name, foreign)
 
     await expect_refusal(spec, words)
+
+
+@pytest.mark.parametrize("sleeping", ["wake", "boot"])
+async def test_a_disk_is_never_laid_over_another_image(spec: SessionSpec, sleeping: str) -> None:
+    """The file system would be rubbish: refused, nothing deleted, and right again with the former image."""
+    await suspend_red(spec)
+    image = Path(spec.machine.image.file)
+    image.rename(image.with_suffix(".former"))
+    guests.make_disk(image, "qcow2")
+
+    with pytest.raises(SessionError, match="has been replaced"):
+        async with vms.running_guest(structs.replace(spec, sleeping=sleeping)):
+            pass
+
+    image.with_suffix(".former").replace(image)
+    async with vms.running_guest(spec) as (guest, _):
+        assert await colour(guest) == guests.RED
 
 
 async def test_a_damaged_manifest_hides_only_itself(spec: SessionSpec) -> None:

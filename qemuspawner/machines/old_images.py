@@ -1,0 +1,125 @@
+"""Images that were replaced and that kept desktops still stand on.
+
+The disk of a suspended desktop or a checkpoint holds what differs from its base image: over another one it
+is rubbish. Before an image is replaced its files get a second name in `old-INODE/` beside it, which costs
+nothing but the room that would else become free; what nobody stands on goes with the next build.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import structs
+
+from qemuspawner.errors import SessionError
+from qemuspawner.locks import find_holder
+from qemuspawner.machine import Image, Machine
+from qemuspawner.paths import SessionPaths
+from qemuspawner.qemu.saving import image_identity
+from qemuspawner.saved import list_saved
+from qemuspawner.spec import SessionSpec
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "old-"
+_MAX_SPEC_BYTES = 1 << 20
+
+
+def machine_of_saved(machine: Machine, identity: str) -> Machine:
+    """`machine` with the image files that a saved VM stands on, whose fingerprint has `identity`.
+
+    The machine as it is where none of the kept files are those: the fingerprints then say what differs.
+    """
+    for image in (machine.image, *_kept_images(machine)):
+        with contextlib.suppress(OSError):
+            if image_identity(image) == identity:
+                return structs.replace(machine, image=image)
+    return machine
+
+
+def keep_image(machine: Machine, sessions: Path) -> None:
+    """Keep the present image where a desktop stands on it, and delete older ones that none stands on.
+
+    Raises:
+        OSError: The files could not be kept.
+    """
+    users = _Users(machine, sessions)
+    try:
+        present = image_identity(machine.image)
+    except OSError:
+        present = ""  # there is none to be replaced
+    if present and users.stand_on(present):
+        _keep(machine.image)
+    for kept in _kept_images(machine):
+        folder = Path(kept.file).parent
+        with contextlib.suppress(OSError):
+            if image_identity(kept) != present and not users.stand_on(
+                image_identity(kept), replaced_at=folder.stat().st_mtime
+            ):
+                shutil.rmtree(folder)
+
+
+def _keep(image: Image) -> None:
+    file = Path(image.file)
+    folder = file.parent / f"{_PREFIX}{file.stat().st_ino}"
+    draft = folder.with_name(f".{folder.name}")
+    if folder.exists():
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    draft.chmod(0o755)
+    for name in (image.file, image.kernel, image.initrd):
+        if name:
+            os.link(name, draft / Path(name).name)
+    draft.rename(folder)
+
+
+def _kept_images(machine: Machine) -> list[Image]:
+    image = machine.image
+    folders = sorted(Path(image.file).parent.glob(f"{_PREFIX}*"))
+    return [
+        structs.replace(
+            image,
+            file=str(folder / Path(image.file).name),
+            kernel=str(folder / Path(image.kernel).name) if image.kernel else "",
+            initrd=str(folder / Path(image.initrd).name) if image.initrd else "",
+        )
+        for folder in folders
+    ]
+
+
+class _Users:
+    """Who stands on images of a machine, as far as this account may look."""
+
+    def __init__(self, machine: Machine, sessions: Path) -> None:
+        self._saved: set[str] = set()
+        self._started_at: list[float] = []  # of the sessions that run; they may be saved yet
+        for root in _folders(sessions):
+            paths = SessionPaths(root=root)
+            self._saved |= {saved.fingerprint.image for saved in list_saved(paths.saved)}
+            with contextlib.suppress(OSError, SessionError):
+                spec, started_at = _read_spec(paths.spec)
+                if spec.machine.id == machine.id and find_holder(paths.lock) is not None:
+                    self._started_at.append(started_at)
+
+    def stand_on(self, identity: str, *, replaced_at: float = float("inf")) -> bool:
+        """Whether anybody does, or may: a session that began before the image was replaced."""
+        return identity in self._saved or any(moment <= replaced_at for moment in self._started_at)
+
+
+def _read_spec(path: Path) -> tuple[SessionSpec, float]:
+    """A session's specification, and when it was written; its folder is another account's than ours."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        content = file.read(_MAX_SPEC_BYTES) if stat.S_ISREG(status.st_mode) else b""
+    return SessionSpec.from_json(content), status.st_mtime
+
+
+def _folders(sessions: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from (entry for entry in sessions.iterdir() if not entry.name.startswith("."))

@@ -1,0 +1,158 @@
+"""A replaced image stays for as long as a desktop stands on it."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import vms
+from msgspec import structs
+
+from qemuspawner.locks import try_lock
+from qemuspawner.machine import Machine
+from qemuspawner.machines.old_images import keep_image, machine_of_saved
+from qemuspawner.paths import SavedPaths, StatePaths
+from qemuspawner.qemu.saving import image_identity
+from qemuspawner.saved import Fingerprint, Saved, delete_saved, write_manifest
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StatePaths:
+    paths = StatePaths(root=tmp_path)
+    paths.sessions.mkdir()
+    return paths
+
+
+@pytest.fixture
+def machine(state: StatePaths) -> Machine:
+    folder = state.images / "tiny"
+    folder.mkdir(parents=True)
+    image = {"file": str(folder / "disk.qcow2"), "format": "qcow2", "kernel": str(folder / "vmlinuz")}
+    made = structs.replace(vms.make_machine(firmware="direct", image=image), id="tiny")
+    replace_image(made, "first")
+    return made
+
+
+def replace_image(machine: Machine, content: str) -> None:
+    """As a build does."""
+    for name in (machine.image.file, machine.image.kernel):
+        draft = Path(f"{name}.new")
+        draft.write_text(f"{content} {Path(name).name}")
+        draft.replace(name)
+
+
+def rebuild(machine: Machine, state: StatePaths, content: str) -> None:
+    keep_image(machine, state.sessions)
+    replace_image(machine, content)
+
+
+def suspend_on(machine: Machine, state: StatePaths, server_name: str = "") -> Path:
+    """Leave a suspended session that stands on the present image."""
+    spec = vms.make_spec(state.root, machine, server_name=server_name)
+    folder = SavedPaths(root=state.session(spec.session_id).saved / "1")
+    folder.root.mkdir(parents=True)
+    fits = Fingerprint(
+        qemu="7.2", accelerator="tcg", cpu="max", machine="", cpus=1, memory_mib=64,
+        image=image_identity(machine.image),
+    )  # fmt: skip
+    saved = Saved(
+        kind="suspended", name="1", saved_at=time.time(), fingerprint=fits, memory="streamed",
+        layers=1, files={}, size_bytes=0, machine_id=machine.id, spec=spec,
+    )  # fmt: skip
+    write_manifest(folder.root, saved)
+    return folder.root
+
+
+def old_folders(machine: Machine) -> list[Path]:
+    return sorted(Path(machine.image.file).parent.glob("old-*"))
+
+
+def test_a_suspended_desktop_gets_the_image_that_it_stands_on(machine: Machine, state: StatePaths) -> None:
+    identity = image_identity(machine.image)
+    suspend_on(machine, state)
+
+    rebuild(machine, state, "second")
+
+    found = machine_of_saved(machine, identity)
+    assert Path(found.image.file).read_text() == "first disk.qcow2"
+    assert Path(found.image.kernel).read_text() == "first vmlinuz"
+    assert image_identity(found.image) == identity
+
+
+def test_a_machine_whose_image_was_not_replaced_is_the_same(machine: Machine, state: StatePaths) -> None:
+    assert machine_of_saved(machine, image_identity(machine.image)) == machine
+
+
+def test_an_image_that_nobody_kept_is_not_made_up(machine: Machine, state: StatePaths) -> None:
+    """The fingerprints say what differs, and the caller refuses."""
+    identity = image_identity(machine.image)
+
+    rebuild(machine, state, "second")
+
+    assert machine_of_saved(machine, identity) == machine
+    assert old_folders(machine) == []
+
+
+def test_an_old_image_goes_when_nobody_stands_on_it_any_more(machine: Machine, state: StatePaths) -> None:
+    saved = suspend_on(machine, state)
+    rebuild(machine, state, "second")
+    assert len(old_folders(machine)) == 1
+
+    delete_saved(saved)
+    rebuild(machine, state, "third")
+
+    assert old_folders(machine) == []
+
+
+def test_several_generations_stay_apart(machine: Machine, state: StatePaths) -> None:
+    identities = []
+    for number, content in enumerate(("second", "third", "fourth")):
+        identities.append(image_identity(machine.image))
+        suspend_on(machine, state, f"server-{number}")
+        rebuild(machine, state, content)
+
+    found = [Path(machine_of_saved(machine, identity).image.file).read_text() for identity in identities]
+    assert found == ["first disk.qcow2", "second disk.qcow2", "third disk.qcow2"]
+
+
+def test_what_a_running_session_stands_on_stays_since_it_may_be_suspended(
+    machine: Machine, state: StatePaths
+) -> None:
+    """Who runs is whose lock is held."""
+    identity = image_identity(machine.image)
+    spec = vms.make_spec(state.root, machine)
+    paths = state.session(spec.session_id)
+    paths.root.mkdir()
+    paths.spec.write_text(spec.to_json())
+    paths.lock.touch()
+    holder = os.fork()
+    if holder == 0:
+        try_lock(os.open(paths.lock, os.O_RDWR))
+        (state.root / "locked").touch()
+        time.sleep(60)
+        os._exit(0)
+    try:
+        while not (state.root / "locked").exists():
+            time.sleep(0.01)
+        rebuild(machine, state, "second")
+        rebuild(machine, state, "third")
+    finally:
+        os.kill(holder, 9)
+        os.waitpid(holder, 0)
+
+    assert Path(machine_of_saved(machine, identity).image.file).read_text() == "first disk.qcow2"
+    # It has ended, and left nothing.
+    rebuild(machine, state, "fourth")
+    assert old_folders(machine) == []
+
+
+def test_a_folder_that_is_no_session_keeps_no_build_waiting(machine: Machine, state: StatePaths) -> None:
+    """What lies in the sessions' folder is their account's, and a build runs as root."""
+    paths = state.session("0" * 20)
+    paths.root.mkdir()
+    os.mkfifo(paths.spec)
+    (state.sessions / "a-file").touch()
+
+    rebuild(machine, state, "second")
+
+    assert old_folders(machine) == []
