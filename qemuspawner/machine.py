@@ -38,6 +38,7 @@ class Image(_Table, frozen=True, kw_only=True):
     kernel: str = ""  # with firmware = "direct": the kernel to start, beside the image
     initrd: str = ""
     cmdline: Annotated[str, Meta(max_length=1000)] = ""
+    cmdline_tcg: Annotated[str, Meta(max_length=1000)] = ""  # added to it where the guest is emulated
     bus: Literal["virtio", "sata", "nvme", "scsi"] = "virtio"
     disk: Mib = Mib(0)  # size of the writable disk; 0: the image's own, or none beside an ISO
 

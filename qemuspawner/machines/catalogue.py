@@ -372,7 +372,7 @@ def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
         if not image.kernel:
             yield "image.kernel", 'it is missing; firmware = "direct" starts this kernel'
     else:
-        for key in ("kernel", "initrd", "cmdline"):
+        for key in ("kernel", "initrd", "cmdline", "cmdline_tcg"):
             if getattr(image, key):
                 yield f"image.{key}", f'it needs firmware = "direct"; the machine has "{machine.firmware}"'
 

@@ -17,8 +17,9 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 CLIPBOARD_CHARDEV = "vdagent0"
 NETWORK = "net0"
 
-# TCG caches translated code, by default up to 1 GiB a VM.
-TCG_CACHE_MIB = 256
+# TCG caches translated code, by default up to 1 GiB a VM. A desktop fills whatever it gets and is no faster
+# above 64; with 32 it boots 40 % slower.
+TCG_CACHE_MIB = 64
 TCG_CPU = "max"
 
 _DISPLAYS: dict[str, dict[str, object]] = {

@@ -123,7 +123,9 @@ def make_vm(
     firmware: DirectKernel | Uefi | None = None
     if machine.firmware == "direct":
         initrd = Path(image.initrd) if image.initrd else None
-        firmware = DirectKernel(kernel=Path(image.kernel), initrd=initrd, cmdline=image.cmdline)
+        words = (image.cmdline, image.cmdline_tcg) if accelerator == "tcg" else (image.cmdline,)
+        cmdline = " ".join(filter(None, words))
+        firmware = DirectKernel(kernel=Path(image.kernel), initrd=initrd, cmdline=cmdline)
     elif machine.firmware == "uefi":
         if uefi_code is None:
             raise AssertionError("The caller finds the UEFI firmware.")
