@@ -29,6 +29,7 @@ from qemuspawner.session.prepare import (
     prepare,
     start_vm,
 )
+from qemuspawner.session.turns import take_turn
 from qemuspawner.spec import SessionSpec, SessionStatus, State, Step, SuspendOn
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
@@ -38,6 +39,8 @@ _LINGER_S = 3
 _LINGER_FAILED_S = 60
 # A restored one answers within a second.
 _RESTORED_AGENT_TIMEOUT_S = 30
+# So long a desktop may wait for others to become their users' own.
+_PATIENCE_S = 20
 # A paused disk is tried again so often.
 _RETRY_DISK_S = 30
 
@@ -321,9 +324,10 @@ class Supervisor:
     async def _personalise(self, guest: Guest) -> None:
         assert guest.agent is not None
         try:
-            if not await guest.agent.wait_until_ready(timeout_s=_RESTORED_AGENT_TIMEOUT_S):
-                raise VmError("The guest agent does not answer.")
-            await personalise(guest, self.spec)
+            async with take_turn(StatePaths.of(self.spec.state_dir).probes, patience_s=_PATIENCE_S):
+                if not await guest.agent.wait_until_ready(timeout_s=_RESTORED_AGENT_TIMEOUT_S):
+                    raise VmError("The guest agent does not answer.")
+                await personalise(guest, self.spec)
         except VmError as exc:
             self.report(f"The desktop could not be told whose it is: {exc.message}", level="warning")
 

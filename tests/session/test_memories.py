@@ -39,7 +39,8 @@ def add(state: StatePaths) -> AddTemplate:
         digest = FileDigest(size_bytes=memory_mib << 20, digest=save_memory(memory, folder.memory))
         os.close(memory)
         saved = Saved(
-            kind="template", name=name, saved_at=0, memory="mapped", layers=1, size_bytes=0, machine_id="mini",
+            kind="template", name=name, saved_at=0, memory="mapped", layers=1, size_bytes=0,
+            machine_id="mini",
             fingerprint=msgspec.structs.replace(FINGERPRINT, memory_mib=memory_mib),
             files={folder.memory.name: digest},
         )  # fmt: skip
