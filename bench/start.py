@@ -34,7 +34,6 @@ from qemuspawner.paths import EXAMPLE_MACHINES, SavedPaths, SessionPaths, StateP
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.saved import list_saved
 from qemuspawner.session.guest import Guest
-from qemuspawner.session.keep import Keeper
 from qemuspawner.session.prepare import choose, prepare, start_vm
 from qemuspawner.spec import SessionSpec
 
@@ -150,7 +149,7 @@ async def measure_sleep(state: Path, machine: Machine, rounds: int) -> None:
                 break
             await asyncio.sleep(1)
             begun = time.monotonic()
-            await Keeper.of(prepared).suspend(guest)
+            await vms.suspend(guest, prepared)
             suspends.append(time.monotonic() - begun)
     print(f"| sleep, {MEMORY_MIB} MiB | seconds | rounds | limit |\n|---|---|---|---|")
     print(line("suspend", suspends, limit="3"))

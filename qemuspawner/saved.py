@@ -55,7 +55,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         if (self.cpus, self.memory_mib) != (now.cpus, now.memory_mib):
             found.append("its size is another one")
         if self.machine != now.machine:
-            found.append("machine.toml has changed")
+            found.append("the machine's definition has changed")
         return found
 
 
@@ -96,7 +96,8 @@ def load_saved(folder: Path) -> Saved | None:
         return msgspec.json.decode(content, type=Saved, dec_hook=decode_unit)
     except OSError:
         return None
-    except msgspec.DecodeError as exc:
+    # The folder may be another account's, who writes what they like: RecursionError is for a deep nesting.
+    except (ValueError, RecursionError) as exc:
         log.warning("%s cannot be read: %s", folder, exc)
         return None
 
@@ -191,8 +192,10 @@ def delete_expired(paths: SessionPaths) -> int:
     except OSError:
         return 0
     for entry in entries:
+        # What has a manifest that we cannot read is no draft: another version of ours may be able to.
+        is_draft = not os.path.lexists(SavedPaths(root=entry).manifest)
         saved = load_saved(entry)
-        if saved is None or 0 < saved.expires < time.time():
+        if is_draft or (saved is not None and 0 < saved.expires < time.time()):
             delete_saved(entry)
             deleted += 1
     return deleted

@@ -15,7 +15,9 @@ from PIL import Image as Picture
 from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import session_id
 from qemuspawner.qemu.vm import DRIVERS
+from qemuspawner.saved import Saved
 from qemuspawner.session.guest import Guest
+from qemuspawner.session.keep import Keeper
 from qemuspawner.session.prepare import Prepared, prepare
 from qemuspawner.spec import SessionSpec
 
@@ -59,6 +61,15 @@ async def running_guest(
             yield guest, prepared
         finally:
             await guest.stop()
+
+
+async def suspend(guest: Guest, prepared: Prepared) -> Saved:
+    """Put the VM to sleep, as the supervisor does."""
+    keeper = Keeper.of(prepared)
+    saved = await keeper.suspend(guest)
+    await guest.stop()
+    keeper.tidy(saved)
+    return saved
 
 
 async def screen(guest: Guest) -> Picture.Image:

@@ -120,10 +120,8 @@ class QemuProcess:
         await self._prepare_migration(mapped=mapped)
         await self._execute("migrate-incoming", {"uri": f"fd:{state}"}, timeout_s=_MIGRATION_TIMEOUT_S)
         await self._wait_for_migration()
-        # It was saved from a paused VM, and so is paused. Loaded, but not yet settled, it says "inmigrate".
-        async with asyncio.timeout(_QMP_TIMEOUT_S):
-            while await self._run_state() == "inmigrate":  # noqa: ASYNC110 - there is no event for it
-                await asyncio.sleep(_MIGRATION_POLL_S)
+        # It was saved from a paused VM, and so is paused when it has settled.
+        await self._wait_while("inmigrate")
 
     async def save(self, path: Path, *, mapped: bool) -> None:
         """Write the paused VM to `path`, without its memory where that is `mapped` from a shared file.
@@ -142,6 +140,8 @@ class QemuProcess:
             await self._wait_for_migration()
         finally:
             os.close(descriptor)
+        # Before that it refuses to go on.
+        await self._wait_while("finish-migrate")
 
     async def _prepare_migration(self, *, mapped: bool) -> None:
         capability = {"capability": "x-ignore-shared", "state": mapped}
@@ -164,7 +164,15 @@ class QemuProcess:
                 await self.execute("migrate_cancel")
             raise VmError(f"QEMU did not save within {_MIGRATION_TIMEOUT_S} s.") from exc
 
-    async def _run_state(self) -> object:
+    async def _wait_while(self, state: str) -> None:
+        for _ in range(int(_QMP_TIMEOUT_S / _MIGRATION_POLL_S)):
+            if await self.run_state() != state:
+                return
+            await asyncio.sleep(_MIGRATION_POLL_S)
+        raise VmError(f"QEMU does not leave the state '{state}'.")
+
+    async def run_state(self) -> object:
+        """QEMU's own word for what the VM does, such as "running", "paused" or "io-error"."""
         answer = await self.execute("query-status")
         return answer.get("status") if isinstance(answer, dict) else None
 
@@ -172,11 +180,30 @@ class QemuProcess:
         """Write to the new, empty overlay at `path` from now on; what was written so far is frozen.
 
         Raises:
-            VmError: QEMU refused; everything is as before.
+            VmError: QEMU refused; it goes on writing where it did.
         """
         node = node_name(disk.id, len(disk.layers) + 1)
         await self.execute("blockdev-add", **overlay_node(node, path))
-        await self.execute("blockdev-snapshot", node=disk.node, overlay=node)
+        try:
+            # It waits for what is being written, on a busy disk for long.
+            await self._execute(
+                "blockdev-snapshot", {"node": disk.node, "overlay": node}, timeout_s=_MIGRATION_TIMEOUT_S
+            )
+        except VmError:
+            # Unsure whether it happened: QEMU knows.
+            if await self._written_node(disk) == node:
+                return
+            with contextlib.suppress(VmError):
+                await self.execute("blockdev-del", **{"node-name": node})
+            raise
+
+    async def _written_node(self, disk: Disk) -> object:
+        """The node that the disk's device writes to."""
+        answer = await self.execute("query-block")
+        for block in answer if isinstance(answer, list) else []:
+            if f"{disk.id}-device" in str(block.get("qdev")):
+                return (block.get("inserted") or {}).get("node-name")
+        return None
 
     async def connect_clipboard(self, *, connected: bool) -> None:
         """Connect the guest's clipboard agent with VNC's clients, or with nobody."""

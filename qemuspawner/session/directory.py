@@ -21,8 +21,8 @@ from qemuspawner.saved import delete_expired
 
 log = logging.getLogger(__name__)
 
-# A predecessor that the hub has lost may shut its guest down, then it is killed.
-_TERMINATE_S = 75
+# A predecessor that the hub has lost may shut its guest down, or save gigabytes of it, then it is killed.
+_TERMINATE_S = 310
 _KILL_S = 5
 _NOT_GIVEN_BACK = "This desktop's former session cannot be ended."
 

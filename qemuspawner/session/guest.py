@@ -20,6 +20,8 @@ _QMP_TIMEOUT_S = 20
 _DISPLAY_TIMEOUT_S = 20
 _AGENT_SEND_S = 2
 _SYNC_S = 5
+_GO_ON_TRIES = 20
+_GO_ON_PAUSE_S = 0.5
 
 
 class Guest:
@@ -83,23 +85,33 @@ class Guest:
         await self.qemu.execute("stop")
 
     async def go_on(self) -> None:
-        """Let a paused guest run again."""
-        await self.qemu.execute("cont")
+        """Let a paused guest run again; raises VmError where it does not, though asked for seconds."""
+        for attempt in range(_GO_ON_TRIES):
+            try:
+                await self.qemu.execute("cont")
+                break
+            except VmError:
+                # QEMU may still be busy with what it was asked for before.
+                if attempt == _GO_ON_TRIES - 1 or not self.qemu.running:
+                    raise
+                await asyncio.sleep(_GO_ON_PAUSE_S)
         await self._connect_clipboard(connected=True)
 
     async def freeze_disk(self) -> Sequence[Path]:
         """Write to a new overlay from now on; the disks that stay as they are.
 
         Raises:
-            VmError, ImageError: Nothing has changed.
+            VmError, ImageError: It goes on writing where it did.
         """
         if self._disk is None:
             return ()
         frozen = self._disk.path
-        depth = len(self._disk.layers) + 1
-        overlay = self._paths.overlay(depth)
-        overlay.unlink(missing_ok=True)
-        await asyncio.to_thread(create_layer, overlay, frozen)
+        overlay = self._paths.overlay(len(self._disk.layers) + 1)
+        # Made where QEMU cannot put anything else in its place meanwhile.
+        draft = self._paths.root / overlay.name
+        draft.unlink(missing_ok=True)
+        await asyncio.to_thread(create_layer, draft, frozen)
+        draft.replace(overlay)
         await self.qemu.freeze_disk(self._disk, overlay)
         self._disk = replace(self._disk, path=overlay, layers=(*self._disk.layers, frozen))
         return self._disk.layers

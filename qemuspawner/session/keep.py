@@ -6,8 +6,9 @@ deleted after that.
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from msgspec import structs
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.qemu.host import DISK_RESERVE_MIB
 from qemuspawner.qemu.image import merge_layer
 from qemuspawner.qemu.saving import collect_disks, digest_file, size_only, sync_file
 from qemuspawner.qemu.vm import DRIVERS, Disk
@@ -37,6 +39,8 @@ from qemuspawner.units import render_mib
 
 # Each suspend adds a layer to the disk; a chain of more is made shorter.
 _MAX_LAYERS = 4
+# Each checkpoint adds one while the session runs; QEMU's argument about a disk may have 128 KiB.
+_MOST_LAYERS = 64
 
 Kind = Literal["suspended", "checkpoint"]
 
@@ -48,13 +52,11 @@ class Keeper:
     spec: SessionSpec
     paths: SessionPaths
     fingerprint: Fingerprint
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while anything is saved
 
     @classmethod
     def of(cls, prepared: Prepared) -> "Keeper":
-        spec = prepared.spec
-        fingerprint = prepared.host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
-        return cls(spec=spec, paths=prepared.paths, fingerprint=fingerprint)
+        return cls(spec=prepared.spec, paths=prepared.paths, fingerprint=prepared.fingerprint)
 
     # Looking
 
@@ -88,62 +90,51 @@ class Keeper:
                 hint="Delete some of them first.",
             )
 
-    # Saving
+    # Saving; one at a time, which the caller sees to with `lock`
 
-    async def suspend(
-        self, guest: Guest, *, before_end: Callable[[], Awaitable[None]] | None = None
-    ) -> Saved:
-        """Save the VM and end it; `before_end` tells those who look on.
+    async def suspend(self, guest: Guest) -> Saved:
+        """Save the VM, which is paused then and must not go on: what is saved is what counts.
 
         Raises:
             VmError, OSError: It could not be saved, and goes on as before.
         """
-        async with self._lock:
-            await guest.sync()
-            with self._draft() as draft:
-                await self._pause_and_save(guest, draft)
-                try:
-                    # QEMU has written everything, and writes no more. With its manifest, this counts.
-                    saved = await asyncio.to_thread(self._finish, draft, "suspended", guest.disks)
-                except BaseException:
-                    await guest.go_on()
-                    raise
-            if before_end is not None:
-                await before_end()
-            await guest.stop()
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._drop_older, saved)
-            return saved
+        await asyncio.to_thread(self._check_room)
+        await guest.sync()
+        with self._draft() as draft:
+            disks = await self._pause_and_save(guest, draft)
+            try:
+                # QEMU has written everything, and writes no more. With its manifest, this counts.
+                return await asyncio.to_thread(self._finish, draft, "suspended", disks)
+            except BaseException:
+                await guest.go_on()
+                raise
 
     async def save_checkpoint(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> Saved:
         """Save the VM, which goes on. An automatic one may take the place of an older, but not of `needed`.
 
         Raises:
-            SessionError: There are too many.
+            SessionError: There are too many, or the user's quota is used up.
             VmError, ImageError, OSError: It could not be saved, and goes on as before.
         """
-        async with self._lock:
-            self._make_room(automatic=automatic, needed=needed)
-            await guest.sync()
-            with self._draft() as draft:
-                disks = await self._pause_and_save(guest, draft, freeze=True)
-                await guest.go_on()
-                return await asyncio.to_thread(
-                    self._finish, draft, "checkpoint", disks, title=title, automatic=automatic
-                )
+        await asyncio.to_thread(self._check_checkpoint, guest, automatic=automatic, needed=needed)
+        await guest.sync()
+        with self._draft() as draft:
+            disks = await self._pause_and_save(guest, draft, freeze=True)
+            await guest.go_on()
+            saved = await asyncio.to_thread(
+                self._finish, draft, "checkpoint", disks, title=title, automatic=automatic
+            )
+        await asyncio.to_thread(self._drop_automatic, needed=needed)
+        return saved
 
     async def keep_disk(self, guest: Guest) -> Saved:
         """Keep the disk of a VM that has ended, where its memory could not be saved.
 
         Raises:
-            OSError: Such as a full disk.
+            VmError, OSError: Such as a full disk.
         """
-        async with self._lock:
-            with self._draft() as draft:
-                saved = await asyncio.to_thread(self._finish, draft, "suspended", guest.disks, memory="lost")
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._drop_older, saved)
-            return saved
+        with self._draft() as draft:
+            return await asyncio.to_thread(self._finish, draft, "suspended", guest.disks, memory="lost")
 
     async def _pause_and_save(
         self, guest: Guest, draft: SavedPaths, *, freeze: bool = False
@@ -151,8 +142,8 @@ class Keeper:
         """Pause the VM and write its state; the disks that belong to it. Where that fails it goes on."""
         with contextlib.suppress(VmError):
             await guest.screenshot(draft.picture)
-        await guest.pause()
         try:
+            await guest.pause()
             disks = await guest.freeze_disk() if freeze else guest.disks
             await guest.qemu.save(draft.state, mapped=False)
             return disks
@@ -160,6 +151,34 @@ class Keeper:
             with contextlib.suppress(VmError):
                 await guest.go_on()
             raise
+
+    def _check_room(self) -> None:
+        """Raise VmError where the host's disk might become full: that would pause everybody's machines."""
+        status = os.statvfs(self.paths.root)
+        free_mib = status.f_bavail * status.f_frsize >> 20
+        needed_mib = self.spec.memory_mib + DISK_RESERVE_MIB
+        if free_mib < needed_mib:
+            raise VmError(
+                f"Saving the desktop may need {render_mib(needed_mib)}; the host's disk has "
+                f"{render_mib(free_mib)} left.",
+                hint="Tell the administrator; the desktop goes on.",
+            )
+
+    def _check_checkpoint(self, guest: Guest, *, automatic: bool, needed: str) -> None:
+        self.check_quota()
+        self._check_room()
+        kept = self.checkpoints()
+        spare = [saved for saved in kept if automatic and saved.automatic and saved.name != needed]
+        if len(kept) - len(spare) >= self.spec.max_checkpoints:
+            raise SessionError(
+                f"This desktop has {len(kept)} checkpoints; {self.spec.max_checkpoints} are allowed.",
+                hint="Delete one that you do not need any more.",
+            )
+        if len(guest.disks) >= _MOST_LAYERS:
+            raise SessionError(
+                f"This desktop's disk has {len(guest.disks)} layers, one for each checkpoint.",
+                hint="Delete checkpoints that you do not need, then suspend the desktop and wake it.",
+            )
 
     @contextlib.contextmanager
     def _draft(self) -> Iterator[SavedPaths]:
@@ -207,19 +226,13 @@ class Keeper:
 
     # Forgetting
 
-    def _make_room(self, *, automatic: bool, needed: str) -> None:
+    def _drop_automatic(self, *, needed: str) -> None:
+        """Delete the oldest automatic checkpoints beyond what is allowed."""
         kept = self.checkpoints()
-        most = self.spec.max_checkpoints
         spare = [saved for saved in kept if saved.automatic and saved.name != needed]
-        while len(kept) >= most and automatic and spare:
-            oldest = spare.pop()
-            kept.remove(oldest)
-            delete_saved(self.paths.saved / oldest.name)
-        if len(kept) >= most:
-            raise SessionError(
-                f"This desktop has {len(kept)} checkpoints; {most} are allowed.",
-                hint="Delete one that you do not need any more.",
-            )
+        for _ in range(len(kept) - self.spec.max_checkpoints):
+            if spare:
+                delete_saved(self.paths.saved / spare.pop().name)
 
     def delete(self, name: str) -> None:
         """Raises SessionError where there is no such checkpoint."""
@@ -230,14 +243,26 @@ class Keeper:
         while (saved := find_suspended(self.paths)) is not None:
             delete_saved(self.paths.saved / saved.name)
 
-    def _drop_older(self, newest: Saved) -> None:
+    def tidy(self, newest: Saved) -> None:
         """Give back the room of what the newest replaces; nothing runs on it any more."""
-        for path in (*self.paths.vm.glob("disk-*"), *self.paths.layers.glob("*")):
-            path.unlink()
-        for saved in list_saved(self.paths.saved):
-            if saved.kind == "suspended" and saved.name != newest.name:
-                delete_saved(self.paths.saved / saved.name)
-        self._shorten(newest)
+        with contextlib.suppress(OSError):
+            for path in (*self.paths.vm.glob("disk-*"), *self.paths.layers.glob("*")):
+                path.unlink()
+            for saved in list_saved(self.paths.saved):
+                if saved.kind == "suspended" and saved.name != newest.name:
+                    delete_saved(self.paths.saved / saved.name)
+            self._shorten(newest)
+
+    def renew(self, folder: Path) -> None:
+        """It was woken: whatever was wrong is right again, and until the next sleep it does not expire."""
+        saved = load_saved(folder)
+        if saved is not None and saved.kind != "template":
+            with contextlib.suppress(OSError):
+                write_manifest(folder, structs.replace(saved, expires=self._expires(), problem=""))
+
+    def _expires(self) -> float:
+        longest_s = max(self.spec.lifetime_s, self.spec.max_lifetime_s)
+        return time.time() + self.spec.keep_s + longest_s if self.spec.keep_s else 0
 
     def _shorten(self, saved: Saved) -> None:
         """Merge the newest layers of a long chain, as far as no checkpoint needs them apart."""

@@ -86,6 +86,7 @@ class Prepared:
     spec: SessionSpec  # with the machine and size of what is woken
     paths: SessionPaths
     host: Host
+    fingerprint: Fingerprint  # of the VM, taken before QEMU opened the image
     started: Started
 
 
@@ -99,7 +100,7 @@ def prepare(
     """Start the VM that `spec` asks for; `stack` undoes everything.
 
     `report` is told each step and how far it is to the desktop, in percent. `memories` are the memories of
-    templates that are loaded already, by the template's name.
+    templates that are loaded already, by their digest.
 
     Raises:
         QemuSpawnerError: What is missing or wrong, in a sentence for the user.
@@ -118,6 +119,7 @@ def prepare(
     spec, plan = choose(spec, paths, host)
     _check_supported(spec.machine)
     check_image(spec.machine.image)
+    fits = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
     check_memory(spec.memory_mib)
     check_disk(state.root)
     paths.spec.write_text(spec.to_json())
@@ -129,7 +131,7 @@ def prepare(
         # Templates may be deleted at any moment, also while one is read.
         reason = exc if isinstance(exc, VmError) else VmError(f"It cannot be read: {exc.strerror}.")
         started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
-    return Prepared(spec=spec, paths=paths, host=host, started=started)
+    return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started)
 
 
 def boot_instead(spec: SessionSpec, exc: VmError) -> Plan:
@@ -266,6 +268,7 @@ def start_vm(
         QemuSpawnerError: What is missing or wrong.
     """
     report("Making your own copy of the machine's disk", 15)
+    _empty(paths.vm)
     uefi_code = None
     if spec.machine.firmware == "uefi":
         uefi_code, empty_variables = find_uefi()
@@ -296,12 +299,18 @@ def start_vm(
     return Started(vm=vm, plan=plan, process=process, state=state)
 
 
+def _empty(folder: Path) -> None:
+    """Delete what an earlier VM left: links of its own, or disks that are a checkpoint's by another name."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
 def _make_disk(spec: SessionSpec, paths: SessionPaths, plan: Plan) -> tuple[Path, ...]:
     """The VM's overlay; the frozen ones under it."""
     image = spec.machine.image
-    # An earlier VM's: other names of them may be a checkpoint's, so they are not written over.
-    for path in paths.vm.glob("disk-*"):
-        path.unlink()
     if image.format == "iso" and not image.disk:
         return ()
     if plan.saved is None or plan.folder is None:
@@ -335,10 +344,11 @@ def _open_saved(
     state = os.open(plan.folder.state, os.O_RDONLY | os.O_CLOEXEC)
     opened.callback(os.close, state)
     if plan.saved.memory == "mapped":
-        descriptor = memories.get(plan.saved.name)
+        file = plan.folder.memory
+        digest = plan.saved.files[file.name].digest
+        descriptor = memories.get(digest)
         if descriptor is None:
-            file = plan.folder.memory
-            descriptor = load_memory(file, digest=plan.saved.files[file.name].digest)
+            descriptor = load_memory(file, digest=digest)
             opened.callback(os.close, descriptor)
         memory = Memory(size_mib=spec.memory_mib, descriptor=descriptor)
     return memory, state

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.machines.templates import find_saving_obstacle
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.process import Log, QemuProcess
+from qemuspawner.saved import Saved
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.guest import Guest
@@ -41,6 +42,7 @@ _LINGER_FAILED_S = 60
 _RESTORED_AGENT_TIMEOUT_S = 30
 # So long a desktop may wait for others to become their users' own.
 _PATIENCE_S = 20
+_LAST_EVENT_S = 0.2
 # A paused disk is tried again so often.
 _RETRY_DISK_S = 30
 
@@ -58,7 +60,7 @@ class Ending:
     failed: bool = False
     graceful: bool = True  # ask the guest to shut down first
     cause: SuspendOn | None = None  # what may suspend the session instead
-    suspended: bool = False  # that is done already
+    for_good: bool = True  # somebody wanted it: what it was woken from is of no use any more
     linger_s: float = _LINGER_S
 
 
@@ -92,7 +94,9 @@ class Supervisor:
         self._ending: Ending | None = None
         self._next: Plan | None = None  # what to go on with when this VM is stopped
         self._interrupted = asyncio.Event()  # the VM is to end, or to give way to the next one
-        self._suspend_lock = asyncio.Lock()
+        self._way_back: Plan | None = None  # where a checkpoint that was gone back to does not work
+        self._works: set[asyncio.Task[Any]] = set()  # what must not stop half-way
+        self._was_up = False  # somebody could have used it
         self.released = asyncio.Event()  # the hub has read why it failed, and stops us
         self._shut_down_by_guest = False
 
@@ -182,6 +186,7 @@ class Supervisor:
         except Exception:
             self.log.exception("The session failed")
             self._fail(SessionError("The session failed for a reason of its own.", hint="The log has more."))
+            await self._keep_what_is_left()
         finally:
             if self._guest is not None:
                 await self._guest.stop()
@@ -198,7 +203,7 @@ class Supervisor:
         """One VM after the other, until the session is to end."""
         self.keeper = Keeper.of(prepared)
         started = prepared.started
-        while self._ending is None:
+        while True:
             self._set_state("booting")
             guest = Guest(started, prepared.paths, self.spec.machine, log=self.log)
             self._guest = guest
@@ -208,23 +213,34 @@ class Supervisor:
                 await guest.stop()
                 started = self._start(prepared, self._instead(started.plan, exc))
                 continue
-            self._report_running(guest)
+            await self._note_restored(guest.plan)
             await self._watch(guest)
-            if self._next is not None and self._ending is None:
-                await guest.stop()
-                started, self._next = self._start(prepared, self._next), None
+            # Whatever is being saved is saved first.
+            while self._works:
+                await asyncio.wait(self._works)
+            if self._ending is not None:
+                break
+            plan, self._next = self._next, None
+            assert plan is not None
+            await guest.stop()
+            if self._ending is not None:
+                break
+            started = self._start(prepared, plan)
         await self._end(guest, self._ending)
 
     def _start(self, prepared: Prepared, plan: Plan) -> Started:
-        return start_vm(
-            self.spec,
-            prepared.paths,
-            prepared.host,
-            plan,
-            self._stack,
-            self.report,
-            memories=self._memories,
-        )
+        try:
+            return start_vm(
+                self.spec,
+                prepared.paths,
+                prepared.host,
+                plan,
+                self._stack,
+                self.report,
+                memories=self._memories,
+            )
+        except OSError as exc:
+            raise SessionError(f"The machine cannot be started: {exc.strerror}.", hint="Try again.") from exc
 
     def _instead(self, plan: Plan, exc: VmError) -> Plan:
         """What to start where `plan` failed; raises where that is for the user to say."""
@@ -232,11 +248,22 @@ class Supervisor:
             return boot_instead(self.spec, exc)
         if plan.restores and plan.folder is not None:
             note_problem(plan.folder.root, exc.message)
+            way_back, self._way_back = self._way_back, None
+            if way_back is not None:
+                self.report(f"The checkpoint cannot be restored: {exc.message}", level="warning")
+                return way_back
             raise cannot_wake(exc.message) from exc
         raise exc
 
-    def _report_running(self, guest: Guest) -> None:
-        plan = guest.plan
+    async def _note_restored(self, plan: Plan) -> None:
+        assert self.keeper is not None
+        self._way_back = None
+        if plan.way == "woken" and plan.folder is not None:
+            self._was_up = True
+            await asyncio.to_thread(self.keeper.renew, plan.folder.root)
+        self._report_running(plan)
+
+    def _report_running(self, plan: Plan) -> None:
         way = {"cold": "booting", "restored": "restored from its template", "woken": "awake again"}[plan.way]
         why = f" ({plan.why})" if plan.why else ""
         self.report(f"The machine is {way}{why}", 35)
@@ -260,33 +287,35 @@ class Supervisor:
                 task.cancel()
 
     async def _end(self, guest: Guest, ending: Ending) -> None:
-        self._message, self._hint = ending.reason, ending.hint
-        if ending.suspended:
+        if self._state == "suspended":
             return
+        self._message, self._hint = ending.reason, ending.hint
         if ending.failed:
             self._fail(SessionError(ending.reason, hint=ending.hint))
-        elif ending.cause in self.spec.suspend_on and guest.qemu.running:
+            await self.dismiss_viewers(ending.reason)
+            await self._keep_what_is_left()
+        elif ending.cause in self.spec.suspend_on and self._was_up:
             await self._suspend_at_end(guest)
-            return
         else:
             self._set_state("stopping")
-        # Before the display goes away, so that everybody reads why.
-        await self.dismiss_viewers(ending.reason)
-        if ending.graceful and guest.qemu.running:
-            await guest.shut_down()
-        if self._state == "stopping" and self.keeper is not None:
-            self.keeper.forget_suspended()
+            # Before the display goes away, so that everybody reads why.
+            await self.dismiss_viewers(ending.reason)
+            if ending.graceful and guest.qemu.running:
+                await guest.shut_down()
+            if ending.for_good and self._was_up and self.keeper is not None:
+                await asyncio.to_thread(self.keeper.forget_suspended)
 
     async def _suspend_at_end(self, guest: Guest) -> None:
         """The session must end now: keep what can be kept of it."""
         assert self.keeper is not None
         self._set_state("suspending")
         reason = f"{self._message} The desktop is asleep; start it again to go on where you were."
-        why = find_saving_obstacle(self.spec.machine)
         try:
-            if why:
+            if why := find_saving_obstacle(self.spec.machine):
                 raise VmError(why)
-            await self.keeper.suspend(guest, before_end=lambda: self.dismiss_viewers(reason))
+            saved = await self.keeper.suspend(guest)
+            await self.dismiss_viewers(reason)
+            await guest.stop()
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The memory cannot be kept, only the disk: %s", exc)
             reason = f"{self._message} Its disk is kept, programs that were open are not."
@@ -294,13 +323,37 @@ class Supervisor:
             await guest.shut_down()
             await guest.stop()
             try:
-                await self.keeper.keep_disk(guest)
-            except OSError as full:
+                saved = await self.keeper.keep_disk(guest)
+            except (VmError, OSError) as full:
                 raise SessionError(
-                    f"{self._message} It could not be kept: {full.strerror}.", hint="Tell the administrator."
+                    f"{self._message} It could not be kept: {full}.", hint="Tell the administrator."
                 ) from full
         self._message = reason
         self._set_state("suspended")
+        await asyncio.to_thread(self.keeper.tidy, saved)
+
+    async def _keep_what_is_left(self) -> None:
+        """After a failure: the disk is worth having where desktops are kept at all."""
+        guest, keeper = self._guest, self.keeper
+        if guest is None or keeper is None or not self.spec.suspend_on or not self._was_up:
+            return
+        await guest.stop()
+        try:
+            saved = await keeper.keep_disk(guest)
+        except (QemuSpawnerError, OSError):
+            self.log.exception("The disk could not be kept")
+            return
+        self._hint = "Start it again from its disk: files are kept, programs that were open are lost."
+        await asyncio.to_thread(keeper.tidy, saved)
+
+    async def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what must not stop half-way: who waits for it may be cancelled, and the session's end waits."""
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+        # Asked for, so that nobody complains where the waiter is gone.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
 
     async def _wait_for_desktop(self, guest: Guest) -> None:
         try:
@@ -314,6 +367,7 @@ class Supervisor:
                 self.report("The guest agent does not answer; the screen is shown as it is", level="warning")
         # Nobody could have used it before.
         self.clocks.note_input()
+        self._was_up = True
         self._progress = 100
         self._set_state("running")
         self.report("The desktop is ready", 100)
@@ -361,19 +415,36 @@ class Supervisor:
         await asyncio.sleep(_RETRY_DISK_S)
         self._message = self._hint = ""
         self._note_change()
-        # Where the disk is still full, QEMU says so once more.
-        with contextlib.suppress(VmError):
-            await qemu.execute("cont")
+        assert self.keeper is not None
+        # Not in the middle of a save, which has paused it for its own reasons.
+        async with self.keeper.lock:
+            with contextlib.suppress(VmError):
+                if await qemu.run_state() == "io-error":
+                    # Where the disk is still full, QEMU says so once more.
+                    await qemu.execute("cont")
 
     async def _watch_exit(self, qemu: QemuProcess) -> None:
-        await qemu.wait()
+        code = await qemu.wait()
+        # Its last event may still be on its way.
+        await asyncio.sleep(_LAST_EVENT_S)
         # That is how a suspend ends, too.
-        if self._state != "suspending":
-            self._note_exit(qemu, await qemu.wait())
+        if self._state not in ("suspending", "suspended"):
+            self._note_exit(qemu, code)
 
     def _note_exit(self, qemu: QemuProcess, code: int) -> None:
-        if code == 0 or self._shut_down_by_guest:
+        if self._shut_down_by_guest:
             self.end(Ending(reason="The desktop was shut down.", graceful=False))
+            return
+        if code == 0:
+            # By a signal, as when the host itself shuts down.
+            self.end(
+                Ending(
+                    reason="The desktop was shut down by its host.",
+                    graceful=False,
+                    cause="stop",
+                    for_good=False,
+                )
+            )
             return
         self.log.error("QEMU ended with code %s: %s", code, qemu.last_words)
         self.end(
@@ -393,6 +464,8 @@ class Supervisor:
                 await asyncio.sleep(min(self.clocks.next_check_s + 0.01, _LONGEST_SLEEP_S))
             cause, reason = over
             if cause == "idle" and await self._stays_awake(guest, reason):
+                if self._state != "running":
+                    return
                 continue
             self.end(Ending(reason=reason, cause=cause))
             return
@@ -402,7 +475,7 @@ class Supervisor:
         if "idle" not in self.spec.suspend_on or find_saving_obstacle(self.spec.machine):
             return False
         try:
-            await self._suspend(guest, reason)
+            await self._work(self._suspend(guest, reason))
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The idle desktop stays awake: %s", exc)
             self.clocks.note_input()
@@ -414,7 +487,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(self.spec.checkpoint_every_s)
             try:
-                await self._save_checkpoint(guest, title="", automatic=True)
+                await self._work(self._save_checkpoint(guest, title="", automatic=True))
             except (QemuSpawnerError, OSError) as exc:
                 self.log.warning("No checkpoint was made: %s", exc)
 
@@ -463,50 +536,56 @@ class Supervisor:
             QemuSpawnerError: Why it cannot be.
         """
         guest = self._ready_guest()
-        assert self.keeper is not None
-        await asyncio.to_thread(self.keeper.check_quota)
         try:
-            await self._suspend(guest, f"{by} has put the desktop to sleep.")
+            await self._work(self._suspend(guest, f"{by} has put the desktop to sleep."))
         except OSError as exc:
             raise _not_saved(exc) from exc
 
     async def _suspend(self, guest: Guest, reason: str) -> None:
         assert self.keeper is not None
-        async with self._suspend_lock:
-            if self._state != "running":
-                raise VmError("The desktop is being suspended or stopped already.")
-            reason = f"{reason} Start it again to go on where you were."
+        async with self.keeper.lock:
+            self._check_still(guest)
             self._set_state("suspending")
             try:
-                await self.keeper.suspend(guest, before_end=lambda: self.dismiss_viewers(reason))
+                saved = await self.keeper.suspend(guest)
             except BaseException:
-                if guest.qemu.running:
-                    self._set_state("running")
-                else:
+                self._set_state("running")
+                if not guest.qemu.running:
                     self._note_exit(guest.qemu, await guest.qemu.wait())
                 raise
-            self._message = reason
+            self._message = f"{reason} Start it again to go on where you were."
+            await self.dismiss_viewers(self._message)
+            await guest.stop()
             self._set_state("suspended")
-            self.end(Ending(reason=reason, graceful=False, suspended=True))
+            self.end(Ending(reason=self._message, graceful=False))
+            await asyncio.to_thread(self.keeper.tidy, saved)
+
+    def _check_still(self, guest: Guest) -> None:
+        """Raise VmError where, while we waited for our turn, something else has begun with this VM."""
+        if self._guest is not guest or self._state != "running":
+            raise VmError("The desktop is being suspended, stopped or taken back already.")
 
     async def save_checkpoint(self, *, title: str, by: str) -> None:
         """Remember the desktop as it is now. Raises QemuSpawnerError where it cannot be saved."""
         guest = self._ready_guest()
-        assert self.keeper is not None
-        await asyncio.to_thread(self.keeper.check_quota)
         self.log.info("A checkpoint, asked for by %s", by)
-        await self._save_checkpoint(guest, title=title, automatic=False)
+        await self._work(self._save_checkpoint(guest, title=title, automatic=False))
 
-    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> None:
+    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> None:
         assert self.keeper is not None
-        if self._state != "running":
-            raise VmError("The desktop is being suspended or stopped.")
+        async with self.keeper.lock:
+            self._check_still(guest)
+            await self._save(guest, title=title, automatic=automatic)
+
+    async def _save(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> Saved:
+        assert self.keeper is not None
         try:
             saved = await self.keeper.save_checkpoint(guest, title=title, automatic=automatic, needed=needed)
         except OSError as exc:
             raise _not_saved(exc) from exc
         self.log.info("Checkpoint %s was saved", saved.name)
         self._note_change()
+        return saved
 
     async def go_back(self, name: str, *, by: str) -> None:
         """Go on from a checkpoint; the desktop as it is now becomes one itself, so that nothing is lost.
@@ -515,14 +594,31 @@ class Supervisor:
             QemuSpawnerError: The checkpoint cannot be restored; the desktop goes on.
         """
         guest = self._ready_guest()
-        assert self.keeper is not None and self._prepared is not None
-        saved = self.keeper.find(name)
+        self.log.info("Back to checkpoint %s, asked for by %s", name, by)
+        await self._work(self._go_back(guest, name))
+
+    async def _go_back(self, guest: Guest, name: str) -> None:
+        assert self.keeper is not None
+        async with self.keeper.lock:
+            self._check_still(guest)
+            if self.keeper.find(name).fingerprint != self.keeper.fingerprint:
+                raise SessionError(
+                    "This checkpoint is of another size or another image than the desktop has now.",
+                    hint="Put the desktop to sleep, then start it from the checkpoint on the hub's page.",
+                )
+            plan = await self._plan_of(name)
+            present = await self._save(guest, title="Before going back", automatic=True, needed=name)
+            self._way_back = await self._plan_of(present.name)
+            # From here on nothing else begins with this VM.
+            self._set_state("booting")
+            self._next = plan
+            self._interrupted.set()
+
+    async def _plan_of(self, name: str) -> Plan:
+        assert self._prepared is not None
         spec = structs.replace(self.spec, sleeping=name, branch="")
         _, plan = await asyncio.to_thread(choose, spec, self._prepared.paths, self._prepared.host)
-        await self._save_checkpoint(guest, title="Before going back", automatic=True, needed=name)
-        self.log.info("Back to checkpoint %s, asked for by %s", saved.name, by)
-        self._next = plan
-        self._interrupted.set()
+        return plan
 
     def end(self, ending: Ending) -> None:
         """End the session; the first reason counts. After the end: stop answering."""

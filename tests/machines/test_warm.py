@@ -41,7 +41,6 @@ from qemuspawner.qemu.saving import digest_file
 from qemuspawner.saved import Fingerprint, Saved, load_saved, write_manifest
 from qemuspawner.session import prepare
 from qemuspawner.session.guest import Guest
-from qemuspawner.session.keep import Keeper
 from qemuspawner.session.prepare import Host, Plan, Prepared, choose_template
 from qemuspawner.spec import SessionSpec
 
@@ -106,7 +105,7 @@ def test_the_folders_name_says_the_machine_and_changes_with_anything(machine: Ma
         ({"accelerator": "kvm"}, "it ran with kvm and would with tcg"),
         ({"cpu": "another"}, "the host's processor is another one"),
         ({"image": "another"}, "the machine's image has changed"),
-        ({"machine": "another"}, "machine.toml has changed"),
+        ({"machine": "another"}, "the machine's definition has changed"),
     ],
 )
 def test_anything_different_is_refused_and_said(
@@ -519,7 +518,7 @@ async def test_copies_start_as_the_template_was_and_go_their_own_ways(
         async with AsyncExitStack() as stack:
             copies: list[tuple[Guest, Prepared]] = []
             for name in ("first", "second"):
-                running = vms.running_guest(make_clone(name), memories={saved.name: memory})
+                running = vms.running_guest(make_clone(name), memories={saved.files["memory"].digest: memory})
                 copies.append(await stack.enter_async_context(running))
                 guest, prepared = copies[-1]
                 assert prepared.started.plan.way == "restored"
@@ -579,7 +578,7 @@ async def test_a_copy_wakes_again_with_its_file_and_its_program(
         await say(guest, "echo mine > /root/mine")
         await say(guest, "systemd-run --unit=mine sleep 12345")
         pid = await say(guest, "pidof sleep")
-        await Keeper.of(prepared).suspend(guest)
+        await vms.suspend(guest, prepared)
 
     async with vms.running_guest(spec) as (guest, prepared):
         found = (await say(guest, "cat /root/mine"), await say(guest, "pidof sleep"))

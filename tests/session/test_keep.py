@@ -15,7 +15,7 @@ import pytest
 import vms
 from msgspec import structs
 
-from qemuspawner.errors import SessionError
+from qemuspawner.errors import SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.saved import Saved, find_suspended, list_saved, load_saved, write_manifest
 from qemuspawner.session.directory import sweep
@@ -60,7 +60,7 @@ async def suspend_red(spec: SessionSpec) -> Saved:
         await wait_for(guest, guests.GREEN)
         await press_key(guest)
         await wait_for(guest, guests.RED)
-        return await Keeper.of(prepared).suspend(guest)
+        return await vms.suspend(guest, prepared)
 
 
 async def test_a_suspended_session_wakes_as_it_was(spec: SessionSpec) -> None:
@@ -91,7 +91,7 @@ async def test_the_chain_of_disks_stays_short(spec: SessionSpec) -> None:
     layers = []
     for _ in range(8):
         async with vms.running_guest(spec) as (guest, prepared):
-            layers.append((await Keeper.of(prepared).suspend(guest)).layers)
+            layers.append((await vms.suspend(guest, prepared)).layers)
     suspended = find_suspended(paths_of(spec))
     assert suspended is not None
 
@@ -126,7 +126,7 @@ async def test_a_branch_starts_from_another_sessions_checkpoint(spec: SessionSpe
         async with vms.running_guest(branch) as (other, other_prepared):
             keeper.delete(saved.name)
             assert await colour(other) == guests.RED
-            kept = await Keeper.of(other_prepared).suspend(other)
+            kept = await vms.suspend(other, other_prepared)
         assert await colour(guest) == guests.RED
 
     async with vms.running_guest(structs.replace(branch, branch="")) as (other, _):
@@ -202,7 +202,7 @@ async def test_a_state_of_the_same_size_but_another_content_is_refused(spec: Ses
         ("qemu", "6.2.0", "QEMU was 6.2.0"),
         ("accelerator", "kvm", "it ran with kvm"),
         ("cpu", "another", "processor"),
-        ("machine", "another", "machine.toml has changed"),
+        ("machine", "another", "the machine's definition has changed"),
         ("format", 0, "another version of qemuspawner"),
     ],
 )
@@ -234,13 +234,16 @@ async def test_a_disk_is_never_laid_over_another_image(spec: SessionSpec, sleepi
 
 
 async def test_a_damaged_manifest_hides_only_itself(spec: SessionSpec) -> None:
-    """What cannot be read counts as not there; a new desktop starts, and no trace of a crash is shown."""
+    """A new desktop starts beside it; another version of ours may be able to read it, so it stays."""
     saved = await suspend_red(spec)
-    SavedPaths(root=paths_of(spec).saved / saved.name).manifest.write_bytes(b'{"kind": 7}')
+    folder = SavedPaths(root=paths_of(spec).saved / saved.name)
+    folder.manifest.write_bytes(b'{"kind": 7}')
 
     async with vms.running_guest(spec) as (guest, prepared):
         assert prepared.started.plan.way == "cold"
         await wait_for(guest, guests.GREEN)
+    assert sweep(StatePaths.of(spec.state_dir), own_id="other") == 0
+    assert folder.layer(0).exists()
 
 
 # A disk that is full
@@ -261,6 +264,8 @@ async def main():
     async with vms.running_guest(spec) as (guest, prepared):
         await t.wait_for(guest, t.guests.GREEN)
         keeper = Keeper.of(prepared)
+        # What is tried here is a disk that becomes full although there was room.
+        keeper._check_room = lambda: None
         prepared.paths.saved.mkdir(exist_ok=True)
         saved = str(prepared.paths.saved)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", saved], check=True)
@@ -325,7 +330,7 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     "action",
     [
-        "await Keeper.of(prepared).suspend(guest); print('suspended', flush=True); await asyncio.sleep(60)",
+        "await vms.suspend(guest, prepared); print('suspended', flush=True); await asyncio.sleep(60)",
         "await Keeper.of(prepared).save_checkpoint(guest, title='', automatic=True)",
     ],
     ids=["suspend", "checkpoint"],
@@ -374,6 +379,17 @@ async def test_a_wake_that_is_killed_can_be_tried_again(spec: SessionSpec) -> No
 
     async with vms.running_guest(spec) as (guest, _):
         assert await colour(guest) == guests.RED
+
+
+async def test_a_disk_that_may_become_full_refuses_to_save(
+    spec: SessionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is paused: a full disk would pause everybody's machines."""
+    async with vms.running_guest(spec) as (guest, prepared):
+        monkeypatch.setattr("qemuspawner.session.keep.DISK_RESERVE_MIB", 1 << 40)
+        with pytest.raises(VmError, match="may need"):
+            await Keeper.of(prepared).suspend(guest)
+        assert await guest.qemu.run_state() == "running"
 
 
 async def test_an_expired_one_is_deleted(spec: SessionSpec) -> None:

@@ -1,5 +1,6 @@
 """When a session falls asleep by itself, as a process with a real QEMU."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -95,3 +96,43 @@ def test_checkpoints_are_made_by_the_clock_and_the_oldest_go(start: Callable[...
     first = names()[-1]
     wait_for(lambda: len(names()) == 2 and first not in names())
     assert all(saved.automatic for saved in list_saved(session.paths.saved))
+
+
+def test_a_stop_in_the_middle_of_falling_asleep_changes_nothing(start: Callable[..., Session]) -> None:
+    """The save is finished first, and there is one of it, with its memory."""
+    session = start(idle_s=1, suspend_on=("idle", "stop"))
+    session.wait_until_ready()
+
+    wait_for(lambda: session.paths.saved.exists() and any(session.paths.saved.iterdir()))
+    session.process.send_signal(signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert [saved.memory for saved in list_saved(session.paths.saved)] == ["streamed"]
+
+
+def test_a_host_that_shuts_down_takes_no_disk_away(start: Callable[..., Session]) -> None:
+    """QEMU gets the signal as well, and may be gone before its supervisor hears of it."""
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+
+    os.kill(session.qemu_pid, signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert [saved.memory for saved in list_saved(session.paths.saved)] == ["lost"]
+
+
+def test_what_was_woken_is_not_lost_with_a_crash(start: Callable[..., Session]) -> None:
+    """The crash keeps the disk; the session has failed, and the next one boots from it."""
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+    session.process.send_signal(signal.SIGTERM)
+    session.process.wait(30)
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+
+    os.kill(session.qemu_pid, signal.SIGKILL)
+    wait_for(lambda: [saved.memory for saved in list_saved(session.paths.saved)] == ["lost"])
+    session.process.send_signal(signal.SIGTERM)
+
+    assert session.process.wait(10) == 1
+    start(suspend_on=("stop",)).wait_until_ready()

@@ -6,7 +6,6 @@ import vms
 import writing_guest
 
 from qemuspawner.machine import Machine
-from qemuspawner.session.keep import Keeper
 
 ROUNDS = 20
 
@@ -22,7 +21,7 @@ async def test_no_write_is_lost_in_twenty_rounds(warm_state: Path, demo_machine:
             if number == 0:
                 await guest.agent.run("/bin/sh", "-c", writing_guest.WRITE)
             if number < ROUNDS:
-                await Keeper.of(prepared).suspend(guest)
+                await vms.suspend(guest, prepared)
                 continue
             _, words = await guest.agent.run("/bin/sh", "-c", writing_guest.CHECK, timeout_s=120)
             await guest.shut_down()
