@@ -3,7 +3,7 @@
     QEMUSPAWNER_TEST_IMAGES=STATE/images python bench/start.py [--rounds N] [--cold N] [--sleeps N]
 
 All in one run on one machine, the demo desktop with 2 CPUs and 2 GiB: restores from its template interleaved
-with cold boots; suspends and wakes with a guest that writes all the time; clones asked for at one moment
+with cold boots; suspends and wakes with a guest that writes all the time; copies asked for at one moment
 through a real hub; memory of further sessions, restored and cold. Prints Markdown.
 """
 
@@ -161,8 +161,8 @@ async def measure_sleep(state: Path, machine: Machine, rounds: int) -> None:
 # Through the hub
 
 
-async def measure_clones(hub: live.LiveHub, count: int) -> None:
-    names = [f"clone{number}" for number in range(count)]
+async def start_at_once(hub: live.LiveHub, count: int, *, look: bool) -> list[tuple[float, float]]:
+    """Seconds until the hub says ready, and until a key is answered, where somebody types one."""
     begun = time.monotonic()
 
     async def start(name: str) -> tuple[float, float]:
@@ -172,38 +172,50 @@ async def measure_clones(hub: live.LiveHub, count: int) -> None:
         )
         assert status == 201, status
         ready = time.monotonic() - begun
-        paths = StatePaths(root=hub.state).session(session_id("demo", name))
-        async with VncClient(paths.vnc_socket) as vnc:
-            await vnc.frame()
-            await vnc.press_and_wait(ord("x"))
+        if look:
+            paths = StatePaths(root=hub.state).session(session_id("demo", name))
+            async with VncClient(paths.vnc_socket) as vnc:
+                await vnc.frame()
+                await vnc.press_and_wait(ord("x"))
         return ready, time.monotonic() - begun
 
-    times = await asyncio.gather(*map(start, names))
-    print(f"| {count} at once, through the hub | seconds | rounds | limit |\n|---|---|---|---|")
+    return list(await asyncio.gather(*(start(f"copy{number}") for number in range(count))))
+
+
+async def stop_all(hub: live.LiveHub, count: int) -> None:
+    for number in range(count):
+        await hub.stop_server("demo", f"copy{number}")
+
+
+async def measure_many(hub: live.LiveHub, count: int, cold: int) -> None:
+    times = await start_at_once(hub, count, look=True)
+    print(f"| {count} at once, through the hub | seconds | sessions | limit |\n|---|---|---|---|")
     print(line("the hub says ready", [ready for ready, _ in times]))
     print(line("a key is answered", [usable for _, usable in times]))
     print(f"| the last one usable | {max(usable for _, usable in times):.2f} | 1 | 5 |\n")
-
-
-async def measure_memory(hub: live.LiveHub, count: int, cold: int) -> None:
-    """PSS of everything of a further session, once all have settled."""
-    await asyncio.sleep(10)
-    restored = [session_pss(hub, f"clone{number}") for number in range(count)]
-    for number in range(count):
-        await hub.stop_server("demo", f"clone{number}")
-    # Shared pages count once more for those who are left, so each sum is of all of them.
-    print("| a further idle session, MiB PSS | supervisor | walls | QEMU | sum | limit |")
-    print("|---|---|---|---|---|---|")
-    print(row(f"restored, {count} side by side", restored, "130"))
+    typed = await read_memory(hub, count)
+    await stop_all(hub, count)
+    await start_at_once(hub, count, look=False)
+    idle = await read_memory(hub, count)
+    await stop_all(hub, count)
     run_command(hub.state, "templates", "remove", "--all")
     for number in range(cold):
-        await hub.start_server("demo", f"cold{number}", machine=MACHINE)
-    await asyncio.sleep(10)
-    booted = [session_pss(hub, f"cold{number}") for number in range(cold)]
-    print(row(f"booted cold, {cold} side by side", booted, ""))
-    for number in range(cold):
-        await hub.stop_server("demo", f"cold{number}")
+        await hub.start_server("demo", f"copy{number}", machine=MACHINE)
+    booted = await read_memory(hub, cold)
+    await stop_all(hub, cold)
+    print(
+        "| a further session, MiB PSS | supervisor | walls | QEMU | sum | limit |\n|---|---|---|---|---|---|"
+    )
+    print(row(f"restored, idle since, {count} side by side", idle, "130"))
+    print(row(f"restored, seen and typed into, {count} side by side", typed, ""))
+    print(row(f"booted cold, idle since, {cold} side by side", booted, ""))
     print()
+
+
+async def read_memory(hub: live.LiveHub, count: int) -> list[dict[str, float]]:
+    """PSS of everything of each session, once all have settled."""
+    await asyncio.sleep(15)
+    return [session_pss(hub, f"copy{number}") for number in range(count)]
 
 
 def row(name: str, sessions: list[dict[str, float]], limit: str) -> str:
@@ -245,7 +257,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--cold", type=int, default=2)
     parser.add_argument("--sleeps", type=int, default=20)
-    parser.add_argument("--clones", type=int, default=10)
+    parser.add_argument("--copies", type=int, default=10)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     images = Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
@@ -265,8 +277,7 @@ async def main() -> None:
         # The first one loads the template's memory, as it does once a day.
         await hub.start_server("demo", "first", machine=MACHINE)
         await hub.stop_server("demo", "first")
-        await measure_clones(hub, arguments.clones)
-        await measure_memory(hub, arguments.clones, min(3, arguments.clones))
+        await measure_many(hub, arguments.copies, min(3, arguments.copies))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The options form: rendered for a user, with what they chose last or have just typed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from qemuspawner.hub.options import (
     RefusedOptionsError,
     check_options,
     find_obstacle,
+    join_words,
     max_lifetime_s,
 )
 from qemuspawner.hub.shown import Shown, ShownDesktop
@@ -34,6 +35,9 @@ _TEMPLATES = jinja2.Environment(
 
 # The lifetime of what is woken, beside that of a new desktop.
 KEPT_LIFETIME = "kept_lifetime"
+
+# How a desktop comes to its end where nobody shuts it down, by what `suspend_on` calls it.
+_ENDS = {"lifetime": "its lifetime is over", "idle": "nobody uses it", "stop": "it is stopped on the hub"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +84,15 @@ def render_form(
     kept: Kept = NOTHING,
     desktop: ShownDesktop | None = None,
     branch: Branch | None = None,
-    sleeps: str = "",
+    suspend_on: Collection[str] = (),
+    keep_s: int = 0,
     catalogue_problems: Iterable[str] = (),
 ) -> str:
     """The form's HTML, without the <form> element.
 
     `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
-    another one that the new desktop goes on from; `sleeps` is for how long
-    a desktop is kept that is put to sleep, "" where none is. `catalogue_problems` are for administrators.
+    another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
+    kept for `keep_s` seconds then (0: for ever). `catalogue_problems` are for administrators.
     """
     obstacles = {name: find_obstacle(machine) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
@@ -103,12 +108,22 @@ def render_form(
         asleep=_asleep(entry, kept, desktop, limits) if desktop is not None and kept else None,
         branch=None if branch is None else {"of": branch, "lifetimes": _lifetimes(branch.spec, limits)},
         kept_lifetime=KEPT_LIFETIME,
-        sleeps=sleeps,
+        suspend_on=suspend_on,
+        sleeps_when=_join(text for end, text in _ENDS.items() if end in suspend_on),
+        is_deleted_when=_join(
+            [*(text for end, text in _ENDS.items() if end not in suspend_on), "it is shut down"]
+        ),
+        kept_for=render_seconds(keep_s) if keep_s else "",
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,
         catalogue_problems=list(catalogue_problems),
     )
+
+
+def _join(words: Iterable[str]) -> str:
+    found = list(words)
+    return join_words(found) if found else ""
 
 
 def _asleep(entry: Entry, kept: Kept, desktop: ShownDesktop, limits: Limits) -> dict[str, object]:

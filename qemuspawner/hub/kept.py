@@ -4,6 +4,7 @@ The folders are the sessions' account's and the hub may be root: nothing is dele
 nothing that is found there is trusted.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -11,11 +12,11 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemuspawner.locks import try_lock
+from qemuspawner.locks import find_holder, try_lock
 from qemuspawner.paths import SAVED_FILE, SavedPaths, SessionPaths, StatePaths, session_id
 from qemuspawner.saved import Saved, list_of_user, list_saved, load_saved
 
@@ -28,6 +29,12 @@ _SWEEP_EVERY_S = 3600
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_PICTURE_BYTES = 2 * 1024 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# The hub deletes in threads, and a lock ends when its process closes any descriptor of the file: while this
+# process holds the lock of a session, nothing else in it may open that.
+_one_deletion = threading.Lock()
+_locked: set[Path] = set()
+_guards_locked = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +112,28 @@ def load_picture(paths: SessionPaths, name: str) -> bytes:
     return picture if picture.startswith(_PNG) and len(picture) <= _MAX_PICTURE_BYTES else b""
 
 
+def find_owner(paths: SessionPaths) -> int | None:
+    """Whose session it is; see `find_holder`. Nobody's, while this process deletes what is kept of it."""
+    with _guards_locked:
+        return None if paths.lock in _locked else find_holder(paths.lock)
+
+
 # Deleting
 
 
 def delete_kept(paths: SessionPaths, *, name: str = "") -> bool:
     """Delete what is saved of a session that does not run, or the one of this name; False where it runs."""
     return _delete(paths, lambda entry, _saved: not name or entry == name)
+
+
+def delete_all(state: StatePaths, user: str) -> list[str]:
+    """Delete everything that is kept of this user, of whatever server; the sessions where it cannot be."""
+    return [
+        paths.root.name
+        for paths, saved in list_of_user(state, user)
+        if any(one.spec and session_id(user, one.spec.server_name) == paths.root.name for one in saved)
+        and not delete_kept(paths)
+    ]
 
 
 def sweep_expired(state: StatePaths) -> int:
@@ -157,20 +180,49 @@ def _delete(paths: SessionPaths, chosen: Callable[[str, Saved | None], bool]) ->
     except OSError:
         return False
     try:
-        try:
-            lock = os.open(paths.lock.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-        except OSError:
-            return False
-        try:
-            # Shared: whoever starts this session meanwhile waits, and does not take us for its owner.
-            if not try_lock(lock, shared=True):
-                return False
-            _delete_in(root, paths, chosen)
-        finally:
-            os.close(lock)
+        with _shared_lock(paths, root) as is_ours:
+            if is_ours:
+                _delete_in(root, paths, chosen)
+            return is_ours
     finally:
         os.close(root)
-    return True
+
+
+@contextlib.contextmanager
+def _shared_lock(paths: SessionPaths, root: int) -> Iterator[bool]:
+    """Hold the lock of the session with the directory `root`, where nobody does who runs it.
+
+    Shared: whoever starts this session meanwhile waits, and does not take us for its owner.
+    """
+    with _one_deletion:
+        with _guards_locked:
+            lock = _try_to_lock(paths.lock.name, root)
+            if lock is not None:
+                _locked.add(paths.lock)
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                with _guards_locked:
+                    _locked.discard(paths.lock)
+                    os.close(lock)
+
+
+def _try_to_lock(name: str, root: int) -> int | None:
+    """The descriptor with the lock on it."""
+    try:
+        # No link is followed and no pipe waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=root)
+    except OSError:
+        return None
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and try_lock(descriptor, shared=True):
+            return descriptor
+    except OSError as exc:
+        log.warning("%s cannot be locked: %s", name, exc.strerror)
+    os.close(descriptor)
+    return None
 
 
 def _delete_in(root: int, paths: SessionPaths, chosen: Callable[[str, Saved | None], bool]) -> None:

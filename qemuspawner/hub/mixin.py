@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub import orm
+from jupyterhub.scopes import has_scope
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import make_ssl_context, url_escape_path, url_path_join
 from msgspec import structs
 from sqlalchemy import inspect
-from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, default, validate
+from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, default, observe, validate
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths
 from qemuspawner.errors import OptionsError, QemuSpawnerError
 from qemuspawner.hub import api, form
 from qemuspawner.hub.follow import Progress, follow_session
-from qemuspawner.hub.kept import Kept, Sweeper, delete_kept, list_kept, load_kept
+from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
     ONCE,
@@ -30,6 +31,7 @@ from qemuspawner.hub.options import (
     RefusedOptionsError,
     allowed_machines,
     check_options,
+    without_once,
 )
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
@@ -225,7 +227,7 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
     # Options
 
     @default("options_form")
-    def _default_options_form(self) -> Callable[["QemuSpawnerMixin"], str]:
+    def _default_options_form(self) -> Callable[["QemuSpawnerMixin"], Awaitable[str]]:
         return QemuSpawnerMixin._render_form
 
     @default("options_from_form")
@@ -242,10 +244,16 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         """A link with `opt-` parameters fills in the form: were it a start, any site could cause one."""
         options = form.unpack_form(query)
         problems = {}
+        if options.get("sleeping") == "discard":
+            # Whoever presses Start too quickly would lose everything by somebody else's link.
+            del options["sleeping"]
+            problems["sleeping"] = (
+                "A link cannot ask for 'discard'; what is to be deleted only you can choose."
+            )
         try:
             self._check(options)
         except RefusedOptionsError as exc:
-            problems = exc.problems
+            problems.update(exc.problems)
         self._entry = form.Entry(options=options, problems=problems, from_link=True, server_name=self.name)
         raise _LaunchLinkError
 
@@ -253,6 +261,15 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         options = form.unpack_form(data)
         self._entry = form.Entry(options=options, server_name=self.name)
         return options
+
+    @observe("handler")
+    def _forget_what_was_for_one_start(self, change: Mapping[str, Any]) -> None:
+        """Options can be stored without a start; JupyterHub notes a request here before it reads them."""
+        if change["new"] is None or self.orm_spawner is None:
+            return
+        stored = self.orm_spawner.user_options or {}
+        if not stored.keys().isdisjoint(ONCE):
+            self._store_options(without_once(stored))
 
     async def _apply_options(self, user_options: Mapping[str, object]) -> None:
         """Check the options of this start, wherever they came from.
@@ -262,6 +279,7 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         self._options = None
         try:
             options = self._check(user_options)
+            self._check_permission(options, user_options)
         except RefusedOptionsError as exc:
             if self._entry is not None and self._entry.options == user_options:
                 self._entry = replace(self._entry, problems=exc.problems)
@@ -271,6 +289,31 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         if not options.goes_on and self.saved_quota:
             await self._check_quota(options)
         self._options = options
+
+    def _check_permission(self, options: Options, user_options: Mapping[str, object]) -> None:
+        """Who may start a server may neither delete nor copy what is kept by that alone.
+
+        Raises:
+            RefusedOptionsError: Whoever asked for this start may not have that done.
+        """
+        if options.sleeping == "discard" and not self._is_permitted("delete:servers"):
+            raise RefusedOptionsError(
+                {
+                    "sleeping": "The option 'sleeping' is 'discard'; you may start this desktop, but not "
+                    "delete what is kept of it."
+                }
+            )
+        source, _, _ = str(user_options.get("branch", "")).rpartition("/")
+        if options.branch and not self._is_permitted("access:servers", source):
+            raise RefusedOptionsError(
+                {"branch": "The option 'branch' names a checkpoint of a desktop that you may not open."}
+            )
+
+    def _is_permitted(self, scope: str, server_name: str | None = None) -> bool:
+        """Whether the request that is noted here has this scope for a server; this one, by default."""
+        name = self.name if server_name is None else server_name
+        # Without a request JupyterHub itself is at work.
+        return self.handler is None or bool(self.handler.has_scope(f"{scope}!server={self.user.name}/{name}"))
 
     async def _check_quota(self, options: Options) -> None:
         """Raises SpawnException where a new desktop is one too many."""
@@ -300,26 +343,27 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         self.user_options = self.orm_spawner.user_options = options
         self._database.commit()
 
-    def _render_form(self) -> str:
+    async def _render_form(self) -> str:
         catalogue = self._catalogue()
-        entry = self._entry or form.Entry(options=self.user_options)
+        entry = self._entry or form.Entry(options=without_once(self.user_options))
         self._entry = None
         self._sweeper.sweep(self._state_paths)
         # After an error the form is the default server's, whichever was asked for.
         asked_for = self.name if _is_asking(self.handler) else entry.server_name
         kept = self._find_kept(self.name if asked_for is None else asked_for)
         if entry.server_name not in (None, kept.server_name):
-            entry = replace(
-                entry, options={name: value for name, value in entry.options.items() if name not in ONCE}
-            )
+            entry = replace(entry, options=without_once(entry.options))
+        pictures = Pictures(self._state_paths)
+        branch = None if kept.suspended else await self._find_branch(entry, pictures)
         return form.render_form(
             entry,
             machines=self._my_machines(catalogue),
             limits=self._limits,
             kept=kept,
-            desktop=show_kept(kept, Pictures(self._state_paths)),
-            branch=self._find_branch(entry) if not kept.suspended else None,
-            sleeps=(render_seconds(self.keep_for) if self.keep_for else "ever") if self.suspend_on else "",
+            desktop=await asyncio.to_thread(show_kept, kept, pictures),
+            branch=branch,
+            suspend_on=self.suspend_on,
+            keep_s=self.keep_for,
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
@@ -358,7 +402,7 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         """What is kept of a server of this user, and is not running."""
         return load_kept(self._state_paths, user=self.user.name, server_name=server_name)
 
-    def _find_branch(self, entry: form.Entry) -> form.Branch | None:
+    async def _find_branch(self, entry: form.Entry, pictures: Pictures) -> form.Branch | None:
         """The checkpoint that the form is about; its link or what was typed says it."""
         option = entry.options.get("branch")
         if not isinstance(option, str):
@@ -366,30 +410,48 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
         server_name, _, name = option.rpartition("/")
         kept = self._find_kept(server_name)
         saved = kept.find_checkpoint(name)
-        if saved is None or saved.spec is None:
+        if saved is None or saved.spec is None or not self._is_permitted("access:servers", server_name):
             return None
-        shown = show_saved(kept.session_id, saved, Pictures(self._state_paths))
+        shown = await asyncio.to_thread(show_saved, kept.session_id, saved, pictures)
         return form.Branch(option=option, server_name=server_name, spec=saved.spec, shown=shown)
 
-    def sleeping_desktop(self) -> ShownDesktop | None:
-        """What sleeps here, for the page of a server that is not running."""
+    async def sleeping_desktop(self, scopes: Collection[str]) -> ShownDesktop | None:
+        """What sleeps here, for the page of a server that is not running; for somebody with these scopes.
+
+        JupyterHub shows that page also to who has access to another one of the user's servers.
+        """
+        if not self._is_within("access:servers", scopes):
+            return None
         kept = self._find_kept(self.name)
-        return show_kept(kept, Pictures(self._state_paths)) if kept.suspended else None
+        if not kept.suspended:
+            return None
+        # The page shows no checkpoints.
+        return await asyncio.to_thread(show_kept, replace(kept, checkpoints=()), Pictures(self._state_paths))
 
     def may_be_started_by(self, scopes: Collection[str]) -> bool:
         """Whether somebody with these scopes may start this server on the hub's pages."""
-        owner = self.user.name
-        return not {"servers", f"servers!user={owner}", f"servers!server={owner}/{self.name}"}.isdisjoint(
-            scopes
-        )
+        return self._is_within("servers", scopes)
+
+    def _is_within(self, scope: str, scopes: Collection[str]) -> bool:
+        wanted = f"{scope}!server={self.user.name}/{self.name}"
+        return bool(has_scope(wanted, set(scopes), db=self._database))
 
     async def saved_desktops(self) -> ShownDesktops:
         """All that is kept for this user, of whatever server, for the hub's home page."""
         self._sweeper.sweep(self._state_paths)
         kept, used = await asyncio.to_thread(self._find_all_kept)
+        # Asked here: the hub's database is not for threads.
+        are_active = [self._is_active(one.server_name) for one in kept]
         pictures = Pictures(self._state_paths)
+
+        def show_all() -> list[ShownDesktop]:
+            return [
+                show_kept(one, pictures, is_active=is_active)
+                for one, is_active in zip(kept, are_active, strict=True)
+            ]
+
         return ShownDesktops(
-            desktops=[show_kept(one, pictures, is_active=self._is_active(one.server_name)) for one in kept],
+            desktops=await asyncio.to_thread(show_all),
             used=render_mib(used),
             quota=render_mib(self.saved_quota) if self.saved_quota else "",
             is_full=0 < self.saved_quota <= used,
@@ -432,8 +494,12 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
     async def delete_forever(self) -> None:
         """JupyterHub deletes this server, or its user."""
         deleted = await asyncio.to_thread(delete_kept, self._state_paths.session(self.session_id))
-        if not deleted and self._find_kept(self.name):
-            self.log.warning("%s: what is kept cannot be deleted; does it run?", self.session_id)
+        left = [] if deleted or not self._find_kept(self.name) else [self.session_id]
+        if not self.name:
+            # The default server goes with its user only, and with them what forgotten servers left.
+            left = await asyncio.to_thread(delete_all, self._state_paths, self.user.name)
+        for one in left:
+            self.log.warning("%s: what is kept cannot be deleted; does it run?", one)
 
     def _find_all_kept(self) -> tuple[list[Kept], int]:
         state, user = self._state_paths, self.user.name

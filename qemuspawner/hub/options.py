@@ -124,7 +124,9 @@ def check_options(
     for name in user_options:
         if name not in (*FIELDS, *ONCE, _IGNORED):
             shown = show(name)
-            problems[shown] = f"There is no option {shown}; the options are {_list((*FIELDS, *ONCE), 'and')}."
+            problems[shown] = (
+                f"There is no option {shown}; the options are {join_words((*FIELDS, *ONCE), 'and')}."
+            )
             if len(problems) == _MAX_LISTED:
                 break
     source, sleeping, branch = _find_source(user_options, problems, kept, find_kept)
@@ -156,13 +158,13 @@ def check_options(
             "cpus",
             machine.cpus.default,
             _one_of(_parse_cpus, machine.cpus.offered),
-            f"offers {_list(machine.cpus.offered)}",
+            f"offers {join_words(machine.cpus.offered)}",
         )
         memory_mib = check(
             "memory",
             int(machine.memory.default),
             _one_of(parse_mib, machine.memory.offered),
-            f"offers {_list(map(render_mib, machine.memory.offered))}",
+            f"offers {join_words(map(render_mib, machine.memory.offered))}",
         )
     usual_s = source.lifetime_s if source is not None else int(machine.lifetime.default)
     lifetime_s = check(
@@ -196,6 +198,11 @@ def show(value: object) -> str:
     return f"'{visible}{cut}'"
 
 
+def without_once(options: Mapping[str, object]) -> dict[str, object]:
+    """What counts for later starts too."""
+    return {name: value for name, value in options.items() if name not in ONCE}
+
+
 def _find_source(
     user_options: Mapping[str, object],
     problems: dict[str, str],
@@ -211,6 +218,9 @@ def _find_source(
     source, branch = None, ""
     try:
         source = _find_sleeping(sleeping, kept)
+        if source is None and "sleeping" in user_options and sleeping == "wake":
+            # Who asked for what was left is not given an empty desktop.
+            raise ValueError("Nothing sleeps here any more that could be woken; start a new desktop instead.")
     except ValueError as exc:
         problems["sleeping"] = str(exc)
     if "branch" in user_options:
@@ -242,7 +252,7 @@ def _find_sleeping(value: object, kept: Kept) -> SessionSpec | None:
         )
     found = kept.find_checkpoint(value)
     if found is None:
-        names = _list(f"'{saved.name}'" for saved in kept.checkpoints) if kept.checkpoints else "none"
+        names = join_words(f"'{saved.name}'" for saved in kept.checkpoints) if kept.checkpoints else "none"
         raise ValueError(
             f"The option 'sleeping' is {show(value)}, which is no checkpoint of this desktop; it has {names}."
         )
@@ -280,7 +290,7 @@ def _check_machine(user_options: Mapping[str, object], machines: Mapping[str, Ma
     """Raises ValueError with the whole sentence."""
     if not machines:
         raise ValueError("There is no machine that you may start; ask the administrator for one.")
-    offered = _list(f"'{name}'" for name in machines)
+    offered = join_words(f"'{name}'" for name in machines)
     if "machine" not in user_options:
         if len(machines) > 1:
             raise ValueError(f"The option 'machine' is missing; it is one of {offered}.")
@@ -320,7 +330,7 @@ def _in_range(parse: Callable[[object], int], least: int, most: int) -> Callable
     return parse_in_range
 
 
-def _list(values: Iterable[object], last: str = "or") -> str:
+def join_words(values: Iterable[object], last: str = "or") -> str:
     """(1, 2, 4) -> "1, 2 or 4"."""
     words = [str(value) for value in values]
     if len(words) > _MAX_LISTED:

@@ -12,7 +12,9 @@ from qemuspawner.units import render_mib, render_seconds
 # Said with more weight from then on.
 _EXPIRES_SOON_S = 2 * 86400
 # A page with many pictures has to load all the same.
-_MAX_PICTURES_BYTES = 8 * 1024 * 1024
+_MAX_PICTURES_BYTES = 4 * 1024 * 1024
+# Of a desktop's checkpoints, the newest.
+_MAX_PICTURED = 4
 # A clock that was set back, or a manifest that lies, is no reason for a page to fail.
 _LONGEST_S = 100 * 365 * 86400
 
@@ -46,6 +48,10 @@ class ShownDesktop:
     is_active: bool = False
 
     @property
+    def sleeps(self) -> bool:
+        return self.suspended is not None and not self.is_active
+
+    @property
     def wakes_by_itself(self) -> bool:
         """Whether opening its link is enough: nothing is lost by it, and it has not failed before."""
         return self.suspended is not None and not self.suspended.is_lost and not self.suspended.problem
@@ -77,17 +83,21 @@ class Pictures:
 
 
 def show_kept(kept: Kept, pictures: Pictures, *, is_active: bool = False) -> ShownDesktop:
-    shown = {saved.name: show_saved(kept.session_id, saved, pictures) for saved in kept.saved}
+    """It reads pictures, so not on an event loop."""
+    suspended = show_saved(kept.session_id, kept.suspended, pictures) if kept.suspended else None
     return ShownDesktop(
         session_id=kept.session_id,
         server_name=kept.server_name,
-        suspended=shown[kept.suspended.name] if kept.suspended else None,
-        checkpoints=[shown[saved.name] for saved in kept.checkpoints],
+        suspended=suspended,
+        checkpoints=[
+            show_saved(kept.session_id, saved, pictures if number < _MAX_PICTURED else None)
+            for number, saved in enumerate(kept.checkpoints)
+        ],
         is_active=is_active,
     )
 
 
-def show_saved(session_id: str, saved: Saved, pictures: Pictures) -> Shown:
+def show_saved(session_id: str, saved: Saved, pictures: Pictures | None) -> Shown:
     spec = saved.spec
     now = time.time()
     left_s = saved.expires - now
@@ -101,7 +111,7 @@ def show_saved(session_id: str, saved: Saved, pictures: Pictures) -> Shown:
         expires_in=_render(left_s) if saved.expires else "",
         expires_soon=bool(saved.expires) and left_s < _EXPIRES_SOON_S,
         disk=render_mib(max(1, saved.size_bytes >> 20)),
-        picture=pictures.find(session_id, saved),
+        picture=pictures.find(session_id, saved) if pictures else "",
         is_lost=saved.memory == "lost",
         problem=saved.problem,
     )

@@ -18,9 +18,9 @@ from qemuspawner.forking import ForkRequest, Identity, WantedTemplates
 from qemuspawner.hub import account
 from qemuspawner.hub.follow import desktop_answers
 from qemuspawner.hub.forkserver import ForkServer, ForkServerError, fork_server
+from qemuspawner.hub.kept import find_owner
 from qemuspawner.hub.mixin import QemuSpawnerMixin, failure, refusal
 from qemuspawner.hub.process import KnownProcess
-from qemuspawner.locks import find_holder
 from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
 
 # Beginnings of environment variables that are read before a session could be told of them by the fork server:
@@ -162,6 +162,10 @@ class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
 
     def _warm_arguments(self) -> list[str]:
         arguments = super()._warm_arguments()
+        if "{username}" in self.run_as:
+            # No user's own account: whoever has it could change what everybody's desktops start from. The
+            # command takes its own default.
+            return arguments
         owner = self._account()
         return arguments if owner.pw_uid == os.geteuid() else [*arguments, "--run-as", owner.pw_name]
 
@@ -248,7 +252,7 @@ class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
 
     def _find_holder(self) -> KnownProcess | None:
         """Who holds the session's lock, where that is a process of its account: anybody's it cannot be."""
-        holder = find_holder(self._state_paths.session(self.session_id).lock) or 0
+        holder = find_owner(self._state_paths.session(self.session_id)) or 0
         # -1: a kind of lock that no process holds; 0: a process that is not visible from here.
         process = KnownProcess.find(holder) if holder > 0 else None
         try:

@@ -1,6 +1,6 @@
 """Guest memory in files: a template's, which many VMs map copy-on-write.
 
-QEMU 7.2 opens its memory's file for writing even where it maps it privately, so clones get a sealed memfd:
+QEMU 7.2 opens its memory's file for writing even where it maps it privately, so copies get a sealed memfd:
 all of them share its pages, and the kernel refuses to change it, also to a QEMU that was broken into.
 """
 

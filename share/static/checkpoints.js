@@ -6,8 +6,9 @@ import { describeAge, describeSize, describeSpan } from "./words.js";
 const byId = (id) => document.getElementById(id);
 
 const MAX_TITLE = 100;
-// JupyterHub's rule for the name of a server.
-const SERVER_NAME = /^[a-z][a-z0-9-]{0,29}$/;
+// JupyterHub's rule for the name of a new server: is_valid_safe_slug in jupyterhub/slugs.py.
+const SERVER_NAME = /^[a-z][a-z0-9]*(-[a-z0-9]+)*$/;
+const MAX_SERVER_NAME = 30;
 
 export class Checkpoints {
   #api;
@@ -76,10 +77,10 @@ export class Checkpoints {
       title: "Start another desktop from here",
       text: `A new desktop goes on from “${titleOf(checkpoint)}”; this one stays as it is.`,
       field: "Name of the new desktop",
-      rule: "Small letters, digits and -, beginning with a letter, at most 30.",
+      rule: `Small letters and digits, beginning with a letter, with single - between them; at most ${MAX_SERVER_NAME} characters.`,
       pattern: SERVER_NAME,
       label: "Continue",
-      maxLength: 30,
+      maxLength: MAX_SERVER_NAME,
     });
     if (name !== null) {
       const { hub_home, owner, server_name } = this.#config;

@@ -9,7 +9,7 @@ import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } 
 import { remember, remembered } from "./settings.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
-import { describeClosing, describeWay, fateOf } from "./words.js";
+import { describeClosing, describeWay, maySleep } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const config = JSON.parse(byId("session-config").textContent);
@@ -90,6 +90,9 @@ async function connect() {
       return;
     }
     ticket ||= await api.ticket();
+    if (isOver) {
+      return;
+    }
     const url = new URL(`${config.prefix}vnc`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     desktop.connect(url, ticket, { viewOnly: status.you.role === "view" });
@@ -114,14 +117,21 @@ async function arrive() {
     return "";
   }
   // In most cases both are wanted; a ticket that is not used is forgotten.
-  const [newStatus, ticket] = await Promise.all([api.status(), api.ticket()]);
-  take(newStatus);
-  return ticket;
+  const ticket = api.ticket();
+  // Where the session has left, the hub forbids the ticket, but sends the status astray: only that one tells
+  // a desktop that is gone from a lost login.
+  ticket.catch(() => {});
+  take(await api.status());
+  return isOver ? "" : await ticket;
 }
 
 function onFailedRequest(error) {
   if (!(error instanceof ApiError)) {
     throw error;
+  }
+  if (isOver) {
+    // Asked before the last notice, which stays.
+    return;
   }
   if (error.kind === "login") {
     finish({
@@ -133,16 +143,17 @@ function onFailedRequest(error) {
     return;
   }
   goneCount = error.kind === "gone" || error.kind === "astray" ? goneCount + 1 : 0;
-  if (goneCount >= GONE_AFTER) {
-    if (error.kind === "astray") {
-      // The hub knows: it repairs the way and sends us back here, or shows that nothing runs.
-      location.reload();
-    } else {
-      showGone();
-    }
-    return;
+  if (goneCount < GONE_AFTER) {
+    retry();
+  } else if (status && maySleep(status)) {
+    // The hub's page would wake it by itself, and nobody may be looking.
+    showPerhapsAsleep();
+  } else if (error.kind === "astray") {
+    // The hub knows: it repairs the way and sends us back here, or shows that nothing runs.
+    location.reload();
+  } else {
+    showEnded("The session is not running any more.");
   }
-  retry();
 }
 
 function retry() {
@@ -187,18 +198,14 @@ function showEnded(reason, hint = "") {
   finish({ kind: "done", title: "This session has ended", text: reason, hint, actions: [HUB] });
 }
 
-/** Nobody is left to say why. */
-function showGone() {
-  if (status && [fateOf(status, "idle"), fateOf(status, "lifetime")].includes("sleeps")) {
-    finish({
-      kind: "asleep",
-      title: "The desktop is not running",
-      text: "It may have fallen asleep while this page was away.",
-      actions: [{ label: "Open it", run: () => location.reload() }, HUB],
-    });
-  } else {
-    showEnded("The session is not running any more.");
-  }
+/** Nobody is left to say why it is gone. */
+function showPerhapsAsleep() {
+  finish({
+    kind: "asleep",
+    title: "The desktop does not answer",
+    text: "It may have fallen asleep while this page was away.",
+    actions: [{ label: "Open it again", run: () => location.reload() }, HUB],
+  });
 }
 
 /** Show that it sleeps, and how to wake it. */
@@ -480,12 +487,15 @@ document.addEventListener("visibilitychange", () => {
 
 // Tools.
 
+const DELETED = "Everything on it that is not in a checkpoint is deleted.";
+
 const POWER = {
   shutdown: {
     title: "Shut the desktop down?",
-    text: "The machine is asked to shut down. The session ends with it.",
+    text: `The machine is asked to shut down, and the session ends with it. ${DELETED}`,
     label: "Shut down",
-    isDangerous: false,
+    isDangerous: true,
+    isEnd: true,
   },
   reset: {
     title: "Reset the machine?",
@@ -495,15 +505,18 @@ const POWER = {
   },
   poweroff: {
     title: "Force the machine off?",
-    text: "As if its plug was pulled: what is not saved is lost. The session ends with it.",
+    text: `As if its plug was pulled, and the session ends with it. ${DELETED}`,
     label: "Force off",
     isDangerous: true,
+    isEnd: true,
   },
 };
 
 async function changePower(action) {
   closeAll();
-  if (await confirmAction(POWER[action])) {
+  const { isEnd = false, text, ...question } = POWER[action];
+  const instead = isEnd && !status.suspend_obstacle ? " To keep it as it is, choose Suspend." : "";
+  if (await confirmAction({ ...question, text: text + instead })) {
     try {
       take(await api.power(action));
       toast({ shutdown: "Asked to shut down.", reset: "Reset.", poweroff: "Switched off." }[action]);

@@ -9,6 +9,11 @@ export function fateOf(status, cause) {
   return status.suspend_obstacle ? "keeps" : "sleeps";
 }
 
+/** Whether it may have fallen asleep since it said this status. */
+export function maySleep(status) {
+  return ["idle", "lifetime", "stop"].some((cause) => fateOf(status, cause) === "sleeps");
+}
+
 /** "falls asleep", to go between "It" and "in 4:59". */
 export function fateVerb(fate) {
   return { sleeps: "falls asleep", keeps: "shuts down", ends: "ends" }[fate];

@@ -244,6 +244,38 @@ async def test_a_link_with_bad_options_says_so_at_their_fields(hub: hubs.Hub) ->
     assert "There is no option &#39;colour&#39;" in form.text
 
 
+@pytest.mark.parametrize(
+    ("suspend_on", "lifetime", "promise"),
+    [
+        ([], "ends", "Everything on this desktop is deleted at its end;"),
+        (
+            ["stop"],
+            "ends",
+            "When it is stopped on the hub, a desktop that can be saved <strong>sleeps for 14 d</strong>. "
+            "When its lifetime is over, nobody uses it or it is shut down, "
+            "<strong>everything on it is deleted;",
+        ),
+        (
+            ["idle", "lifetime", "stop"],
+            "falls asleep",
+            "When its lifetime is over, nobody uses it or it is stopped on the hub, "
+            "a desktop that can be saved <strong>sleeps for 14 d</strong>. "
+            "When it is shut down, <strong>everything on it is deleted;",
+        ),
+    ],
+)
+async def test_the_form_promises_sleep_for_the_ends_that_have_it(
+    standin: StartHub, suspend_on: list[str], lifetime: str, promise: str
+) -> None:
+    hub = await standin(suspend_on=suspend_on)
+    alice = await hub.log_in("alice")
+
+    form = " ".join((await hub.get_form(alice)).text.split())
+
+    assert f"The desktop {lifetime} after this time" in form
+    assert promise in form
+
+
 async def test_the_administrators_lifetime_is_what_the_form_offers(standin: StartHub) -> None:
     hub = await standin(max_lifetime="40 min")
     alice = await hub.log_in("alice")

@@ -1,12 +1,12 @@
 """What is kept of desktops: offered, counted, shown and deleted by the hub. Nothing here runs a guest."""
 
-import asyncio
 import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,11 +17,13 @@ import keeping
 import pytest
 from jupyterhub import orm
 
-from qemuspawner.hub.kept import Sweeper, delete_kept, list_kept, load_kept, sweep_expired
+from qemuspawner.hub import kept
+from qemuspawner.hub.kept import Sweeper, delete_kept, find_owner, list_kept, load_kept, sweep_expired
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
+WAKES_BY_ITSELF = "requestSubmit("
 NASTY = "</label><script>x()</script>'\"&"
 
 
@@ -82,6 +84,7 @@ async def test_what_sleeps_wakes_though_its_machine_has_left_the_catalogue(hub: 
         ({"branch": 7}, "The option 'branch' is '7'; it is 'SERVER/CHECKPOINT'"),
         ({"branch": "work/abcdef01"}, "'work/abcdef01', and you have no such checkpoint."),
         ({"branch": "/abcdef01", "sleeping": "discard"}, "cannot be given together with 'sleeping'"),
+        ({"sleeping": "wake"}, "Nothing sleeps here any more that could be woken; start a new desktop"),
     ],
 )
 async def test_what_is_not_kept_is_refused_in_a_sentence(
@@ -106,6 +109,58 @@ async def test_what_is_done_with_it_is_asked_for_once(hub: hubs.Hub, sleeping: s
 
     assert (await spec_of(hub, "alice")).sleeping == sleeping
     assert set(hub.spawner("alice").user_options) == {"machine", "cpus", "memory", "lifetime", "profile"}
+
+
+@pytest.mark.parametrize("sleeping", ["boot", "discard"])
+async def test_what_is_stored_without_a_start_is_not_done(hub: hubs.Hub, sleeping: str) -> None:
+    keeping.keep(hub, "alice", "second")
+    alice = await hub.log_in("alice")
+    hub.user("alice").get_or_create_spawner("second", "second")
+    hub.app.db.commit()
+    url = hub.url / "api/users/alice/servers/second"
+
+    stored = await hub._ask(
+        alice, "PATCH", url, json={"user_options": {"sleeping": sleeping, "lifetime": 2700}}
+    )
+    form = await hub.get_form(alice, server_name="second")
+    await hub._ask(alice, "PATCH", url, json={"user_options": {"sleeping": sleeping, "lifetime": 2700}})
+    await hub.start(alice, server_name="second")
+    spec = await spec_of(hub, "alice", "second")
+
+    assert stored.status in (200, 204), stored.text
+    assert ways(form.text)["wake"]
+    assert (spec.sleeping, spec.lifetime_s) == ("wake", 2700)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "options", "sentence"),
+    [
+        (["start:servers"], {"sleeping": "discard"}, "but not delete what is kept of it."),
+        (["start:servers", "access:servers"], {"sleeping": "discard"}, "but not delete what is kept of it."),
+        (["start:servers", "delete:servers"], {"sleeping": "discard"}, ""),
+        (["start:servers"], {"branch": "/19a0000001"}, "a checkpoint of a desktop that you may not open."),
+        (["start:servers", "access:servers!server=alice/second"], {"branch": "/19a0000001"}, "may not open."),
+        (["start:servers", "access:servers!server=alice/"], {"branch": "/19a0000001"}, ""),
+        (["start:servers"], {}, ""),
+    ],
+)
+async def test_who_may_only_start_it_neither_deletes_nor_copies(
+    hub: hubs.Hub, scopes: list[str], options: dict[str, str], sentence: str
+) -> None:
+    keeping.keep(hub, "alice", name="19a0000001", kind="checkpoint")
+    keeping.keep(hub, "alice", "second", name="19a0000002", kind="checkpoint")
+    mine = [scope if "!" in scope else f"{scope}!user=alice" for scope in scopes]
+    token = hub.user("alice").new_api_token(scopes=mine)
+    script = await hub.person("alice", token=token)
+
+    answer = await hub.start(script, options, server_name="second")
+
+    if sentence:
+        assert answer.status == 400
+        assert sentence in answer.text
+        assert keeping.paths_of(hub.state_dir, "alice", "second").saved.exists()
+    else:
+        assert answer.status in (201, 202), answer.text
 
 
 async def test_a_branch_goes_on_from_another_servers_checkpoint(hub: hubs.Hub) -> None:
@@ -296,6 +351,16 @@ async def test_a_link_to_branch_off_leads_to_a_form_that_does(hub: hubs.Hub) -> 
     assert spec.lifetime_s == 2400
 
 
+async def test_a_link_never_asks_to_delete(hub: hubs.Hub) -> None:
+    keeping.keep(hub, "alice")
+    alice = await hub.log_in("alice")
+
+    form = await hub.get_form(alice, query="opt-sleeping=discard")
+
+    assert ways(form.text) == {"wake": True, "boot": False, "discard": False}
+    assert "A link cannot ask for &#39;discard&#39;" in form.text
+
+
 async def test_with_checkpoints_alone_a_new_desktop_is_the_usual_way(hub: hubs.Hub) -> None:
     keeping.keep(hub, "alice", name="19a0000001", kind="checkpoint")
     alice = await hub.log_in("alice")
@@ -365,7 +430,7 @@ async def test_hostile_titles_and_names_are_escaped(hub: hubs.Hub) -> None:
         assert "<script>x()" not in page.text
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "pipe", "unreadable", "wild"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "nested", "pipe", "unreadable", "wild"])
 async def test_a_damaged_manifest_breaks_no_page(hub: hubs.Hub, damage: str) -> None:
     folder = keeping.keep(hub, "alice", **({"saved_at": 1e300, "expires": 1e300} if damage == "wild" else {}))
     manifest = folder.manifest
@@ -373,6 +438,8 @@ async def test_a_damaged_manifest_breaks_no_page(hub: hubs.Hub, damage: str) -> 
         manifest.write_text('{"kind": "suspended", "spec": {"machine": 7}}')
     elif damage == "empty":
         manifest.write_bytes(b"\xff\xfe")
+    elif damage == "nested":
+        manifest.write_text('{"x":' + "[" * 500_000)
     elif damage == "pipe":
         manifest.unlink()
         os.mkfifo(manifest)
@@ -407,6 +474,50 @@ async def test_a_huge_picture_is_left_out(hub: hubs.Hub) -> None:
     assert len((await hub.get_form(alice)).text) < 100_000
 
 
+async def test_only_the_newest_checkpoints_have_a_picture(hub: hubs.Hub) -> None:
+    keeping.keep(hub, "alice")
+    for number in range(6):
+        keeping.keep(hub, "alice", name=f"19a000001{number}", kind="checkpoint")
+    alice = await hub.log_in("alice")
+
+    form = await hub.get_form(alice)
+
+    assert form.text.count("data:image/png") == 5
+
+
+async def test_pictures_are_read_in_a_thread(hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the page of a sleeping desktop reads that one's only."""
+    keeping.keep(hub, "alice")
+    keeping.keep(hub, "alice", name="19a0000001", kind="checkpoint")
+    alice = await hub.log_in("alice")
+    read: list[tuple[str, bool]] = []
+
+    def load(_paths: object, name: str) -> bytes:
+        read.append((name, threading.current_thread() is threading.main_thread()))
+        return b""
+
+    monkeypatch.setattr("qemuspawner.hub.shown.load_picture", load)
+
+    await alice.request("GET", hub.url / "user/alice/")
+    [first] = read
+    await hub.get_form(alice)
+    await alice.request("GET", hub.url / "home")
+
+    assert first[0] == "19a0000000"
+    assert not any(on_loop for _, on_loop in read)
+
+
+async def test_the_pictures_of_a_page_have_a_limit(hub: hubs.Hub) -> None:
+    for server in ("", "a", "b", "c"):
+        folder = keeping.keep(hub, "alice", server)
+        folder.picture.write_bytes(keeping.PICTURE.ljust(1536 << 10, b"x"))
+    alice = await hub.log_in("alice")
+
+    page = await alice.request("GET", hub.url / "home")
+
+    assert page.text.count("data:image/png") == 2
+
+
 # The link of a sleeping desktop
 
 
@@ -432,7 +543,7 @@ async def test_the_link_of_a_sleeping_desktop_wakes_it_by_a_post(hub: hubs.Hub) 
     )
 
     assert page.status == 424
-    assert "form.submit()" in page.text
+    assert WAKES_BY_ITSELF in page.text
     assert "The desktop “second” is asleep" in page.text
     assert refused.status == 403
     assert woken.status == 302
@@ -449,7 +560,7 @@ async def test_the_link_starts_nothing_where_something_would_be_lost(
 
     page = await alice.request("GET", hub.url / "user/alice/")
 
-    assert "form.submit()" not in page.text
+    assert WAKES_BY_ITSELF not in page.text
     assert "programs that were open are lost" in page.text
 
 
@@ -463,7 +574,7 @@ async def test_a_desktop_that_just_failed_is_not_started_again_by_itself(standin
     page = await alice.request("GET", hub.url / "user/alice/")
 
     assert "disk is &lt;full&gt;" in page.text
-    assert "form.submit()" not in page.text
+    assert WAKES_BY_ITSELF not in page.text
     assert 'value="boot"' in page.text
 
 
@@ -483,13 +594,31 @@ async def test_who_may_not_start_it_is_not_shown_how(hub: hubs.Hub) -> None:
     assert 'value="wake"' not in page.text
 
 
+async def test_a_share_of_one_desktop_shows_nothing_of_another(hub: hubs.Hub) -> None:
+    """JupyterHub lets its guest see the page of every server below that address."""
+    keeping.keep(hub, "alice", "private", machine={"name": "Secret machine"})
+    await hub.log_in("alice")
+    bob = await hub.log_in("bob")
+    hub.user("alice").get_or_create_spawner("private", "private")
+    spawner = hub.user("alice").spawner.orm_spawner
+    orm.Share.grant(hub.app.db, spawner, hub.user("bob").orm_user)
+    hub.app.db.commit()
+
+    page = await bob.request("GET", hub.url / "user/alice/private/")
+
+    assert page.status == 424
+    assert "The desktop “private” is not running" in page.text
+    assert "Secret machine" not in page.text
+    assert "data:image/png" not in page.text
+
+
 async def test_a_server_that_sleeps_not_is_shown_as_before(hub: hubs.Hub) -> None:
     alice = await hub.log_in("alice")
 
     page = await alice.request("GET", hub.url / "user/alice/")
 
     assert "The desktop is not running" in page.text
-    assert "form.submit()" not in page.text
+    assert WAKES_BY_ITSELF not in page.text
 
 
 # The home page, and deleting
@@ -520,6 +649,30 @@ async def test_home_is_as_before_where_nothing_sleeps(hub: hubs.Hub) -> None:
     page = await alice.request("GET", hub.url / "home")
 
     assert "Sleeping desktops" not in page.text
+
+
+async def test_checkpoints_alone_are_not_called_sleeping(hub: hubs.Hub) -> None:
+    keeping.keep(hub, "alice", name="19a0000001", kind="checkpoint", title="Before")
+    alice = await hub.log_in("alice")
+
+    page = await alice.request("GET", hub.url / "home")
+
+    assert "Sleeping desktops" not in page.text
+    assert re.search(r'<h2 id="qs-saved-title">Checkpoints</h2>', page.text)
+
+
+async def test_every_button_of_home_has_a_name_of_its_own(hub: hubs.Hub) -> None:
+    keeping.keep(hub, "alice")
+    keeping.keep(hub, "alice", "second")
+    for name, title in (("19a0000001", "Before"), ("19a0000002", "After")):
+        keeping.keep(hub, "alice", name=name, kind="checkpoint", title=title)
+    alice = await hub.log_in("alice")
+
+    page = await alice.request("GET", hub.url / "home")
+
+    labels = re.findall(r'aria-label="((?:Wake|Delete|Go back|Other)[^"]*)"', page.text)
+    assert len(labels) == len(set(labels)) == 10
+    assert "Delete: Before of Your default desktop, saved 2 h ago" in labels
 
 
 async def ask(hub: hubs.Hub, person: hubs.Person, method: str, path: str) -> hubs.Answer:
@@ -596,6 +749,63 @@ async def test_deleting_a_user_deletes_what_is_kept_of_their_servers(hub: hubs.H
     assert (answer.status, hub.session_folders()) == (204, [session_id("bob", "")])
 
 
+async def test_deleting_a_user_deletes_what_forgotten_servers_left(hub: hubs.Hub) -> None:
+    keeping.keep(hub, "alice", "forgotten")
+    keeping.keep(hub, "bob", "forgotten")
+    hub.user("alice")
+    admin = await hub.log_in("admin", admin=True)
+
+    answer = await ask(hub, admin, "DELETE", "users/alice")
+
+    assert (answer.status, hub.session_folders()) == (204, [session_id("bob", "forgotten")])
+
+
+def test_a_lock_is_not_lost_by_looking_who_holds_it(
+    state_dir: Path, machines_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel releases it when this process closes any descriptor of the file."""
+    hub = hubs.Hub(app=None, state_dir=state_dir, machines=machines_dir)
+    keeping.keep(hub, "alice")
+    paths = keeping.paths_of(state_dir, "alice")
+    real, free = kept._delete_in, []
+
+    def look(*arguments: Any) -> None:
+        assert find_owner(paths) is None
+        script = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        taken = subprocess.run([sys.executable, "-c", script, paths.lock], check=False, capture_output=True)
+        free.append(taken.returncode == 0)
+        real(*arguments)
+
+    monkeypatch.setattr(kept, "_delete_in", look)
+
+    assert delete_kept(paths)
+    assert free == [False]
+
+
+def test_a_pipe_in_the_locks_place_is_not_waited_for(state_dir: Path, machines_dir: Path) -> None:
+    hub = hubs.Hub(app=None, state_dir=state_dir, machines=machines_dir)
+    keeping.keep(hub, "alice")
+    paths = keeping.paths_of(state_dir, "alice")
+    paths.lock.unlink()
+    os.mkfifo(paths.lock)
+
+    assert not delete_kept(paths)
+
+
+def test_one_thread_deletes_at_a_time(
+    state_dir: Path, machines_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that delete from the same session the first to end would release the other's lock."""
+    hub = hubs.Hub(app=None, state_dir=state_dir, machines=machines_dir)
+    keeping.keep(hub, "alice")
+    alone: list[bool] = []
+    monkeypatch.setattr(kept, "_delete_in", lambda *_: alone.append(kept._one_deletion.locked()))
+
+    delete_kept(keeping.paths_of(state_dir, "alice"))
+
+    assert (alone, kept._one_deletion.locked()) == ([True], False)
+
+
 # Expiry
 
 
@@ -647,16 +857,18 @@ def test_nothing_is_deleted_through_a_link(
 async def test_looking_at_the_form_sweeps_once_an_hour(
     hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qemuspawner.hub.mixin.QemuSpawnerMixin._sweeper", Sweeper())
-    keeping.keep(hub, "bob", expires=time.time() - 1)
+    sweeper = Sweeper()
+    monkeypatch.setattr("qemuspawner.hub.mixin.QemuSpawnerMixin._sweeper", sweeper)
+    swept: list[StatePaths] = []
+    monkeypatch.setattr(sweeper, "_run", swept.append)
+    now = time.monotonic()
+    monkeypatch.setattr(kept.time, "monotonic", lambda: now)
     alice = await hub.log_in("alice")
 
     await hub.get_form(alice)
-    async with asyncio.timeout(10):
-        while hub.session_folders():
-            await asyncio.sleep(0.05)
-    folder = keeping.keep(hub, "bob", expires=time.time() - 1)
     await hub.get_form(alice)
-    await asyncio.sleep(0.2)
+    first = len(swept)
+    now += 3601
+    await hub.get_form(alice)
 
-    assert folder.manifest.exists()
+    assert (first, len(swept)) == (1, 2)

@@ -367,7 +367,7 @@ async def test_only_a_process_of_the_account_is_taken_for_the_session(
     spawner = hub.spawner("alice")
     with subprocess.Popen(["sleep", "60"]) as bystander:
         holder = bystander.pid if kind == "somebody else's process" else -1
-        monkeypatch.setattr("qemuspawner.hub.spawner.find_holder", lambda _path: holder)
+        monkeypatch.setattr("qemuspawner.hub.spawner.find_owner", lambda _paths: holder)
         # Root's tests run sessions as another account already.
         stranger = pwd.struct_passwd(("stranger", "x", os.getuid() + 1, 0, "", "/", "/bin/sh"))
         monkeypatch.setattr(spawner, "_account", lambda: stranger)

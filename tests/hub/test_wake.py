@@ -73,7 +73,7 @@ async def test_visiting_the_link_wakes_the_desktop(hub: hubs.Hub) -> None:
         allow_redirects=False,
     )
 
-    assert "form.submit()" in page.text
+    assert "requestSubmit(" in page.text
     assert (await status(hub, "alice", "second"))["way"] == "woken"
 
 

@@ -167,6 +167,12 @@ async def test_a_cold_start_has_its_template_made(
     ]
 
 
+async def test_no_users_own_account_makes_what_all_start_from(standin: StartHub) -> None:
+    hub = await standin(run_as="{username}")
+
+    assert "--run-as" not in hub.spawner("nobody")._warm_arguments()
+
+
 @pytest.mark.parametrize("settings", [{}, {"warm_missing": True, "templates": False}])
 async def test_nothing_is_made_unasked(
     standin: StartHub, warmed: Warmer, program: Program, machines_dir: Path, settings: dict[str, bool]

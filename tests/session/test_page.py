@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,8 +15,9 @@ import jinja2
 import pytest
 import pytest_asyncio
 from guests import GREEN, RED
+from jupyterhub.slugs import is_valid_safe_slug
 from PIL import Image
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 from tiny_guest import tiny_guest
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
@@ -69,7 +71,7 @@ class Session:
         self.refusal: tuple[int, str, str] | None = None  # status, message and hint for the next action
         self.gate = asyncio.Event()  # actions wait for it
         self.gate.set()
-        self.answer: int | None = None  # an HTTP status instead of any answer
+        self.answer: int | None = None  # an HTTP status instead of any answer; 302 as the hub has it
         self.requests: list[tuple[str, Any]] = []
         self.issued: list[str] = []
         self.tickets: set[str] = set()
@@ -137,15 +139,19 @@ class Session:
 def _application(session: Session) -> web.Application:
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 
-    class Route(web.RequestHandler):
-        def prepare(self) -> None:
+    class SessionRoute(web.RequestHandler):
+        async def prepare(self) -> None:
             self.set_header("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
-            if session.answer == 302:
+            if session.answer == 302 and self.request.method == "GET":
+                # It looks for the server, and a token that it does not know is told sooner.
+                await asyncio.sleep(0.05)
                 self.redirect("/hub/api/oauth2/authorize")
+            elif session.answer == 302:
+                self.send_error(403)
             elif session.answer:
                 self.send_error(session.answer)
 
-    class PageRoute(Route):
+    class PageRoute(SessionRoute):
         def get(self) -> None:
             config = {
                 "prefix": PREFIX,
@@ -162,7 +168,7 @@ def _application(session: Session) -> web.Application:
             }
             self.finish(templates.get_template("session.html").render(config=config))
 
-    class StatusRoute(Route):
+    class StatusRoute(SessionRoute):
         async def get(self) -> None:
             session.statuses += 1
             after = self.get_query_argument("after", "")
@@ -171,7 +177,7 @@ def _application(session: Session) -> web.Application:
                 await asyncio.sleep(0.02)
             self.finish(session.status())
 
-    class ActionRoute(Route):
+    class ActionRoute(SessionRoute):
         async def act(self, action: str) -> bool:
             """Note an action; whether it is to be done."""
             assert self.request.headers["X-XSRFToken"] == "the-token"
@@ -220,7 +226,7 @@ def _application(session: Session) -> web.Application:
                 session.checkpoints = [one for one in session.checkpoints if one["name"] != name]
                 self.finish({"checkpoints": session.checkpoints, "most": 3})
 
-    class VncRoute(Route):
+    class VncRoute(SessionRoute):
         async def get(self) -> None:
             ticket = offered_ticket(self.request) or ""
             if ticket not in session.tickets:
@@ -452,6 +458,16 @@ async def test_a_lost_login_and_a_lost_session_are_told_apart(
     await expect(page.locator("#notice-title")).to_have_text(title, timeout=20_000)
 
 
+async def test_a_desktop_that_has_left_is_no_lost_login(session: Session, open_page: Open) -> None:
+    """The hub sends its status astray and forbids its ticket; then it shows what there is."""
+    page = await open_page()
+    session.answer = 302
+
+    await session.relay.close_all(CloseCode.UNREACHABLE, "")
+
+    await expect(page).to_have_title("Hub", timeout=20_000)
+
+
 async def test_a_failure_shows_message_and_hint(session: Session, open_page: Open) -> None:
     """As the supervisor wrote them."""
     session.state, session.message = "failed", "The disk is full."
@@ -481,7 +497,7 @@ async def test_the_end_is_announced_and_can_be_put_off(session: Session, open_pa
     """By the session's clock; ten minutes before, with a button."""
     session.left_s = 9 * 60
     page = await open_page()
-    await expect(page.locator("#time-left")).to_have_text("8:59")
+    await expect(page.locator("#time-left")).to_have_text(re.compile(r"^8:5\d$"))
     await expect(page.locator("#banner")).to_have_attribute("data-level", "warning")
 
     await page.locator("#banner-action").click()
@@ -533,6 +549,27 @@ async def test_power_is_asked_twice(
     await expect(page.locator("#confirm")).to_be_hidden()
     await expect(page.locator("#screen canvas")).to_be_focused()
     assert session.actions() == sent
+
+
+@pytest.mark.parametrize("action", ["shutdown", "poweroff"])
+@pytest.mark.parametrize(
+    ("obstacle", "words"),
+    [("", "is deleted. To keep it as it is, choose Suspend."), ("It has an NVMe disk.", "is deleted.")],
+)
+async def test_an_end_says_what_it_deletes(
+    session: Session, open_page: Open, action: str, obstacle: str, words: str
+) -> None:
+    """And how to keep it, where that can be."""
+    session.suspend_obstacle = obstacle
+    page = await open_page()
+    await page.locator("#power-button").click()
+
+    await page.locator(f"[data-power={action}]").click()
+
+    await expect(page.locator("#confirm-text")).to_have_text(
+        re.compile(rf"\. Everything on it that is not in a checkpoint {re.escape(words)}$")
+    )
+    await expect(page.locator("#confirm-yes")).to_have_class("danger")
 
 
 async def test_a_viewer_gets_no_tools_that_act(session: Session, open_page: Open) -> None:
@@ -762,15 +799,28 @@ async def test_who_cannot_go_back_stays(session: Session, open_page: Open) -> No
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
 
 
+@pytest.mark.parametrize("bad", ["No Name", "2nd", "-try", "try-", "second--try", "tríal"])
+async def test_a_branch_has_a_name_that_the_hub_accepts(session: Session, open_page: Open, bad: str) -> None:
+    """JupyterHub's own rule, before anybody leaves the desktop for an error."""
+    session.add_checkpoint("Fresh")
+    page = await open_page()
+    await open_checkpoints(page, count=1)
+    await page.get_by_role("button", name="Branch: Fresh").click()
+
+    await page.get_by_label("Name of the new desktop").fill(bad)
+    await page.keyboard.press("Enter")
+
+    await expect(page.locator("#ask-input")).to_have_attribute("aria-invalid", "true")
+    await expect(page.locator("#ask-input")).to_have_attribute("maxlength", "30")
+    assert not is_valid_safe_slug(bad)
+
+
 async def test_a_branch_is_a_new_server_of_the_hub(session: Session, open_page: Open) -> None:
-    """Its name is checked here, all else by the hub's form."""
+    """Its name is asked for here, all else by the hub's form."""
     name = session.add_checkpoint("Fresh")
     page = await open_page()
     await open_checkpoints(page, count=1)
     await page.get_by_role("button", name="Branch: Fresh").click()
-    await page.get_by_label("Name of the new desktop").fill("No Name")
-    await page.keyboard.press("Enter")
-    await expect(page.locator("#ask-input")).to_have_attribute("aria-invalid", "true")
 
     await page.get_by_label("Name of the new desktop").fill("second-try")
     await page.keyboard.press("Enter")
@@ -852,6 +902,48 @@ async def test_a_machine_that_stops_while_it_is_saved_is_not_lost(session: Sessi
     await expect(page.locator("#notice-title")).to_have_text("The desktop is asleep")
 
 
+@pytest.mark.parametrize("cause", ["idle", "lifetime", "stop"])
+@pytest.mark.parametrize("answer", [302, 404])
+async def test_a_forgotten_page_does_not_wake_the_desktop(
+    session: Session, open_page: Open, cause: str, answer: int
+) -> None:
+    """It was away when the desktop fell asleep; the hub's page would wake it at once."""
+    session.suspends = (cause,)
+    page = await open_page()
+    session.answer = answer
+
+    await session.relay.close_all(CloseCode.UNREACHABLE, "")
+
+    await expect(page.locator("#notice-text")).to_have_text(
+        "It may have fallen asleep while this page was away.", timeout=20_000
+    )
+    session.answer = 302
+    await page.get_by_role("button", name="Open it again").click()
+    await expect(page).to_have_title("Hub")
+
+
+async def test_a_late_failure_does_not_stir_a_sleeping_desktop(session: Session, open_page: Open) -> None:
+    """What was asked before the desktop fell asleep changes nothing any more."""
+    held: list[Route] = []
+    session.gate.clear()
+    page = await open_page()
+    await choose_suspend(page)
+    await page.route("**/api/status", lambda route: held.append(route))
+    async with page.expect_request("**/api/status"):
+        await session.relay.close_all(CloseCode.UNREACHABLE, "The desktop ended the connection.")
+    session.gate.set()
+    await expect(page.locator("#notice-title")).to_have_text("The desktop is asleep")
+
+    async with page.expect_event("requestfailed"):
+        for route in held:
+            await route.abort()
+    # An answer that comes after it.
+    await page.evaluate("() => fetch('').then((response) => response.text())")
+
+    await expect(page.locator("body")).to_have_attribute("data-phase", "over")
+    assert await page.locator("#notice-title").text_content() == "The desktop is asleep"
+
+
 async def test_what_keeps_a_desktop_from_sleeping_is_said(session: Session, open_page: Open) -> None:
     """In the menus, before anybody tries; what exists can still be deleted."""
     session.suspend_obstacle = "A machine with an NVMe disk cannot be saved."
@@ -882,24 +974,27 @@ async def test_only_the_owner_has_checkpoints_and_sleep(session: Session, open_p
 
 
 @pytest.mark.parametrize(
-    ("suspends", "obstacle", "words"),
+    ("suspends", "obstacle", "fate", "advice"),
     [
-        ((), "", "This desktop ends in 1:39. Save your work now."),
-        (("lifetime",), "", "This desktop falls asleep in 1:39. Everything is kept as it is."),
-        (("lifetime",), "No.", "This desktop shuts down in 1:39. Its disk is kept; save what is open now."),
-        (("idle",), "", "This desktop ends in 1:39. Save your work now."),
+        ((), "", "ends", "Save your work now."),
+        (("lifetime",), "", "falls asleep", "Everything is kept as it is."),
+        (("lifetime",), "No.", "shuts down", "Its disk is kept; save what is open now."),
+        (("idle",), "", "ends", "Save your work now."),
     ],
 )
 async def test_the_warning_says_what_will_happen(
-    session: Session, open_page: Open, suspends: tuple[str, ...], obstacle: str, words: str
+    session: Session, open_page: Open, suspends: tuple[str, ...], obstacle: str, fate: str, advice: str
 ) -> None:
     """Falling asleep is no reason to hurry."""
     session.suspends, session.suspend_obstacle = suspends, obstacle
     session.left_s = session.max_left_s = 100
     page = await open_page()
-    level = "warning" if "asleep" in words else "urgent"
+    level = "warning" if fate == "falls asleep" else "urgent"
 
-    await expect(page.locator("#banner-text")).to_have_text(words)
+    # A second is too short to be sure to see it.
+    await expect(page.locator("#banner-text")).to_have_text(
+        re.compile(rf"^This desktop {fate} in 1:3\d\. {re.escape(advice)}$")
+    )
     await expect(page.locator("#banner")).to_have_attribute("data-level", level)
 
 
