@@ -51,7 +51,7 @@ c.QemuSpawner.run_as = "qemuspawner" if IS_ROOT else ""
 # trusted leave it out: QEMU's authors call only KVM a boundary that holds against a hostile guest.
 c.QemuSpawner.allow_tcg = True
 
-# Who leaves a desktop finds it again as it was: these are the defaults. Saved ones lie below the state folder.
+# Who leaves a desktop finds it again as it was: these are the defaults. They lie below the state folder.
 # c.QemuSpawner.suspend_on = ["idle", "lifetime", "stop"]
 # c.QemuSpawner.keep_for = "14 d"
 # c.QemuSpawner.saved_quota = "20 GiB"

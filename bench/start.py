@@ -104,7 +104,7 @@ async def measure_starts(state: Path, machine: Machine, rounds: int, cold: int) 
     restored, booted = [], []
     for number in range(rounds):
         spec = vms.make_spec(state, machine, cpus=CPUS, memory_mib=MEMORY_MIB)
-        restored.append(await time_start(spec, {template.name: memory}))
+        restored.append(await time_start(spec, {template.files[folder.memory.name].digest: memory}))
         if number < cold:
             booted.append(await time_start(vms.make_spec(
                 state, machine, cpus=CPUS, memory_mib=MEMORY_MIB, templates=False), {}))  # fmt: skip

@@ -6,6 +6,11 @@ command line. Commands, host paths and traces belong in the log.
 """
 
 
+def printable(text: str) -> str:
+    """Words of a guest or of QEMU in one line for a terminal, a log or a page, which they cannot command."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 class QemuSpawnerError(Exception):
     """Something failed in a way worth telling; `message` and `hint` are whole sentences."""
 

@@ -22,7 +22,7 @@ from qemuspawner.spec import SessionSpec
 log = logging.getLogger(__name__)
 
 # Counts up when folders of older versions cannot be used any more.
-FORMAT = 1
+FORMAT = 2
 
 _MAX_MANIFEST_BYTES = 1024 * 1024
 
@@ -34,7 +34,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str  # its version, with the distribution's part
     accelerator: str
     cpu: str  # QEMU's CPU model; with KVM also what the host's own is
-    machine: str  # digest of QEMU's command line, less what differs between sessions
+    machine: str  # digest of what the guest sees of QEMU's command line
     image: str  # the base image's identity
     cpus: int
     memory_mib: int

@@ -46,8 +46,10 @@ class Agent:
     async def wait_until_ready(self, *, timeout_s):
         await asyncio.sleep(0.5)
         return {answers}
-    async def run(self, *argv, timeout_s):
-        return {hook_code} if argv[0] == "/bin/sh" else 0, "cpu 0 0 0 {{}} 0 0 0 0".format(next(jiffies))
+    async def run(self, *argv, stdin=b"", timeout_s=30):
+        if argv[0] == "/bin/sh":
+            return {hook_code}, {says!r}
+        return 0, "cpu 0 0 0 {{}} 0 0 0 0".format(next(jiffies))
     def close(self):
         pass
 
@@ -126,8 +128,10 @@ class PainterWarming:
         for folder in (images, images.parent):
             folder.chmod(0o755)
 
-    def start(self, *options: str, answers: bool = True, hook_code: int = 0) -> "subprocess.Popen[str]":
-        script = _FAKE_AGENT.format(answers=answers, hook_code=hook_code) + _MAIN
+    def start(
+        self, *options: str, answers: bool = True, hook_code: int = 0, says: str = ""
+    ) -> "subprocess.Popen[str]":
+        script = _FAKE_AGENT.format(answers=answers, hook_code=hook_code, says=says) + _MAIN
         return subprocess.Popen(
             command(
                 self.state, "--machines", str(self.machines),
@@ -136,9 +140,11 @@ class PainterWarming:
             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, *options: str, answers: bool = True, hook_code: int = 0) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
-        with self.start(*options, answers=answers, hook_code=hook_code) as process:
+    def run(
+        self, *options: str, answers: bool = True, hook_code: int = 0, says: str = ""
+    ) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr; `says` is the output of the hook in the guest."""
+        with self.start(*options, answers=answers, hook_code=hook_code, says=says) as process:
             out, err = process.communicate(timeout=120)
             return process.returncode, out, err
 

@@ -96,19 +96,23 @@ class _Users:
     """Who stands on images of a machine, as far as this account may look."""
 
     def __init__(self, machine: Machine, sessions: Path) -> None:
-        self._saved: set[str] = set()
-        self._started_at: list[float] = []  # of the sessions that run; they may be saved yet
+        self._images: set[str] = set()  # of what is saved, and of sessions that run, which may be saved yet
+        # An image in place now may not be the one that was there when a session began.
+        self._started_at: list[float] = []
         for root in _folders(sessions):
             paths = SessionPaths(root=root)
-            self._saved |= {saved.fingerprint.image for saved in list_saved(paths.saved)}
-            with contextlib.suppress(OSError, SessionError):
+            self._images |= {saved.fingerprint.image for saved in list_saved(paths.saved)}
+            # ValueError: a file's name, which anybody may have written, may hold a NUL.
+            with contextlib.suppress(OSError, SessionError, ValueError):
                 spec, started_at = _read_spec(paths.spec)
                 if spec.machine.id == machine.id and find_holder(paths.lock) is not None:
                     self._started_at.append(started_at)
+                    # It may have begun later than that, from a checkpoint on an image replaced long ago.
+                    self._images.add(image_identity(spec.machine.image))
 
     def stand_on(self, identity: str, *, replaced_at: float = float("inf")) -> bool:
         """Whether anybody does, or may: a session that began before the image was replaced."""
-        return identity in self._saved or any(moment <= replaced_at for moment in self._started_at)
+        return identity in self._images or any(moment <= replaced_at for moment in self._started_at)
 
 
 def _read_spec(path: Path) -> tuple[SessionSpec, float]:

@@ -12,7 +12,6 @@ import os
 import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qemuspawner.errors import HostError, ImageError, MachineError, VmError
+from qemuspawner.errors import HostError, ImageError, MachineError, VmError, printable
 from qemuspawner.locks import find_holder, try_lock
 from qemuspawner.machine import Machine
 from qemuspawner.machines.templates import (
@@ -56,7 +55,7 @@ from qemuspawner.qemu.image import check_image, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.memory import make_memory, save_memory
 from qemuspawner.qemu.process import QemuProcess, kill_orphan, start_qemu
-from qemuspawner.qemu.saving import check_files, digest_file, fingerprint, sync_file
+from qemuspawner.qemu.saving import check_files, copy_from_qemu, digest_file, fingerprint, sync_file
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved, disk_usage, write_manifest
 from qemuspawner.units import render_mib
@@ -126,7 +125,7 @@ def warm_machine(
             return False
         check_memory(memory_mib)
         check_disk(state.root)
-        with _draft(state) as paths:
+        with _draft(state, account) as paths:
             _make(order, paths, progress, interrupts)
         delete_misfits(state, machine, order.fingerprint)
         for dropped in drop_templates(state, max_disk_mib=max_disk_mib, keep=order.name):
@@ -299,11 +298,35 @@ def _make_folder(state: StatePaths) -> None:
             folder.chmod(0o755)
             owner = state.root.stat()
             os.chown(folder, owner.st_uid, owner.st_gid)
+        _check_owner(state)
     except OSError as exc:
         raise HostError(
             f"The folder {folder} cannot be made: {exc.strerror}.",
             hint="Another state folder is given with --state; the usual one belongs to root.",
         ) from exc
+
+
+def _check_owner(state: StatePaths) -> None:
+    """Refuse, as root, to work where others could put links under our hands.
+
+    Whom the state folder belongs to could replace all of `templates/` anyway, and is trusted.
+
+    Raises:
+        HostError: The folder belongs to another account, or others may write to it.
+    """
+    if os.geteuid() != 0:
+        return
+    status = state.templates.stat()
+    if status.st_uid not in (0, state.root.stat().st_uid):
+        raise HostError(
+            f"The folder {state.templates} belongs neither to root nor to whom the state folder does.",
+            hint="Give it to root with chown, or call the command as the account that it belongs to.",
+        )
+    if status.st_mode & 0o022:
+        raise HostError(
+            f"Others than its owner may write to the folder {state.templates}.",
+            hint="Close it with 'chmod go-w'.",
+        )
 
 
 @contextlib.contextmanager
@@ -329,11 +352,10 @@ def _lock(state: StatePaths) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _draft(state: StatePaths) -> Iterator[SessionPaths]:
+def _draft(state: StatePaths, account: Account | None) -> Iterator[SessionPaths]:
     """A folder beside the result, so that a rename puts it in place; remains of killed ones go first."""
     for remains in state.templates.glob(f"{_DRAFT_PREFIX}*"):
-        for folder in (remains, remains / "vm"):
-            kill_orphan(folder / QMP_SOCKET)
+        _kill_orphans(SessionPaths(root=remains), account)
         shutil.rmtree(remains, ignore_errors=True)
     root = Path(tempfile.mkdtemp(prefix=_DRAFT_PREFIX, dir=state.templates))
     try:
@@ -348,6 +370,27 @@ def _draft(state: StatePaths) -> Iterator[SessionPaths]:
         yield paths
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _kill_orphans(paths: SessionPaths, account: Account | None) -> None:
+    """End a QEMU of a killed one; as root with the account's rights, which says what listens there."""
+    sockets = [folder / QMP_SOCKET for folder in (paths.root, paths.vm)]
+    if account is None:
+        for socket in sockets:
+            kill_orphan(socket)
+        return
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        os.setgroups([])
+        os.setresgid(*(account.pw_gid,) * 3)
+        os.setresuid(*(account.pw_uid,) * 3)
+        for socket in sockets:
+            kill_orphan(socket)
+    finally:
+        os._exit(0)
 
 
 # Making it
@@ -448,9 +491,9 @@ class _RunningVm:
             try:
                 boot_s = await self._boot_and_save(started)
             except VmError as exc:
-                words = self._qemu.last_words
+                words = printable(self._qemu.last_words)
                 raise MachineError(
-                    f"No template could be made of {self._order.title}: {exc.message}",
+                    f"No template could be made of {self._order.title}: {printable(exc.message)}",
                     hint=f"The last that QEMU said: {words}" if words else exc.hint,
                 ) from exc
             finally:
@@ -574,8 +617,8 @@ def _put_in_place(order: _Order, paths: SessionPaths, made: _Made, interrupts: _
     files = {draft.memory.name: FileDigest(size_bytes=draft.memory.stat().st_size, digest=made.memory_digest)}
     layers = 0
     for source, target in ((paths.overlay(0), draft.layer(0)), (paths.firmware_vars, draft.firmware_vars)):
-        if source.exists():
-            _copy_from_qemu(source, target)
+        if os.path.lexists(source):
+            copy_from_qemu(source, target)
             layers += target == draft.layer(0)
             files[target.name] = digest_file(target)
     sync_file(draft.state)
@@ -611,17 +654,6 @@ def _put_in_place(order: _Order, paths: SessionPaths, made: _Made, interrupts: _
     draft.root.rename(target_root)
     shutil.rmtree(draft.root.with_name(f"{draft.root.name}-old"), ignore_errors=True)
     return saved.size_bytes
-
-
-def _copy_from_qemu(source: Path, target: Path) -> None:
-    """Copy what QEMU wrote, so that it is ours; nothing that one broken into may have put in its place."""
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file, target.open("xb") as copy:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{source.name} is not a file")
-        shutil.copyfileobj(file, copy, 1 << 20)
-        copy.flush()
-        os.fsync(copy.fileno())
 
 
 # Looking at what is there

@@ -6,11 +6,11 @@ be more than text.
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qemuspawner.errors import VmError
@@ -29,7 +29,8 @@ class GuestAgent:
         self._path = path
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._ids = itertools.count(1)
+        # In a VM that was saved an answer to an earlier one of us may be left.
+        self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._lock = asyncio.Lock()
 
     async def wait_until_ready(self, *, timeout_s: float) -> bool:
@@ -58,8 +59,6 @@ class GuestAgent:
                 async with asyncio.timeout(_TIMEOUT_S):
                     answer = await self._exchange(command, arguments)
             except TimeoutError as exc:
-                # A late answer must not be taken for the next command's.
-                self.close()
                 raise VmError(f"The guest agent did not answer '{command}' within {_TIMEOUT_S} s.") from exc
         if "error" in answer:
             raise VmError(f"The guest agent refused '{command}'.")
@@ -116,23 +115,34 @@ class GuestAgent:
         number = next(self._ids)
         try:
             async with asyncio.timeout(timeout_s):
-                self._reader, self._writer = await asyncio.open_unix_connection(
-                    str(self._path), limit=_MAX_ANSWER_BYTES
-                )
-                # 0xff makes the agent drop a half-read command; it answers with 0xff in front.
-                self._writer.write(b"\xff")
-                self._write({"execute": "guest-sync-delimited", "arguments": {"id": number}})
-                while True:
-                    answer = await self._read()
-                    if answer.get("return") == number:
-                        return
+                with self._closed_on_error():
+                    await self._connect(number)
         except (TimeoutError, OSError) as exc:
-            self.close()
             raise VmError(f"The guest agent did not answer within {timeout_s:g} s.") from exc
 
+    async def _connect(self, number: int) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(
+            str(self._path), limit=_MAX_ANSWER_BYTES
+        )
+        # 0xff makes the agent drop a half-read command; it answers with 0xff in front.
+        self._writer.write(b"\xff")
+        self._write({"execute": "guest-sync-delimited", "arguments": {"id": number}})
+        while (await self._read()).get("return") != number:
+            pass
+
     async def _exchange(self, command: str, arguments: dict[str, object]) -> dict[str, object]:
-        self._write({"execute": command, "arguments": arguments})
-        return await self._read()
+        with self._closed_on_error():
+            self._write({"execute": command, "arguments": arguments})
+            return await self._read()
+
+    @contextlib.contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """Whatever ends an exchange half-way, a late answer must not be taken for the next command's."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _write(self, message: dict[str, object]) -> None:
         if self._writer is None:
@@ -145,15 +155,15 @@ class GuestAgent:
             try:
                 line = await self._reader.readline()
             except ValueError as exc:
-                self.close()
                 raise VmError("The guest agent's answer is too long.") from exc
+            except OSError:
+                break
             if not line:
                 break
             with contextlib.suppress(ValueError, RecursionError):
                 answer = json.loads(line.rpartition(b"\xff")[2])
                 if isinstance(answer, dict):
                     return answer
-        self.close()
         raise VmError("The guest agent's channel was closed.")
 
 
@@ -162,5 +172,5 @@ def _decode(data: object) -> str:
         return ""
     try:
         return base64.b64decode(data).decode(errors="replace")
-    except binascii.Error:
+    except ValueError:  # no base64, or not even ASCII
         return ""

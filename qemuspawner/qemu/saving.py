@@ -1,10 +1,12 @@
 """What a saved VM depends on, and its folder: written, checked, and read again."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgspec import structs
@@ -13,12 +15,21 @@ from qemuspawner.errors import VmError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
 from qemuspawner.qemu.command import TCG_CPU, qemu_args
-from qemuspawner.qemu.host import Qemu
+from qemuspawner.qemu.host import Qemu, find_uefi
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved
+from qemuspawner.units import render_mib
 
 # Everything that differs between two sessions of a machine stands still in the fingerprint.
 _NOWHERE = SessionPaths(root=Path("/session"))
+# What the guest sees of a command line. All else is the host's, and may change: walls, sockets, caches.
+_SEEN_BY_GUEST = {
+    "-machine", "-cpu", "-smp", "-m", "-rtc", "-object", "-device", "-serial",
+    "-kernel", "-initrd", "-append",
+}  # fmt: skip
+_WITHOUT_VALUE = {"-nodefaults", "-no-user-config"}
+# UEFI's variables take half a megabyte.
+_MAX_FIRMWARE_BYTES = 64 << 20
 # Read at every start, in a hundredth of a second.
 _QUICK_BYTES = 16 << 20
 
@@ -30,6 +41,7 @@ def fingerprint(
 
     Raises:
         OSError: A file of the machine's image is missing.
+        HostError: The machine needs UEFI firmware, and this host has none.
     """
     image = machine.image
     # The files' own names are elsewhere on another host, and in the command line.
@@ -45,16 +57,39 @@ def fingerprint(
         memory=Memory(size_mib=memory_mib),
         uefi_code=Path("uefi"),
     )
-    arguments = json.dumps(qemu_args(vm))
+    seen = [*_guest_options(qemu_args(vm)), image.format, str(image.disk), _firmware_identity(machine)]
     return Fingerprint(
         qemu=qemu.build,
         accelerator=accelerator,
         cpu=_host_cpu() if accelerator == "kvm" else TCG_CPU,
-        machine=f"sha256:{hashlib.sha256(arguments.encode()).hexdigest()}",
+        machine=f"sha256:{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}",
         image=image_identity(image),
         cpus=cpus,
         memory_mib=memory_mib,
     )
+
+
+def _guest_options(args: Sequence[str]) -> Iterator[str]:
+    """Those of QEMU's options that the guest sees, with their values."""
+    words = iter(args)
+    for option in words:
+        if option in _WITHOUT_VALUE:
+            continue
+        value = next(words)
+        if option in _SEEN_BY_GUEST:
+            yield f"{option} {value}"
+        elif option == "-netdev":
+            # What the card can do depends on the kind of network behind it.
+            yield f"{option} {json.loads(value)['type']}"
+
+
+def _firmware_identity(machine: Machine) -> str:
+    """Which UEFI code it is: what is restored goes on in it, and reads the rest of it at its next boot."""
+    if machine.firmware != "uefi":
+        return machine.firmware
+    code, _ = find_uefi()
+    status = code.stat()
+    return f"{code.name}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def image_identity(image: Image) -> str:
@@ -89,29 +124,78 @@ def size_only(path: Path) -> FileDigest:
 def collect_disks(target: SavedPaths, disks: Sequence[Path], firmware_vars: Path) -> dict[str, FileDigest]:
     """Give what was frozen a second name in `target`: it takes no room there, and outlives its first one.
 
+    Where the files lie now QEMU may write, and one that was broken into may have put anything in their place.
+
     Raises:
         OSError: Such as a full disk.
+        VmError: It did.
     """
     files = {}
     for depth, path in enumerate(disks):
         layer = target.layer(depth)
-        os.link(path, layer)
+        os.link(path, layer, follow_symlinks=False)
+        # Under its new name QEMU cannot change any more what it is.
+        if not stat.S_ISREG(layer.lstat().st_mode):
+            layer.unlink()
+            raise _not_regular(path)
         sync_file(layer)
         files[layer.name] = size_only(layer)
-    if firmware_vars.exists():
-        shutil.copyfile(firmware_vars, target.firmware_vars)
-        sync_file(target.firmware_vars)
+    if os.path.lexists(firmware_vars):
+        copy_from_qemu(firmware_vars, target.firmware_vars, max_bytes=_MAX_FIRMWARE_BYTES)
         files[target.firmware_vars.name] = digest_file(target.firmware_vars)
     return files
 
 
+def copy_from_qemu(source: Path, target: Path, *, max_bytes: int | None = None) -> None:
+    """Copy what QEMU wrote to a new file, which is ours, and bring that to the platter.
+
+    Raises:
+        OSError: Such as a full disk.
+        VmError: It is no regular file, or has more than `max_bytes`.
+    """
+    with _open_regular(source) as descriptor:
+        # It may grow while we read.
+        left = os.fstat(descriptor).st_size
+        if max_bytes is not None and left > max_bytes:
+            raise VmError(f"QEMU's file '{source.name}' is larger than {render_mib(max_bytes >> 20)}.")
+        with target.open("xb") as copy:
+            while chunk := os.read(descriptor, min(1 << 20, left)):
+                left -= copy.write(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
 def sync_file(path: Path) -> None:
-    """Bring a file to the platter: sessions' disks are written without that."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    """Bring a file to the platter: sessions' disks are written without that.
+
+    Raises:
+        OSError: Such as a broken disk.
+        VmError: It is no regular file.
+    """
+    with _open_regular(path) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _open_regular(path: Path) -> Iterator[int]:
+    """The descriptor of a file that may be anything: no link is followed, no pipe waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        # A link, or a socket.
+        if exc.errno in (errno.ELOOP, errno.ENXIO):
+            raise _not_regular(path) from exc
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_regular(path)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _not_regular(path: Path) -> VmError:
+    return VmError(f"In the place of QEMU's file '{path.name}' lies something else.")
 
 
 def check_files(paths: SavedPaths, saved: Saved) -> None:

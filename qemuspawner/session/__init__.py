@@ -37,7 +37,7 @@ def main() -> None:
 def run_session(memories: Mapping[str, int] | None = None) -> int:
     """Run the session that the environment asks for; the process's exit code.
 
-    `memories` are descriptors of templates' memories, by the template's name.
+    `memories` are descriptors of templates' memories, by their digest.
     """
     logging.getLogger("qemuspawner").setLevel(os.environ.get("QEMUSPAWNER_LOG_LEVEL", "INFO").upper())
     signal.signal(signal.SIGTERM, _exit)

@@ -15,7 +15,7 @@ import time
 import unicodedata
 import uuid
 
-from qemuspawner.errors import VmError
+from qemuspawner.errors import VmError, printable
 from qemuspawner.paths import PERSONALISE_SCRIPT
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.command import NETWORK
@@ -70,11 +70,9 @@ async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None
         await agent.execute("guest-set-time", time=time.time_ns())
         return
     if code:
-        printable = "".join(
-            char if char.isprintable() else " " for char in output[-4000:].replace("\n", " | ")
-        )
-        log.warning("%s: the machine says: %s", spec.session_id, printable)
-        raise VmError(f"In the machine failed: {printable.rstrip(' |').rpartition(' | ')[2][:200]}.")
+        words = printable(output[-4000:].replace("\n", " | "))
+        log.warning("%s: the machine says: %s", spec.session_id, words)
+        raise VmError(f"In the machine failed: {words.rstrip(' |').rpartition(' | ')[2][:200]}.")
 
 
 def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:

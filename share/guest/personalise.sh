@@ -57,20 +57,32 @@ replace_random_seed() {
     done
 }
 
-# Making keys takes a slow guest seconds, so that goes on behind; the shared ones are gone at once.
-renew_host_keys() {
+# The shared ones are gone at once.
+delete_host_keys() {
     set -- /etc/ssh/ssh_host_*_key
     [ -e "$1" ] && has ssh-keygen || return 0
-    rm -f "$@" /etc/ssh/ssh_host_*_key.pub || return
+    rm -f "$@" /etc/ssh/ssh_host_*_key.pub
+}
+
+# Making keys takes a slow guest seconds, so that goes on behind. A guest that is switched off or killed
+# meanwhile has none, so each start looks.
+make_host_keys() {
+    has sshd && has ssh-keygen || return 0
+    set -- /etc/ssh/ssh_host_*_key
+    [ ! -e "$1" ] || return 0
     # The agent waits until its pipes are closed.
     { ssh-keygen -A && restart_sshd; } < /dev/null >> "$log" 2>&1 &
 }
 
-# It has the old keys in its memory until then.
+# It has the old keys in its memory until then, or did not start for want of any.
 restart_sshd() {
     if has systemctl; then
-        systemctl try-restart ssh.service
-        systemctl try-restart sshd.service
+        for unit in ssh.service sshd.service; do
+            systemctl try-restart "$unit"
+            systemctl is-failed --quiet "$unit" || continue
+            systemctl reset-failed "$unit"
+            systemctl start "$unit"
+        done
     elif [ -s /run/sshd.pid ]; then
         kill -HUP "$(cat /run/sshd.pid)"
     fi
@@ -80,9 +92,12 @@ restart_sshd() {
 become_another() {
     ! holds "$kept" "$QEMUSPAWNER_SESSION" || return 0
     set_machine_id || fail 'machine-id'
-    renew_host_keys || fail 'SSH host keys'
+    delete_host_keys || fail 'SSH host keys'
     replace_random_seed || fail 'random seed'
-    printf '%s\n' "$QEMUSPAWNER_SESSION" > "$kept" || fail "$kept"
+    # What failed is tried again at the next start. A clock that cannot be set changes nothing in all this.
+    case $failed in
+        '' | clock) printf '%s\n' "$QEMUSPAWNER_SESSION" > "$kept" || fail "$kept" ;;
+    esac
 }
 
 # Only where the image says that nothing there depends on the name; X cookies usually do.
@@ -163,13 +178,16 @@ umask 022
 # A marker of an earlier boot does not count, wherever it lies.
 boot=
 [ ! -f /proc/sys/kernel/random/boot_id ] || read -r boot < /proc/sys/kernel/random/boot_id
-if ! holds "$marker" "$QEMUSPAWNER_SESSION $boot"; then
+if holds "$marker" "$QEMUSPAWNER_SESSION $boot"; then
+    make_host_keys
+else
     become_another
+    make_host_keys
     rename_host || fail 'host name'
     name_account || fail 'full name'
     unset QEMUSPAWNER_NOW QEMUSPAWNER_SEED QEMUSPAWNER_BOOT_SEED QEMUSPAWNER_MACHINE_ID
     run_hooks
-    printf '%s\n' "$QEMUSPAWNER_SESSION $boot" > "$marker" || fail "$marker"
+    [ -n "$failed" ] || printf '%s\n' "$QEMUSPAWNER_SESSION $boot" > "$marker" || fail "$marker"
 fi
 
 [ -n "$failed" ] || exit 0

@@ -1,7 +1,9 @@
 """A replaced image stays for as long as a desktop stands on it."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,7 +122,37 @@ def test_what_a_running_session_stands_on_stays_since_it_may_be_suspended(
 ) -> None:
     """Who runs is whose lock is held."""
     identity = image_identity(machine.image)
-    spec = vms.make_spec(state.root, machine)
+    with running_session(machine, state):
+        rebuild(machine, state, "second")
+        rebuild(machine, state, "third")
+
+    assert Path(machine_of_saved(machine, identity).image.file).read_text() == "first disk.qcow2"
+    # It has ended, and left nothing.
+    rebuild(machine, state, "fourth")
+    assert old_folders(machine) == []
+
+
+def test_what_a_session_began_from_a_checkpoint_on_an_old_image_stays(
+    machine: Machine, state: StatePaths
+) -> None:
+    """It began after the image was replaced, and the checkpoint is deleted while it runs."""
+    identity = image_identity(machine.image)
+    saved = suspend_on(machine, state)
+    rebuild(machine, state, "second")
+    (old,) = old_folders(machine)
+    os.utime(old, (0, 0))
+
+    with running_session(machine_of_saved(machine, identity), state, "branch"):
+        delete_saved(saved)
+        rebuild(machine, state, "third")
+
+    assert Path(machine_of_saved(machine, identity).image.file).read_text() == "first disk.qcow2"
+
+
+@contextlib.contextmanager
+def running_session(machine: Machine, state: StatePaths, server_name: str = "") -> Iterator[None]:
+    """Another process holds its lock, which names it as the owner."""
+    spec = vms.make_spec(state.root, machine, server_name=server_name)
     paths = state.session(spec.session_id)
     paths.root.mkdir()
     paths.spec.write_text(spec.to_json())
@@ -134,16 +166,19 @@ def test_what_a_running_session_stands_on_stays_since_it_may_be_suspended(
     try:
         while not (state.root / "locked").exists():
             time.sleep(0.01)
-        rebuild(machine, state, "second")
-        rebuild(machine, state, "third")
+        yield
     finally:
         os.kill(holder, 9)
         os.waitpid(holder, 0)
 
-    assert Path(machine_of_saved(machine, identity).image.file).read_text() == "first disk.qcow2"
-    # It has ended, and left nothing.
-    rebuild(machine, state, "fourth")
-    assert old_folders(machine) == []
+
+def test_names_that_no_file_can_have_keep_no_build_from_working(machine: Machine, state: StatePaths) -> None:
+    nul = structs.replace(machine, image=structs.replace(machine.image, file="a\0b"))
+
+    with running_session(nul, state):
+        rebuild(machine, state, "second")
+
+    assert Path(machine.image.file).read_text() == "second disk.qcow2"
 
 
 def test_a_folder_that_is_no_session_keeps_no_build_waiting(machine: Machine, state: StatePaths) -> None:

@@ -7,6 +7,8 @@ import pwd
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -319,6 +321,68 @@ def test_only_root_can_run_it_as_somebody_else(monkeypatch: pytest.MonkeyPatch) 
         warm.find_account("nobody")
 
 
+@pytest.fixture
+def account() -> pwd.struct_passwd:
+    if os.geteuid() != 0:
+        pytest.skip("Only root could touch what is another's.")
+    return pwd.getpwnam(hubs.sessions_account())
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "words"), [(1, 0o755, "belongs neither to root"), (0, 0o777, "Others")]
+)
+def test_root_does_not_work_where_others_may_write(
+    uid: int, mode: int, words: str, state: StatePaths, account: pwd.struct_passwd
+) -> None:
+    os.chown(state.templates, account.pw_uid if uid else 0, 0)
+    state.templates.chmod(mode)
+
+    with pytest.raises(HostError, match=words):
+        warm._make_folder(state)
+
+
+def test_root_works_where_the_state_folders_owner_may_write(
+    state: StatePaths, account: pwd.struct_passwd
+) -> None:
+    """Who could replace the whole of `templates/` anyway."""
+    for folder in (state.root, state.templates):
+        os.chown(folder, account.pw_uid, account.pw_gid)
+
+    warm._make_folder(state)
+
+
+LISTEN = """
+import os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+if uid := int(sys.argv[2]):
+    os.setuid(uid)
+listener.listen()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_root_kills_nobody_but_the_account_of_qemu(own: bool, account: pwd.struct_passwd) -> None:
+    """Who listens on the socket in QEMU's folder is what that account wants."""
+    with hubs.state_folder() as folder:
+        paths = SessionPaths(root=folder)
+        paths.vm.mkdir()
+        arguments = [str(paths.vm / "qmp"), str(account.pw_uid if own else 0)]
+        with subprocess.Popen([sys.executable, "-c", LISTEN, *arguments], stdout=subprocess.PIPE) as listener:
+            assert listener.stdout is not None
+            listener.stdout.readline()
+
+            warm._kill_orphans(paths, account)
+            killed = own and listener.wait(timeout=5) == -signal.SIGKILL
+            alive = listener.poll() is None
+            listener.kill()
+
+    assert (killed, alive) == (own, not own)
+
+
 # With QEMU: a painter that is warmed in a second or two
 
 
@@ -398,6 +462,14 @@ def test_a_guest_whose_agent_never_answers_leaves_nothing(painter: warming.Paint
     assert "its guest agent did not answer within 1 s." in err
     assert content_of(painter.state) == []
     assert qemu_is_gone(painter.state)
+
+
+def test_a_guests_words_do_not_command_the_terminal(painter: warming.PainterWarming) -> None:
+    code, _, err = painter.run(hook_code=3, says="all is well\n\x1b]0;owned\x07 no space\n")
+
+    assert code == 1
+    assert "ended with code 3:  ]0;owned  no space" in err
+    assert "\x1b" not in err
 
 
 def test_an_image_that_cannot_prepare_itself_is_not_copied(painter: warming.PainterWarming) -> None:

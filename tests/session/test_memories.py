@@ -12,7 +12,7 @@ import pytest
 from qemuspawner.forking import WantedTemplates
 from qemuspawner.paths import SavedPaths, StatePaths
 from qemuspawner.qemu.memory import make_memory, save_memory
-from qemuspawner.saved import FileDigest, Fingerprint, Saved, delete_saved, write_manifest
+from qemuspawner.saved import FileDigest, Fingerprint, Saved, delete_saved, load_saved, write_manifest
 from qemuspawner.session.memories import Memories
 
 FINGERPRINT = Fingerprint(
@@ -59,13 +59,50 @@ def is_open(descriptor: int) -> bool:
     return Path(f"/proc/self/fd/{descriptor}").exists()
 
 
-def test_what_was_saved_is_found_by_its_name(state: StatePaths, add: AddTemplate) -> None:
-    add("mini-0", content=b"the guest's")
+def digest_of(root: Path) -> str:
+    saved = load_saved(root)
+    assert saved is not None
+    return saved.files["memory"].digest
+
+
+def only(found: dict[str, int]) -> int:
+    (descriptor,) = found.values()
+    return descriptor
+
+
+def test_what_was_saved_is_found_by_its_digest(state: StatePaths, add: AddTemplate) -> None:
+    """Its name may be another template's by the time that a session opens it."""
+    folder = add("mini-0", content=b"the guest's")
 
     found = Memories().find(wanted(state))
 
-    assert list(found) == ["mini-0"]
-    assert os.pread(found["mini-0"], 11, 4096) == b"the guest's"
+    assert list(found) == [digest_of(folder)]
+    assert os.pread(only(found), 11, 4096) == b"the guest's"
+
+
+def test_only_the_newest_can_still_be_wanted(state: StatePaths, add: AddTemplate) -> None:
+    """One for another accelerator may be another hub's."""
+    other = msgspec.structs.replace(FINGERPRINT, accelerator="kvm")
+    add("mini-2", content=b"old", saved_at=1)
+    newest = add("mini-1", content=b"new", saved_at=2)
+    for_kvm = add("mini-0", content=b"kvm", saved_at=0, fingerprint=other)
+
+    found = Memories().find(wanted(state))
+
+    assert set(found) == {digest_of(newest), digest_of(for_kvm)}
+
+
+def test_a_newer_one_gives_the_older_ones_memory_back(state: StatePaths, add: AddTemplate) -> None:
+    add("mini-0", content=b"old", saved_at=1)
+    memories = Memories()
+    inode = os.fstat(only(memories.find(wanted(state)))).st_ino
+    add("mini-1", content=b"new", saved_at=2)
+
+    found = memories.find(wanted(state))
+
+    assert os.pread(only(found), 3, 4096) == b"new"
+    assert len(memories._loaded) == 1
+    assert os.fstat(only(found)).st_ino != inode
 
 
 def test_a_memory_is_loaded_once(state: StatePaths, add: AddTemplate) -> None:
@@ -117,7 +154,7 @@ def test_a_template_that_was_made_anew_is_loaded_anew(state: StatePaths, add: Ad
 
     add(content=b"new")
 
-    assert os.pread(memories.find(wanted(state))["mini-0"], 3, 4096) == b"new"
+    assert os.pread(only(memories.find(wanted(state))), 3, 4096) == b"new"
 
 
 def test_a_memory_whose_holes_were_filled_by_reading_is_loaded_anew(
@@ -127,12 +164,12 @@ def test_a_memory_whose_holes_were_filled_by_reading_is_loaded_anew(
     add(memory_mib=96)
     memories = Memories()
     big = wanted(state, memory_mib=96)
-    before = memories.find(big)["mini-0"]
+    before = only(memories.find(big))
     inode = os.fstat(before).st_ino
     with mmap.mmap(before, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapping:
         assert mapping.find(b"nowhere") == -1
 
-    after = memories.find(big)["mini-0"]
+    after = only(memories.find(big))
 
     assert os.fstat(after).st_ino != inode
     assert os.fstat(after).st_blocks * 512 <= 1 << 20
@@ -148,11 +185,26 @@ def test_the_least_recently_used_gives_way(
         if machine_id not in descriptors:
             add(machine_id, machine_id=machine_id)
         found = memories.find(wanted(state, machine_id=machine_id))
-        descriptors[machine_id] = os.fstat(found[machine_id]).st_ino
+        descriptors[machine_id] = os.fstat(only(found)).st_ino
 
     left = {os.fstat(loaded.descriptor).st_ino for loaded in memories._loaded.values()}
 
     assert left == {descriptors["first"], descriptors["third"]}
+
+
+def test_all_together_take_no_more_than_a_share_of_the_host(
+    state: StatePaths, add: AddTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a MiB here; what is too large by itself closes no other."""
+    monkeypatch.setattr("qemuspawner.session.memories._host_bytes", lambda: 10 << 20)
+    memories = Memories()
+    for machine_id in ("first", "second", "first", "third"):
+        add(machine_id, machine_id=machine_id)
+        memories.find(wanted(state, machine_id=machine_id))
+    add("large", machine_id="large", content=b"x" * (3 << 20))
+
+    assert memories.find(wanted(state, machine_id="large")) == {}
+    assert [kind.machine_id for kind in memories._loaded] == ["first", "third"]
 
 
 def test_the_use_of_a_template_is_noted(state: StatePaths, add: AddTemplate) -> None:

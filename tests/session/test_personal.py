@@ -187,6 +187,7 @@ class SmallGuest:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.spec = make_spec("Alice: O'Neill", "two")
+        self.afterwards = ":"  # what is waited for before the guest is switched off
         for name in ("etc", "var", "run", "fake"):
             (root / name).mkdir(parents=True)
         self.write("etc/machine-id", "0" * 32 + "\n")
@@ -220,7 +221,14 @@ class SmallGuest:
         for name, value in told.items():
             command += ["--setenv", name, value]
         return subprocess.run(
-            [*command, "/bin/sh", "-s", *arguments],
+            [
+                *command,
+                "/bin/sh",
+                "-c",
+                f'/bin/sh -s "$@"; code=$?; {self.afterwards}; exit $code',
+                "sh",
+                *arguments,
+            ],
             input=PERSONALISE_SCRIPT.read_text(),
             capture_output=True,
             text=True,
@@ -331,12 +339,19 @@ def test_a_hook_that_hangs_is_ended(small: SmallGuest) -> None:
     assert result.stdout.splitlines()[-1] == "10-hangs"
 
 
+def add_sshd(small: SmallGuest) -> None:
+    small.add_program("fake/sshd", "")
+    small.add_program("fake/ssh-keygen", "sleep 0.3; echo own > /etc/ssh/ssh_host_rsa_key")
+    small.add_program(
+        "fake/systemctl", '[ "$1" != is-failed ] || exec test -e "/run/failed-$3"; echo $* >> /run/restarted'
+    )
+
+
 def test_host_keys_are_made_anew(small: SmallGuest) -> None:
     """Behind the script's back: that takes a slow guest seconds."""
     small.write("etc/ssh/ssh_host_rsa_key", "shared")
     small.write("etc/ssh/ssh_host_rsa_key.pub", "shared")
-    small.add_program("fake/ssh-keygen", "sleep 0.3; echo own > /etc/ssh/ssh_host_rsa_key")
-    small.add_program("fake/systemctl", "echo $* >> /run/restarted")
+    add_sshd(small)
     gone = "[ ! -s /etc/ssh/ssh_host_rsa_key ] || exit 1"
     back = "until grep -qs sshd /run/restarted; do sleep 0.05; done"
     small.add_program("etc/qemuspawner/personalise.d/wait", f"{gone}; {back}")
@@ -347,6 +362,62 @@ def test_host_keys_are_made_anew(small: SmallGuest) -> None:
     assert small.read("etc/ssh/ssh_host_rsa_key") == "own\n"
     assert not small.read("etc/ssh/ssh_host_rsa_key.pub")
     assert small.read("run/restarted") == "try-restart ssh.service\ntry-restart sshd.service\n"
+
+
+@pytest.mark.parametrize("way", ["woken", "cold"])
+def test_host_keys_that_were_not_made_in_time_are_made_at_the_next_start(small: SmallGuest, way: str) -> None:
+    """The machine was killed after the shared ones were deleted; then its sshd could not start."""
+    small.run()
+    add_sshd(small)
+    small.write("run/failed-ssh.service", "")
+    if way == "cold":
+        (small.root / "run/qemuspawner/personalised").unlink()
+    before = small.read("etc/machine-id")
+    (small.root / "etc/ssh").mkdir()
+
+    small.afterwards = "until grep -qs sshd /run/restarted; do sleep 0.05; done"
+
+    small.run(way)
+
+    assert small.read("etc/ssh/ssh_host_rsa_key") == "own\n"
+    assert small.read("etc/machine-id") == before
+    assert "start ssh.service" in small.read("run/restarted").splitlines()
+
+
+def test_a_guest_without_an_sshd_gets_no_keys(small: SmallGuest) -> None:
+    small.add_program("fake/ssh-keygen", "echo own > /run/made")
+
+    small.run()
+
+    assert not small.read("run/made")
+
+
+def test_what_failed_is_tried_again(small: SmallGuest) -> None:
+    """At the next wake, which would set the clock alone."""
+    small.add_program("etc/qemuspawner/personalise.d/hook", "echo hook >> /run/hooked; [ -e /run/share ]")
+    first = small.run().returncode
+    before = small.read("etc/machine-id")
+    small.write("run/share", "")
+
+    codes = [first, small.run("woken").returncode, small.run("woken").returncode]
+
+    assert codes == [1, 0, 0]
+    assert small.read("run/hooked") == "hook\nhook\n"
+    # That had not failed.
+    assert small.read("etc/machine-id") == before
+
+
+def test_an_identity_that_could_not_be_replaced_is_tried_again(small: SmallGuest) -> None:
+    """At the next boot of the same disk."""
+    small.write("var/lib/systemd/random-seed", "shared")
+    (small.root / "var/lib/systemd/random-seed").chmod(0o400)
+    first = small.run()
+    (small.root / "var/lib/systemd/random-seed").chmod(0o600)
+
+    second = small.run("cold", QEMUSPAWNER_BOOT_SEED="own")
+
+    assert (first.returncode, second.returncode) == (1, 0)
+    assert small.read("var/lib/systemd/random-seed") == "own"
 
 
 def test_the_next_boot_begins_with_another_seed(small: SmallGuest) -> None:
