@@ -46,7 +46,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     branch: str = ""  # SESSION-ID/NAME: start from that checkpoint of another session of the same user
     suspend_on: tuple[SuspendOn, ...] = ()
     keep_s: int = 14 * 86400  # how long saved VMs are kept
-    quota_mib: int = 0  # what one user's saved VMs may take before no more are saved on demand; 0: no limit
+    quota_mib: int = 0  # what one user's saved VMs may take before there are no more checkpoints; 0: no limit
     checkpoint_every_s: int = 0  # 0: only when asked for
     max_checkpoints: int = 10
 
