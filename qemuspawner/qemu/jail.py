@@ -57,6 +57,8 @@ def in_jail(command: Sequence[str], *, work_dir: Path, files: Sequence[Path], kv
         *("unshare", "--map-current-user", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
         *("bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
+        # One heap for all of QEMU's threads: each further one of glibc's keeps megabytes for nothing.
+        *("--setenv", "MALLOC_ARENA_MAX", "1"),
         *_SYSTEM_FILES,
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108 - the jail's own
         *("--bind", str(work_dir), str(work_dir)),
