@@ -54,7 +54,7 @@ from qemuspawner.qemu.host import (
 from qemuspawner.qemu.image import check_image, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.memory import make_memory, save_memory
-from qemuspawner.qemu.process import QemuProcess, kill_orphan, start_qemu
+from qemuspawner.qemu.process import QemuProcess, end_qemu, kill_orphan, start_qemu
 from qemuspawner.qemu.saving import check_files, copy_from_qemu, digest_file, fingerprint, sync_file
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved, disk_usage, write_manifest
@@ -413,7 +413,7 @@ def _make(order: _Order, paths: SessionPaths, progress: Progress, interrupts: _I
             started = time.monotonic()
             process = _start(order, paths, memory)
             # Whatever happens, nothing outlives us.
-            stack.callback(_end, process)
+            stack.callback(end_qemu, process)
             # The descriptor stays ours: when QEMU has ended, the memory is still there to be written down.
             vm = _RunningVm(order=order, paths=paths, memory=memory, process=process, progress=progress)
             made = asyncio.run(vm.boot_and_save(started=started, interrupts=interrupts))
@@ -457,13 +457,6 @@ def _start(order: _Order, paths: SessionPaths, memory: int) -> "subprocess.Popen
         command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
     tied = tie_to_parent(command, parent_pid=os.getpid(), account=host.account)
     return start_qemu(tied, work_dir=paths.vm, inherited=[memory])
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    if process.stderr:
-        process.stderr.close()
 
 
 class _RunningVm:

@@ -320,6 +320,14 @@ def start_qemu(
         raise VmError(f"QEMU could not be started: {exc.strerror}.") from exc
 
 
+def end_qemu(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what `start_qemu` started; whatever happens, nothing outlives who started it."""
+    process.kill()
+    process.wait()
+    if process.stderr:
+        process.stderr.close()
+
+
 def kill_orphan(qmp_socket: Path) -> bool:
     """Kill a QEMU whose supervisor is gone; whether there was one.
 

@@ -34,7 +34,6 @@ class Guest:
         self._state = started.state
         self._paths = paths
         self.machine = machine
-        self._log = log
         # A machine that only has a disc has no disk of its own.
         self._disk = next((disk for disk in started.vm.disks if not disk.cdrom), None)
 

@@ -32,7 +32,7 @@ from qemuspawner.qemu.host import (
 from qemuspawner.qemu.image import check_image, create_layer, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.memory import load_memory
-from qemuspawner.qemu.process import start_qemu
+from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
 from qemuspawner.qemu.vm import Accelerator, Memory, Vm, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
@@ -295,7 +295,7 @@ def start_vm(
         process = start_qemu(
             tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
         )
-    stack.callback(_end, process)
+    stack.callback(end_qemu, process)
     return Started(vm=vm, plan=plan, process=process, state=state)
 
 
@@ -352,11 +352,3 @@ def _open_saved(
             opened.callback(os.close, descriptor)
         memory = Memory(size_mib=spec.memory_mib, descriptor=descriptor)
     return memory, state
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Whatever happens, nothing outlives its session."""
-    process.kill()
-    process.wait()
-    if process.stderr:
-        process.stderr.close()
