@@ -97,6 +97,8 @@ class Machine(_Table, frozen=True, kw_only=True):
     display: Literal["virtio", "std", "qxl", "bochs", "cirrus", "vmware"] = "std"
     agent: bool = False  # the guest runs qemu-guest-agent; the desktop is ready when it answers
     clipboard: bool = False  # the guest runs spice-vdagent
+    sound: bool = False  # the guest gets a sound card
+    home: Annotated[str, Meta(pattern="^(/.*)?$", max_length=200)] = ""  # the user's home in the guest
     network: Literal["none", "internet"] = "none"
     shutdown: Seconds = Seconds(15)  # what the guest gets to shut down before it is switched off
     ports: dict[Name, Port] = {}

@@ -74,6 +74,11 @@ class StatePaths:
     def probes_of(self, uid: int) -> Path:
         return self.sessions / f".probes-{uid}"
 
+    @property
+    def audit(self) -> Path:
+        """`sessions/.audit-UID/`: the audit log of our account's sessions, a file a day."""
+        return self.sessions / f".audit-{os.geteuid()}"
+
     def certificates(self, session_id: str) -> Path:
         """`certs/ID/`: a session's part of JupyterHub's internal TLS, for its account alone."""
         return self.root / "certs" / session_id

@@ -8,6 +8,7 @@ import msgspec
 
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Machine, decode_unit, encode_unit
+from qemuspawner.policy import Policy
 
 # One environment variable is at most 128 KiB on Linux.
 SPEC_VARIABLE = "QEMUSPAWNER_SESSION"
@@ -49,6 +50,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     quota_mib: int = 0  # what one user's saved VMs may take before there are no more checkpoints; 0: no limit
     checkpoint_every_s: int = 0  # 0: only when asked for
     max_checkpoints: int = 10
+    policy: Policy = Policy()  # who may do what
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()

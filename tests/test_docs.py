@@ -8,16 +8,19 @@ import msgspec
 import pytest
 
 from qemuspawner.hub.mixin import QemuSpawnerMixin
+from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
-from qemuspawner.session.app import ROUTES
 from qemuspawner.session.relay import CloseCode
+from qemuspawner.session.routes import ROUTES
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 
 MANUAL = Path(__file__).parent.parent / "docs"
 
 TRAITS = [
-    name for kind in (QemuSpawnerMixin, QemuSpawner) for name in sorted(kind.class_own_traits(config=True))
+    name
+    for kind in (PolicyTraits, QemuSpawnerMixin, QemuSpawner)
+    for name in sorted(kind.class_own_traits(config=True))
 ]
 
 

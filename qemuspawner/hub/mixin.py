@@ -33,6 +33,7 @@ from qemuspawner.hub.options import (
     check_options,
     without_once,
 )
+from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
@@ -67,7 +68,7 @@ class _LaunchLinkError(Exception):
     jupyterhub_message = ""
 
 
-class QemuSpawnerMixin(_Below):  # type: ignore[misc]
+class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
     """Options, form, specification, progress and tokens.
 
     The spawner below it in the class order starts, polls and stops the process.
@@ -555,6 +556,7 @@ class QemuSpawnerMixin(_Below):  # type: ignore[misc]
             quota_mib=self.saved_quota,
             checkpoint_every_s=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
+            policy=self.make_policy(),
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
             raise refusal(

@@ -4,12 +4,10 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from qemuspawner.policy import Least, Role, may
 from qemuspawner.spec import SessionSpec
-
-Role = Literal["view", "control", "owner"]
-RANK: dict[Role, int] = {"view": 0, "control": 1, "owner": 2}
 
 _TICKET_LIFE_S = 30
 _MAX_TICKETS = 100
@@ -22,8 +20,8 @@ class Person:
     name: str
     role: Role
 
-    def may(self, least: Role) -> bool:
-        return RANK[self.role] >= RANK[least]
+    def may(self, least: Role | Least) -> bool:
+        return may(self.role, least)
 
 
 def find_person(model: dict[str, Any], spec: SessionSpec) -> Person:

@@ -13,8 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from qemuspawner.policy import Role
 from qemuspawner.session import rfb
-from qemuspawner.session.access import Role
 from qemuspawner.session.desktop import Desktop, DesktopError, connect_desktop, keep_fresh
 from qemuspawner.session.websocket import WebSocket, WebSocketError
 

@@ -23,8 +23,8 @@ from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 
 from qemuspawner.paths import STATIC, TEMPLATES
-from qemuspawner.session.app import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.relay import CloseCode, Relay, Viewer
+from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
 from qemuspawner.spec import SessionStatus, Step
 

@@ -1,0 +1,45 @@
+"""The routes of a session: every path below its prefix, and who serves it."""
+
+from typing import NamedTuple
+
+from jupyterhub.services.auth import HubOAuthCallbackHandler
+from tornado import web
+
+from qemuspawner.session.routes.checkpoints import CheckpointHandler, CheckpointsHandler
+from qemuspawner.session.routes.control import (
+    ExtendHandler,
+    PowerHandler,
+    ScreenshotHandler,
+    StatusHandler,
+    SuspendHandler,
+    TicketHandler,
+)
+from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
+from qemuspawner.session.routes.screen import VncHandler
+
+__all__ = ["ROUTES", "NotFoundHandler", "ProbeHandler", "Route", "StaticHandler"]
+
+
+class Route(NamedTuple):
+    """A path below the session's prefix, and who serves it."""
+
+    path: str
+    handler: type[web.RequestHandler]
+
+
+# Every route there is. tests/system/test_access.py holds a row for each, and fails without.
+ROUTES = (
+    Route("", PageHandler),
+    Route("vnc", VncHandler),
+    Route("api", ProbeHandler),
+    Route("api/status", StatusHandler),
+    Route("api/screenshot", ScreenshotHandler),
+    Route("api/ticket", TicketHandler),
+    Route("api/extend", ExtendHandler),
+    Route("api/power", PowerHandler),
+    Route("api/suspend", SuspendHandler),
+    Route("api/checkpoints", CheckpointsHandler),
+    Route("api/checkpoints/([0-9a-f]+)", CheckpointHandler),
+    Route("oauth_callback", HubOAuthCallbackHandler),
+    Route("static/(.*)", StaticHandler),
+)

@@ -1,0 +1,130 @@
+"""What every route of a session has: JupyterHub's login, a role that it asks for, errors as JSON."""
+
+import json
+from typing import Any, ClassVar
+from urllib.parse import urlparse
+
+import msgspec
+from jupyterhub import __version__ as jupyterhub_version
+from jupyterhub.services.auth import HubOAuthenticated
+from tornado import web
+
+from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.policy import Role
+from qemuspawner.session.access import Person, Tickets, find_person
+from qemuspawner.session.audit import Audit
+from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.websocket import offered_ticket
+
+_CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "font-src 'self'",
+        "media-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
+    """A route of the session. `least` is the role it asks for."""
+
+    least: ClassVar[Role] = "view"
+    person: Person
+
+    @property
+    def supervisor(self) -> Supervisor:
+        supervisor: Supervisor = self.settings["supervisor"]
+        return supervisor
+
+    def audit(self, event: str, **facts: object) -> None:
+        """Note in the audit log what this request's person did."""
+        audit: Audit = self.settings["audit"]
+        audit.note(event, by=self.person.name, role=self.person.role, **facts)
+
+    async def prepare(self) -> None:
+        # A token in a URL ends up in logs and histories.
+        if "token" in self.request.query_arguments:
+            raise web.HTTPError(403, "A token belongs into the Authorization header, not into the URL.")
+        # Fills the cache that `current_user` reads; on its own that would block the event loop.
+        await self.hub_auth.get_user(self, sync=False)
+        if self.current_user is None:
+            self.on_unknown_person()
+            return
+        self.person = find_person(self.current_user, self.supervisor.spec)
+        if not self.person.may(self.least):
+            raise web.HTTPError(403, f"This needs the role '{self.least}'; yours is '{self.person.role}'.")
+
+    def on_unknown_person(self) -> None:
+        raise web.HTTPError(403, "You are not logged in, or this desktop is not shared with you.")
+
+    def set_default_headers(self) -> None:
+        self.set_header("X-JupyterHub-Version", jupyterhub_version)
+        self.set_header("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        match kwargs.get("exc_info", (None, None, None))[1]:
+            case SessionError():
+                status_code = 409
+            case VmError():
+                status_code = 503
+        super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002
+        message, hint = self._reason or "The request failed.", ""
+        match kwargs.get("exc_info", (None, None, None))[1]:
+            case QemuSpawnerError() as exc:
+                message, hint = exc.message, exc.hint
+            case web.HTTPError(log_message=str(text)):
+                message = text
+        self.finish({"message": message, "hint": hint})
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, QemuSpawnerError):
+            super().log_exception(typ, value, tb)
+
+    def check_opener(self) -> None:
+        """Raise HTTPError 403 unless this request may open a websocket.
+
+        With a cookie it needs a ticket, offered as a second subprotocol, and our own Origin; with an
+        Authorization header neither, since no other site can forge that.
+        """
+        if getattr(self, "_token_authenticated", False):
+            return
+        origin = self.request.headers.get("Origin", "")
+        allowed = {self.request.host.lower(), *self.settings["public_hosts"]}
+        if urlparse(origin).netloc.lower() not in allowed:
+            raise web.HTTPError(403, "The desktop opens only from its own page.")
+        tickets: Tickets = self.settings["tickets"]
+        ticket = offered_ticket(self.request)
+        if ticket is None or not tickets.redeem(ticket, self.person):
+            raise web.HTTPError(403, "The websocket's ticket is missing, used or too old.")
+
+    def body(self) -> dict[str, Any]:
+        """The request's JSON object; {} where it has no body."""
+        try:
+            value = json.loads(self.request.body or b"{}")
+        except ValueError as exc:
+            raise web.HTTPError(400, "The request's body is not JSON.") from exc
+        if not isinstance(value, dict):
+            raise web.HTTPError(400, "The request's body is not a JSON object.")
+        return value
+
+    def write_status(self) -> None:
+        self.finish(self.status())
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = msgspec.to_builtins(self.supervisor.status())
+        status["you"] = {"name": self.person.name, "role": self.person.role}
+        return status
