@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from qemuspawner import paths
+from qemuspawner import paths, scopes
 
 c = get_config()  # noqa: F821
 
@@ -63,8 +63,10 @@ c.QemuSpawner.allow_tcg = True
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.named_server_limit_per_user = 3
 
-# Owners may share a desktop, with a link or with people and groups by name.
-c.JupyterHub.extra_user_scopes = {"shares!user", "read:users:name", "read:groups:name"}
+# Owners may share a desktop, with a link or with people and groups by name, to drive it or only to look on,
+# and let programs drive it, with a token that can do nothing else.
+c.JupyterHub.custom_scopes = scopes.CUSTOM_SCOPES
+c.JupyterHub.extra_user_scopes = set(scopes.USER_SCOPES)
 
 # Desktops live on while the hub is restarted, and the new hub finds them again.
 c.JupyterHub.cleanup_servers = False
