@@ -97,13 +97,15 @@ async def serve_relay(target: str, port: int) -> None:
         session_id="bench",
         vnc_socket=Path(target),
         name="bench",
-        on_input=lambda: None,
+        on_forward=lambda _viewer, _forward: None,
         refresh_keepalive_ms=keepalive_ms,
     )
 
     class Handler(web.RequestHandler):
         async def get(self) -> None:
-            await relay.serve(await accept_websocket(self), Viewer(name="bench", role="owner"))
+            await relay.serve(
+                await accept_websocket(self), Viewer(name="bench", allowed=rfb.CONTROL, is_owner=True)
+            )
 
     httpserver.HTTPServer(web.Application([("/", Handler)])).listen(port, "127.0.0.1")
     await asyncio.Event().wait()

@@ -27,6 +27,7 @@ c.QemuSpawner.machines = [str(paths.EXAMPLE_MACHINES), {machines!r}]
 c.QemuSpawner.run_as = {account!r}
 c.QemuSpawner.suspend_on = {suspend_on!r}
 c.JupyterHub.named_server_limit_per_user = {named_servers}
+c.Authenticator.allowed_users = {users!r}
 c.JupyterHub.hub_port = {hub_port}
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
 c.ConfigurableHTTPProxy.should_start = False
@@ -41,6 +42,8 @@ c.JupyterHub.load_roles = [
     }}
 ]
 """
+
+USERS = ("demo", "alice", "bob", "carol", "dave")
 
 PAINTER = """
 name = "Painter"
@@ -86,6 +89,7 @@ class LiveHub:
                 machines=str(machines),
                 account=hubs.sessions_account(),
                 named_servers=self._named_servers,
+                users=set(USERS),
                 suspend_on=self._suspend_on,
                 token=self.token,
                 port=self.port,
@@ -145,7 +149,7 @@ class LiveHub:
         """Stop every server, the hub and the proxy."""
         try:
             with contextlib.suppress(aiohttp.ClientError):
-                for user in ("demo", "alice", "bob"):
+                for user in USERS:
                     for name in await self.servers(user):
                         await self.stop_server(user, name)
         finally:

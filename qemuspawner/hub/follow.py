@@ -1,6 +1,7 @@
 """Follow a session from its first answer until its desktop is there or it failed."""
 
 import asyncio
+import json
 import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -78,6 +79,24 @@ async def fetch_status(
     except msgspec.DecodeError as exc:
         log.warning("%s answers, but not as a session does: %s", url, exc)
         return None
+
+
+async def tell_session(url: str, body: object, *, token: str, ssl_context: ssl.SSLContext | None) -> bool:
+    """POST something to a session; whether it took it."""
+    try:
+        async with await fetch(
+            url,
+            method="POST",
+            data=json.dumps(body),
+            headers={"Authorization": f"token {token}"},
+            timeout=_TIMEOUT,
+            allow_redirects=False,
+            raise_for_status=False,
+            ssl=True if ssl_context is None else ssl_context,
+        ) as response:
+            return int(response.status) < 400
+    except (aiohttp.ClientError, TimeoutError):
+        return False
 
 
 async def desktop_answers(url: str, *, ssl_context: ssl.SSLContext | None) -> bool:

@@ -18,10 +18,10 @@ from sqlalchemy import inspect
 from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, default, observe, validate
 from traitlets.config import LoggingConfigurable
 
-from qemuspawner import paths
+from qemuspawner import paths, scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
-from qemuspawner.hub import api, form
-from qemuspawner.hub.follow import Progress, follow_session
+from qemuspawner.hub import api, form, share_api
+from qemuspawner.hub.follow import Progress, follow_session, tell_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
@@ -52,13 +52,15 @@ else:
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
 # Imported for its routes.
-_ROUTES = api
+_ROUTES = (api, share_api)
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = ("session_id", "machine", "node", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
 # Shorter is a mistake: such as hours that were meant, and taken for seconds.
 _LEAST_S = 60
+# A token that the hub makes for a request of its own.
+_OWN_TOKEN_S = 60
 
 
 class _LaunchLinkError(Exception):
@@ -222,8 +224,16 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
     @default("server_token_scopes")
     def _default_server_token_scopes(self) -> list[str]:
         # The hub asks the session for its status with it. Activity is JupyterHub's own demand: left out, it
-        # is added with a warning at each start.
-        return ["users:activity!user", "access:servers!server"]
+        # is added with a warning at each start. The others are for sharing: whoever hands on a scope has it.
+        return [
+            "users:activity!user",
+            "access:servers!server",
+            "shares!server",
+            "read:users:name",
+            "read:groups:name",
+            f"{scopes.VIEW}!server",
+            f"{scopes.CONTROL}!server",
+        ]
 
     # Options
 
@@ -685,6 +695,20 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
         key, cert, ca = (self.user.settings[f"internal_ssl_{part}"] for part in ("key", "cert", "ca"))
         context: ssl.SSLContext = make_ssl_context(key, cert, cafile=ca)
         return context
+
+    async def tell_session(self, path: str, body: object) -> bool:
+        """POST something to the running session, as its owner; whether it took it."""
+        # A hub that was restarted has lost the server's token.
+        token = self.api_token or self.user.new_api_token(
+            note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=self._access_scopes
+        )
+        return await tell_session(
+            url_path_join(self.server.url, path), body, token=token, ssl_context=self._ssl_context
+        )
+
+    @property
+    def _access_scopes(self) -> list[str]:
+        return [f"access:servers!server={self.user.name}/{self.name}"]
 
     # Tokens
 

@@ -1,13 +1,11 @@
-"""Who may do what in a session: roles from JupyterHub's login, and one-use tickets for websockets."""
+"""A person at a desktop, and one-use tickets for websockets."""
 
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from qemuspawner.policy import Least, Role, may
-from qemuspawner.spec import SessionSpec
 
 _TICKET_LIFE_S = 30
 _MAX_TICKETS = 100
@@ -19,15 +17,10 @@ class Person:
 
     name: str
     role: Role
+    is_staff: bool = False  # let in by a role of the hub, as administrators are, and not by a share
 
     def may(self, least: Role | Least) -> bool:
         return may(self.role, least)
-
-
-def find_person(model: dict[str, Any], spec: SessionSpec) -> Person:
-    """The person of a hub user model that has passed HubOAuth's scope check."""
-    is_owner = model.get("kind", "user") == "user" and model["name"] == spec.user
-    return Person(name=model["name"], role="owner" if is_owner else "control")
 
 
 class Tickets:

@@ -16,8 +16,13 @@ from tornado import httpserver, web
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.audit import Audit
-from qemuspawner.session.relay import CloseCode, Relay
+from qemuspawner.session.hub import Hub
+from qemuspawner.session.logins import Logins
+from qemuspawner.session.people import People
+from qemuspawner.session.relay import CloseCode, Relay, Viewer
+from qemuspawner.session.rfb import Forward
 from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
+from qemuspawner.session.shares import Shares
 from qemuspawner.session.supervisor import Ending, Supervisor
 from qemuspawner.spec import LISTEN_VARIABLE
 
@@ -26,7 +31,9 @@ log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 64 * 1024
 
 
-def make_app(supervisor: Supervisor, relay: Relay, *, prefix: str) -> web.Application:
+def make_app(
+    supervisor: Supervisor, relay: Relay, people: People, *, audit: Audit, prefix: str
+) -> web.Application:
     """The application; `prefix` begins and ends with a slash."""
     public_url = os.environ.get("JUPYTERHUB_PUBLIC_URL", "")
     handlers: list[Any] = [
@@ -41,7 +48,8 @@ def make_app(supervisor: Supervisor, relay: Relay, *, prefix: str) -> web.Applic
         supervisor=supervisor,
         relay=relay,
         tickets=Tickets(),
-        audit=Audit(StatePaths.of(supervisor.spec.state_dir).audit, supervisor.spec),
+        people=people,
+        audit=audit,
         prefix=prefix,
         public_hosts={urlparse(public_url).netloc.lower()} if public_url else set(),
         cookie_secret=os.urandom(32),
@@ -65,18 +73,29 @@ async def serve(supervisor: Supervisor) -> None:
         loop.add_signal_handler(number, supervisor.end, stopped)
 
     spec = supervisor.spec
+    state = StatePaths.of(spec.state_dir)
+    audit = Audit(state.audit, spec)
+    audit.note("started", by=spec.user)
+    shares = Shares(Hub.from_environment(), owner=spec.user, server_name=spec.server_name)
+    people = People(spec, shares, Logins.instance(), audit=audit)
+
+    def note_forward(viewer: Viewer, forward: Forward) -> None:
+        if forward.by_person:
+            supervisor.clocks.note_input()
+        people.note_forward(viewer, forward)
+
     relay = Relay(
         session_id=spec.session_id,
-        vnc_socket=StatePaths.of(spec.state_dir).session(spec.session_id).vnc_socket,
+        vnc_socket=state.session(spec.session_id).vnc_socket,
         name=spec.server_name or spec.machine.name,
-        on_input=supervisor.clocks.note_input,
+        on_forward=note_forward,
     )
     supervisor.count_viewers = lambda: relay.viewers
     supervisor.dismiss_viewers = lambda reason: relay.close_all(
         CloseCode.ASLEEP if supervisor.state in ("suspending", "suspended") else CloseCode.ENDED, reason
     )
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
-    app = make_app(supervisor, relay, prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"])
+    app = make_app(supervisor, relay, people, audit=audit, prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"])
     server = httpserver.HTTPServer(app, ssl_options=_ssl_context(), max_body_size=_MAX_BODY_BYTES)
     try:
         if descriptor := os.environ.pop(LISTEN_VARIABLE, ""):
@@ -88,10 +107,13 @@ async def serve(supervisor: Supervisor) -> None:
             server.listen(address.port or 80, address.hostname or "127.0.0.1")
     except OSError as exc:
         supervisor.end(Ending(reason=f"Port {address.port} cannot be opened: {exc.strerror}.", failed=True))
+    watching = asyncio.create_task(people.watch())
     await supervisor.run()
+    audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):
             await supervisor.released.wait()
+    watching.cancel()
     server.stop()
 
 

@@ -27,6 +27,7 @@ class Desktop:
         self._socket = connection
         self.head = head  # 20 bytes of ServerInit: size and pixel format
         self.early = early  # what arrived behind the handshake
+        self.in_order = True  # no message was cut off half-way
 
     async def receive_into(self, buffer: memoryview) -> int:
         """Fill `buffer` with what QEMU sent, at least one byte; raises DesktopError at the end."""
@@ -40,10 +41,12 @@ class Desktop:
 
     async def send(self, data: bytes) -> None:
         """Return when QEMU's socket has taken all of it; raises DesktopError where it cannot."""
+        self.in_order = False  # until all is out, even if this task is cancelled
         try:
             await asyncio.get_running_loop().sock_sendall(self._socket, data)
         except OSError as exc:
             raise DesktopError(f"The desktop's connection was lost: {exc}.") from exc
+        self.in_order = True
 
     def drain(self) -> None:
         """Throw away what QEMU sent; raises DesktopError at the end."""

@@ -6,14 +6,12 @@ so a stalled browser costs one buffer.
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from qemuspawner.policy import Role
 from qemuspawner.session import rfb
 from qemuspawner.session.desktop import Desktop, DesktopError, connect_desktop, keep_fresh
 from qemuspawner.session.websocket import WebSocket, WebSocketError
@@ -29,6 +27,7 @@ _PIECES_AT_A_TIME = 16
 _GREETING_TIMEOUT_S = 10.0
 _PING_EVERY_S = 20.0
 _DEAD_AFTER_S = 60.0
+_LET_GO_TIMEOUT_S = 1.0
 
 
 class CloseCode(IntEnum):
@@ -40,30 +39,49 @@ class CloseCode(IntEnum):
     MALFORMED = 4400
     WITHDRAWN = 4403  # the viewer may no longer see this desktop
     REPLACED = 4409  # the same person opened the desktop once more
+    AWAY = 4410  # the owner has left, and nobody may stay without
     FULL = 4429  # too many viewers
     UNREACHABLE = 4503  # the desktop does not answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Viewer:
-    """Who looks at the desktop through one websocket."""
-
-    name: str
-    role: Role
-
-    @property
-    def allowed(self) -> frozenset[rfb.Kind]:
-        """The kinds of messages that reach the desktop."""
-        return rfb.VIEW if self.role == "view" else rfb.CONTROL
-
-
-class _Farewell(Exception):  # noqa: N818
+class Farewell(Exception):  # noqa: N818
     """Ends a viewer's link with a close code and a reason; a way out more often than an error."""
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+
+class Viewer:
+    """Who looks at the desktop through one websocket. What reaches the desktop may change at any time."""
+
+    def __init__(self, *, name: str, allowed: frozenset[rfb.Kind], is_owner: bool = False) -> None:
+        self.name = name
+        self.is_owner = is_owner
+        self.allowed = allowed  # the kinds of messages that reach the desktop
+        self.dismissal: asyncio.Future[Farewell] = asyncio.get_running_loop().create_future()
+        self._changed = asyncio.Event()
+
+    def allow(self, kinds: frozenset[rfb.Kind]) -> None:
+        """From now on only messages of these kinds reach the desktop."""
+        if kinds != self.allowed:
+            self.allowed = kinds
+            self._changed.set()
+
+    async def wait_for_change(self) -> None:
+        """Return when `allow` was called since this returned last."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    @property
+    def dismissed(self) -> bool:
+        return self.dismissal.done()
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Send the viewer away; the first reason counts."""
+        if not self.dismissed:
+            self.dismissal.set_result(Farewell(code, reason))
 
 
 class Relay:
@@ -75,7 +93,7 @@ class Relay:
         session_id: str,
         vnc_socket: Path,
         name: str,
-        on_input: Callable[[], None],
+        on_forward: Callable[[Viewer, rfb.Forward], None],
         refresh_keepalive_ms: int = 15,
     ) -> None:
         """Nothing is opened before a viewer comes.
@@ -84,14 +102,14 @@ class Relay:
             session_id: Begins each line of the log.
             vnc_socket: QEMU's VNC server.
             name: What the desktop is called in a VNC client; QEMU's own name is not shown.
-            on_input: Called when a person did something: a key, the pointer, a copied text. Pictures asked
-                for and pings answered do not count, as an open tab sends them for ever.
+            on_forward: Called when a person did something (a key, the pointer, a copied text) or text was
+                copied. Pictures asked for and pings answered do not count: an open tab sends them for ever.
             refresh_keepalive_ms: See `keep_fresh`; 0 switches it off.
         """
         self._session_id = session_id
         self._vnc_socket = vnc_socket
         self._name = name
-        self._on_input = on_input
+        self._on_forward = on_forward
         self._refresh_interval_s = refresh_keepalive_ms / 1000
         self._links: list[_Link] = []  # oldest first
         self._keeping_fresh: asyncio.Task[None] | None = None
@@ -101,9 +119,9 @@ class Relay:
         return len(self._links)
 
     @property
-    def names(self) -> frozenset[str]:
-        """The people who look at the desktop now."""
-        return frozenset(link.viewer.name for link in self._links)
+    def present(self) -> Sequence[Viewer]:
+        """Who looks at the desktop now, and is not on the way out; the longest first."""
+        return [link.viewer for link in self._links if not link.viewer.dismissed]
 
     async def serve(self, websocket: WebSocket, viewer: Viewer) -> None:
         """Show the desktop to a viewer until either side ends, and close the websocket.
@@ -118,9 +136,9 @@ class Relay:
         link = _Link(websocket, viewer)
         self._links.append(link)
         self._freshen()
-        log.info("%s: %s looks at the desktop (%s)", self._session_id, viewer.name, viewer.role)
+        log.info("%s: %s looks at the desktop", self._session_id, viewer.name)
         try:
-            end = await link.run(self._vnc_socket, self._name, self._on_input)
+            end = await link.run(self._vnc_socket, self._name, self._on_forward)
             log.info("%s: %s left the desktop: %d %s", self._session_id, viewer.name, end.code, end.reason)
         finally:
             websocket.abort()
@@ -132,28 +150,21 @@ class Relay:
 
     async def close_all(self, code: int, reason: str) -> None:
         """Send every viewer away; returns when all are gone, a stalled one after two seconds."""
-        await self._close(self._links, code, reason)
-
-    async def close_person(self, name: str, code: int, reason: str) -> None:
-        """Send all of one person's viewers away, such as after their access was withdrawn."""
-        await self._close([link for link in self._links if link.viewer.name == name], code, reason)
-
-    async def _close(self, links: list["_Link"], code: int, reason: str) -> None:
-        links = list(links)
+        links = list(self._links)
         for link in links:
-            link.dismiss(code, reason)
+            link.viewer.dismiss(code, reason)
         await asyncio.gather(*(link.gone.wait() for link in links))
 
-    def _make_room(self, viewer: Viewer) -> _Farewell | None:
+    def _make_room(self, viewer: Viewer) -> Farewell | None:
         """Dismiss who has to go for `viewer`; or the answer that refuses `viewer`."""
-        present = [link for link in self._links if not link.dismissed]
-        own = [link for link in present if link.viewer.name == viewer.name]
+        present = self.present
+        own = [other for other in present if other.name == viewer.name]
         if len(own) >= MAX_VIEWERS_PER_PERSON:
             own[0].dismiss(CloseCode.REPLACED, "The desktop was opened in another window.")
         elif len(present) >= MAX_VIEWERS:
-            guests = [link for link in present if link.viewer.role != "owner"]
-            if viewer.role != "owner" or not guests:
-                return _Farewell(CloseCode.FULL, f"{MAX_VIEWERS} viewers look at this desktop already.")
+            guests = [other for other in present if not other.is_owner]
+            if not viewer.is_owner or not guests:
+                return Farewell(CloseCode.FULL, f"{MAX_VIEWERS} viewers look at this desktop already.")
             guests[0].dismiss(CloseCode.FULL, "The owner came and the desktop was full.")
         return None
 
@@ -169,19 +180,12 @@ class _Link:
     def __init__(self, websocket: WebSocket, viewer: Viewer) -> None:
         self.viewer = viewer
         self.gone = asyncio.Event()
+        self._sending = asyncio.Lock()  # what goes to the desktop goes in whole pieces
         self._websocket = websocket
-        self._dismissal: asyncio.Future[_Farewell] = asyncio.get_running_loop().create_future()
 
-    @property
-    def dismissed(self) -> bool:
-        return self._dismissal.done()
-
-    def dismiss(self, code: int, reason: str) -> None:
-        """Make `run` end with this farewell."""
-        if not self.dismissed:
-            self._dismissal.set_result(_Farewell(code, reason))
-
-    async def run(self, vnc_socket: Path, name: str, on_input: Callable[[], None]) -> _Farewell:
+    async def run(
+        self, vnc_socket: Path, name: str, on_forward: Callable[[Viewer, rfb.Forward], None]
+    ) -> Farewell:
         """Relay until one side ends or the viewer is dismissed, say goodbye, and return why."""
         with ExitStack() as stack:
             opening = asyncio.create_task(self._open(stack, vnc_socket, name))
@@ -193,28 +197,30 @@ class _Link:
             desktop, messages = opening.result()
             showing = asyncio.create_task(self._show(desktop))
             others = [
-                asyncio.create_task(self._obey(desktop, messages, on_input)),
+                asyncio.create_task(self._obey(desktop, messages, on_forward)),
+                asyncio.create_task(self._adapt(desktop, messages)),
                 asyncio.create_task(self._watch()),
             ]
             try:
                 farewell = await self._first_end(showing, *others)
-                assert farewell is not None, "each of the three ends by raising"
+                assert farewell is not None, "each of them ends by raising"
                 await _cancel(*others)
+                await self._let_go(desktop, messages)
                 # Still showing: the close frame follows the frame that is being sent, it does not cut it.
                 await self._websocket.close(farewell.code, farewell.reason)
             finally:
                 await _cancel(showing, *others)
         return farewell
 
-    async def _first_end(self, *tasks: asyncio.Task[Any]) -> _Farewell | None:
+    async def _first_end(self, *tasks: asyncio.Task[Any]) -> Farewell | None:
         """Wait for the first task to end, or the dismissal; None if the task just returned."""
         try:
-            await asyncio.wait([*tasks, self._dismissal], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks, self.viewer.dismissal], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await _cancel(*tasks)
             raise
-        if self.dismissed:
-            return self._dismissal.result()
+        if self.viewer.dismissed:
+            return self.viewer.dismissal.result()
         return _farewell_for(next(task for task in tasks if task.done()).exception())
 
     async def _open(
@@ -231,7 +237,7 @@ class _Link:
         while not handshake.done:
             data = await self._websocket.receive()
             if not data:
-                raise _Farewell(CloseCode.NORMAL)
+                raise Farewell(CloseCode.NORMAL)
             answer = handshake.feed(data)
             if answer:
                 await self._websocket.send(memoryview(answer))
@@ -251,15 +257,34 @@ class _Link:
             await asyncio.sleep(0)
 
     async def _obey(
-        self, desktop: Desktop, messages: rfb.ViewerMessages, on_input: Callable[[], None]
+        self,
+        desktop: Desktop,
+        messages: rfb.ViewerMessages,
+        on_forward: Callable[[Viewer, rfb.Forward], None],
     ) -> None:
         """Forward what the viewer may send to the desktop."""
         while data := await self._websocket.receive():
-            forward = messages.feed(data)
-            if forward.by_person:
-                on_input()
-            await desktop.send(forward.data)
-        raise _Farewell(CloseCode.NORMAL)
+            async with self._sending:
+                forward = messages.feed(data)
+                if forward.by_person or forward.copied_in or forward.copied_out:
+                    on_forward(self.viewer, forward)
+                await desktop.send(forward.data)
+        raise Farewell(CloseCode.NORMAL)
+
+    async def _adapt(self, desktop: Desktop, messages: rfb.ViewerMessages) -> None:
+        """Follow what the viewer may send."""
+        while True:
+            async with self._sending:
+                await desktop.send(messages.allow(self.viewer.allowed))
+            await self.viewer.wait_for_change()
+
+    async def _let_go(self, desktop: Desktop, messages: rfb.ViewerMessages) -> None:
+        """Nobody who has left holds a key down."""
+        if not desktop.in_order:
+            return
+        with suppress(DesktopError, TimeoutError):
+            async with asyncio.timeout(_LET_GO_TIMEOUT_S):
+                await desktop.send(messages.allow(frozenset()))
 
     async def _watch(self) -> None:
         """Ask the viewer for signs of life."""
@@ -268,29 +293,29 @@ class _Link:
             await asyncio.sleep(_PING_EVERY_S)
             silent_s = loop.time() - self._websocket.heard_at
             if silent_s > _DEAD_AFTER_S:
-                raise _Farewell(CloseCode.NORMAL, f"nothing was heard for {silent_s:.0f} s")
+                raise Farewell(CloseCode.NORMAL, f"nothing was heard for {silent_s:.0f} s")
             # A viewer that takes nothing holds the ping up too; by then it is as good as dead.
             async with asyncio.timeout(_DEAD_AFTER_S):
                 await self._websocket.ping()
 
 
-def _farewell_for(error: BaseException | None) -> _Farewell | None:
+def _farewell_for(error: BaseException | None) -> Farewell | None:
     """What to tell a viewer whose link ended with `error`."""
     match error:
-        case None | _Farewell():
+        case None | Farewell():
             return error
         case rfb.RfbError():
-            return _Farewell(CloseCode.MALFORMED, str(error))
+            return Farewell(CloseCode.MALFORMED, str(error))
         case WebSocketError():
-            return _Farewell(error.code, error.reason)
+            return Farewell(error.code, error.reason)
         case DesktopError():
-            return _Farewell(CloseCode.UNREACHABLE, str(error))
+            return Farewell(CloseCode.UNREACHABLE, str(error))
         case TimeoutError():
-            return _Farewell(CloseCode.NORMAL, "the viewer did not answer in time")
+            return Farewell(CloseCode.NORMAL, "the viewer did not answer in time")
         case OSError():
-            return _Farewell(CloseCode.NORMAL, "the connection was lost")
+            return Farewell(CloseCode.NORMAL, "the connection was lost")
     log.error("The relay failed", exc_info=error)
-    return _Farewell(1011, "The relay failed; the log has the detail.")
+    return Farewell(1011, "The relay failed; the log has the detail.")
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

@@ -19,6 +19,7 @@ VERSION = b"RFB 003.008\n"
 MAX_CLIPBOARD_BYTES = 256 * 1024
 MAX_DESKTOP_PIXELS = 8192  # on a side
 MAX_ENCODINGS = 256
+MAX_HELD_KEYS = 64
 
 _NO_SECURITY = 1
 _EXTENDED_CLIPBOARD = struct.unpack(">i", b"\xc0\xa1\xe5\xce")[0]
@@ -43,14 +44,16 @@ class Kind(enum.Enum):
 
     DISPLAY = "display"  # asks for pictures and says in which form: whoever may look may send it
     INPUT = "input"  # keys and pointer
-    CLIPBOARD = "clipboard"  # text, in either direction
+    COPY_IN = "copy in"  # text for the guest's clipboard
+    COPY_OUT = "copy out"  # asks for the text of the guest's clipboard
     RESIZE = "resize"  # another size of the guest's desktop
     POWER = "power"  # QEMU's shut down and reset by VNC
 
 
 VIEW = frozenset({Kind.DISPLAY})
 # Power has a route of its own, where a person confirms and the log says who it was.
-CONTROL = frozenset({Kind.DISPLAY, Kind.INPUT, Kind.CLIPBOARD, Kind.RESIZE})
+CONTROL = frozenset({Kind.DISPLAY, Kind.INPUT, Kind.COPY_IN, Kind.COPY_OUT, Kind.RESIZE})
+_CLIPBOARD = frozenset({Kind.COPY_IN, Kind.COPY_OUT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +62,54 @@ class Forward:
 
     data: bytes  # for QEMU
     by_person: bool  # a key, the pointer or a copied text was in it: somebody is there
+    copied_in: int = 0  # bytes of text for the guest's clipboard, packed or not
+    copied_out: bool = False  # the guest's text was asked for
 
 
 class ViewerMessages:
     """A viewer's stream after the handshake, filtered by the kinds this viewer may send.
 
-    Holds at most one message that is not yet whole (4 KiB); clipboard text passes through as it comes.
+    Holds at most one message that is not yet whole (4 KiB); clipboard text passes through as it comes. What
+    is allowed may change at any time, by `allow`.
     """
 
     def __init__(self, allowed: frozenset[Kind]) -> None:
-        self.allowed = allowed
+        self._allowed = allowed
         self._pending = b""  # the beginning of a message
         self._text_left = 0  # bytes of clipboard text still to come
         self._text_passes = False
+        self._encodings: bytes | None = None  # the viewer's last SetEncodings, uncut
+        self._held: dict[bytes, bytes] = {}  # keys that are down -> the message that releases one
+        self._buttons = b""  # the pointer with its buttons up again, while one is down
+
+    def allow(self, kinds: frozenset[Kind]) -> bytes:
+        """Allow these kinds from now on; returns what QEMU has to be told.
+
+        Who loses the keyboard holds no key down in the guest; who loses the clipboard is told of it no more.
+        """
+        lost, changed = self._allowed - kinds, self._allowed ^ kinds
+        self._allowed = kinds
+        out = b""
+        if self._text_left and self._text_passes and (Kind.COPY_IN in lost or Kind.INPUT in lost):
+            # QEMU waits for the rest of a text that it must not have any more, and reads nothing else before.
+            out = bytes(self._text_left)
+            self._text_passes = False
+        if Kind.INPUT in lost:
+            out += self.release()
+        if (
+            changed & _CLIPBOARD
+            and self._encodings is not None
+            and not (self._text_left and self._text_passes)
+        ):
+            out += self._cut(self._encodings)
+        return out
+
+    def release(self) -> bytes:
+        """What lets go of every key and button that is down."""
+        out = b"".join(self._held.values()) + self._buttons
+        self._held.clear()
+        self._buttons = b""
+        return out
 
     def feed(self, data: bytes) -> Forward:
         """Take the next bytes of the stream, cut anywhere.
@@ -81,7 +119,8 @@ class ViewerMessages:
         """
         data = self._pending + data
         out = bytearray()
-        by_person = False
+        by_person = copied_out = False
+        copied_in = 0
         at = 0
         while at < len(data):
             if self._text_left:
@@ -96,23 +135,52 @@ class ViewerMessages:
                 break
             message = data[at : at + head]
             at += head
-            kind = message_kind(message[0])
-            passes = kind in self.allowed
+            passes = self._passes(message)
             if message[0] == 6:
                 self._text_left = abs(_text_length(message)) - (head - 8)
                 self._text_passes = passes
+            elif message[0] == 2:
+                self._encodings = message
             if passes:
                 out += self._cut(message)
                 by_person |= _is_by_person(message)
+                copied_in += _copied_in(message)
+                copied_out |= _copies_out(message)
         self._pending = data[at:]
-        return Forward(data=bytes(out), by_person=by_person)
+        return Forward(data=bytes(out), by_person=by_person, copied_in=copied_in, copied_out=copied_out)
+
+    def _passes(self, message: bytes) -> bool:
+        """Whether this viewer may send it, be it only the head of a text; notes the keys that are down."""
+        if message[0] == 6:
+            return bool(_clipboard_kinds(message) & self._allowed)
+        kind = message_kind(message[0])
+        if kind not in self._allowed:
+            return False
+        return kind is not Kind.INPUT or self._note_held(message)
+
+    def _note_held(self, message: bytes) -> bool:
+        """Remember what is pressed; False for one key more than anybody has fingers for."""
+        if message[0] == 5:
+            self._buttons = message[:1] + b"\0" + message[2:] if message[1] else b""
+            return True
+        if message[0] == 4:
+            key, is_down, up = message[4:], message[1] != 0, message[:1] + b"\0" + message[2:]
+        else:
+            key, is_down, up = message[8:], message[2:4] != bytes(2), message[:2] + bytes(2) + message[4:]
+        if not is_down:
+            self._held.pop(key, None)
+        elif len(self._held) < MAX_HELD_KEYS or key in self._held:
+            self._held[key] = up
+        else:
+            return False
+        return True
 
     def _cut(self, message: bytes) -> bytes:
         """The message as QEMU may have it."""
         if message[0] == 2:
             offered = struct.unpack(f">{(len(message) - 4) // 4}i", message[4:])
             # Without this encoding QEMU tells a client nothing of the guest's clipboard either.
-            extra = {_EXTENDED_CLIPBOARD} if Kind.CLIPBOARD in self.allowed else set()
+            extra = {_EXTENDED_CLIPBOARD} if self._allowed & _CLIPBOARD else set()
             return set_encodings(code for code in offered if code in _ENCODINGS or code in extra)
         if message[0] == 251:
             width, height, screens = struct.unpack_from(">HHB", message, 2)
@@ -127,7 +195,7 @@ _KINDS = {
     3: Kind.DISPLAY,  # FramebufferUpdateRequest
     4: Kind.INPUT,  # KeyEvent
     5: Kind.INPUT,  # PointerEvent
-    6: Kind.CLIPBOARD,  # ClientCutText
+    6: Kind.COPY_IN,  # ClientCutText; the extended form may be COPY_OUT
     250: Kind.POWER,  # XVP
     251: Kind.RESIZE,  # SetDesktopSize
     255: Kind.INPUT,  # QEMU: extended key event
@@ -187,12 +255,41 @@ def _text_head_size(data: bytes, at: int) -> int:
     return 12 if length < 0 else 8
 
 
+# What an extended clipboard message does: one of these, only that _CAPS lists the others beside itself.
+_CAPS, _REQUEST, _PEEK, _NOTIFY, _PROVIDE = (1 << bit for bit in range(24, 29))
+
+
+def _clipboard_kinds(message: bytes) -> frozenset[Kind]:
+    """The kinds of which one must be allowed for the clipboard message with this head."""
+    if len(message) == 8:
+        return frozenset({Kind.COPY_IN})
+    flags = int.from_bytes(message[8:12], "big")
+    if flags & _CAPS:
+        return _CLIPBOARD
+    return frozenset({Kind.COPY_OUT if flags & (_REQUEST | _PEEK) else Kind.COPY_IN})
+
+
 def _is_by_person(message: bytes) -> bool:
     """Whether somebody did something, as against a page that answers the guest by itself."""
     if message[0] != 6:
         return message[0] in (4, 5, 255)
-    notify = 1 << 27
-    return len(message) == 8 or bool(int.from_bytes(message[8:12], "big") & notify)
+    return len(message) == 8 or bool(int.from_bytes(message[8:12], "big") & _NOTIFY)
+
+
+def _copied_in(message: bytes) -> int:
+    """Bytes of text that a message, of which this is the head, brings to the guest."""
+    if message[0] != 6 or (len(message) == 12 and not int.from_bytes(message[8:12], "big") & _PROVIDE):
+        return 0
+    return abs(_text_length(message)) - (len(message) - 8)
+
+
+def _copies_out(message: bytes) -> bool:
+    """Whether it asks for the text of the guest's clipboard."""
+    return (
+        message[0] == 6
+        and len(message) == 12
+        and int.from_bytes(message[8:12], "big") & (_CAPS | _REQUEST) == _REQUEST
+    )
 
 
 def set_encodings(encodings: Iterable[int]) -> bytes:

@@ -1,14 +1,7 @@
-"""Roles and tickets."""
+"""Tickets."""
 
-from qemuspawner.machine import Image, Machine
-from qemuspawner.session.access import Person, Tickets, find_person
-from qemuspawner.spec import SessionSpec
+from qemuspawner.session.access import Person, Tickets
 
-SPEC = SessionSpec(
-    session_id="x", user="alice", server_name="", state_dir="/x",
-    machine=Machine(name="Test", image=Image(file="/x", format="raw")),
-    cpus=1, memory_mib=64, lifetime_s=600, max_lifetime_s=1000,
-)  # fmt: skip
 ALICE = Person(name="alice", role="owner")
 BOB = Person(name="bob", role="control")
 
@@ -18,14 +11,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.seconds
-
-
-def test_the_owner_is_the_user_of_that_name() -> None:
-    assert find_person({"kind": "user", "name": "alice"}, SPEC) == ALICE
-
-
-def test_a_service_with_the_owners_name_is_not_the_owner() -> None:
-    assert find_person({"kind": "service", "name": "alice"}, SPEC).role == "control"
 
 
 def test_a_ticket_opens_once() -> None:

@@ -23,6 +23,7 @@ from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 
 from qemuspawner.paths import STATIC, TEMPLATES
+from qemuspawner.session import rfb
 from qemuspawner.session.relay import CloseCode, Relay, Viewer
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
@@ -76,13 +77,13 @@ class Session:
         self.issued: list[str] = []
         self.tickets: set[str] = set()
         self.inputs = 0
-        self.relay = Relay(session_id="test", vnc_socket=vnc_socket, name="desk", on_input=self._note_input)
+        self.relay = Relay(session_id="test", vnc_socket=vnc_socket, name="desk", on_forward=self._note_input)
         listening, self.port = bind_unused_port()
         self.server = httpserver.HTTPServer(_application(self))
         self.server.add_sockets([listening])
 
-    def _note_input(self) -> None:
-        self.inputs += 1
+    def _note_input(self, _viewer: Viewer, forward: rfb.Forward) -> None:
+        self.inputs += forward.by_person
 
     @property
     def url(self) -> str:
@@ -233,7 +234,9 @@ def _application(session: Session) -> web.Application:
                 raise web.HTTPError(403)
             session.tickets.remove(ticket)
             websocket = await accept_websocket(self)
-            await session.relay.serve(websocket, Viewer(name="alice", role=session.role))  # type: ignore[arg-type]
+            allowed = rfb.VIEW if session.role == "view" else rfb.CONTROL
+            viewer = Viewer(name="alice", allowed=allowed, is_owner=session.role == "owner")
+            await session.relay.serve(websocket, viewer)
 
     class HubRoute(web.RequestHandler):
         def get(self) -> None:

@@ -74,7 +74,8 @@ class Served:
         class Handler(web.RequestHandler):
             async def get(self, role: str, name: str) -> None:
                 websocket = await accept_websocket(self)
-                await relay.serve(websocket, Viewer(name=name, role=role))  # type: ignore[arg-type]
+                allowed = rfb.VIEW if role == "view" else rfb.CONTROL
+                await relay.serve(websocket, Viewer(name=name, allowed=allowed, is_owner=role == "owner"))
 
         return Handler
 
@@ -147,7 +148,7 @@ async def serve(desktop: FakeDesktop) -> AsyncIterator[Serve]:
         def start(
             vnc_socket: Path = desktop.path,
             *,
-            on_input: Callable[[], None] = lambda: None,
+            on_forward: Callable[[Viewer, rfb.Forward], None] = lambda _viewer, _forward: None,
             refresh_keepalive_ms: int = 0,
             tls: ssl.SSLContext | None = None,
         ) -> Served:
@@ -155,7 +156,7 @@ async def serve(desktop: FakeDesktop) -> AsyncIterator[Serve]:
                 session_id="test",
                 vnc_socket=vnc_socket,
                 name="Beamline <1>",
-                on_input=on_input,
+                on_forward=on_forward,
                 refresh_keepalive_ms=refresh_keepalive_ms,
             )
             served = Served(relay, tls)
@@ -202,7 +203,8 @@ async def test_messages_pass_both_ways(serve: Serve, desktop: FakeDesktop) -> No
 async def test_a_watchers_key_does_not_pass(serve: Serve, desktop: FakeDesktop) -> None:
     """Nor does it count as input."""
     inputs: list[int] = []
-    browser = await open_browser(serve(on_input=lambda: inputs.append(1)), "/view/bob")
+    served = serve(on_forward=lambda viewer, forward: inputs.append((viewer.name, forward)))
+    browser = await open_browser(served, "/view/bob")
     reader, _ = await desktop.connections.get()
 
     await browser.send(KEY + UPDATE_REQUEST)
@@ -213,8 +215,9 @@ async def test_a_watchers_key_does_not_pass(serve: Serve, desktop: FakeDesktop) 
 
 async def test_only_input_is_reported(serve: Serve, desktop: FakeDesktop) -> None:
     """Pictures asked for do not keep a session alive."""
-    inputs: list[int] = []
-    browser = await open_browser(serve(on_input=lambda: inputs.append(1)))
+    inputs: list[str] = []
+    served = serve(on_forward=lambda viewer, _forward: inputs.append(viewer.name))
+    browser = await open_browser(served)
     reader, _ = await desktop.connections.get()
 
     await browser.send(UPDATE_REQUEST)
@@ -223,7 +226,7 @@ async def test_only_input_is_reported(serve: Serve, desktop: FakeDesktop) -> Non
     await browser.send(KEY)
     await reader.readexactly(8)
 
-    assert (before, len(inputs)) == (0, 1)
+    assert (before, inputs) == (0, ["alice"])
 
 
 async def test_a_malformed_message_closes_that_socket_alone(serve: Serve, desktop: FakeDesktop) -> None:
@@ -271,16 +274,59 @@ async def test_close_all_tells_every_viewer_why(serve: Serve) -> None:
         assert await browser.closed() == (4001, "The session's time is over.")
 
 
-async def test_close_person_leaves_the_others(serve: Serve) -> None:
+async def test_a_dismissed_viewer_leaves_the_others(serve: Serve) -> None:
     """Access was withdrawn from one."""
     served = serve()
     owner = await open_browser(served)
     guest = await open_browser(served, "/control/bob")
 
-    await served.relay.close_person("bob", CloseCode.WITHDRAWN, "Access was withdrawn.")
+    served.relay.present[1].dismiss(CloseCode.WITHDRAWN, "Access was withdrawn.")
 
     assert await guest.closed() == (4403, "Access was withdrawn.")
-    assert (served.relay.names, owner.peer.close_code) == ({"alice"}, None)
+    await wait_for_viewers(served, 1)
+    assert (served.relay.present[0].name, owner.peer.close_code) == ("alice", None)
+
+
+async def test_who_loses_control_holds_no_key_down(serve: Serve, desktop: FakeDesktop) -> None:
+    """The key that is down is released for them, at once, and what they send from then on is dropped."""
+    served = serve()
+    browser = await open_browser(served, "/control/bob")
+    reader, _ = await desktop.connections.get()
+    await browser.send(KEY)
+    assert await reader.readexactly(8) == KEY
+
+    served.relay.present[0].allow(rfb.VIEW)
+
+    assert await reader.readexactly(8) == struct.pack(">BBxxI", 4, 0, 0x61)
+    await browser.send(KEY + UPDATE_REQUEST)
+    assert await reader.readexactly(10) == UPDATE_REQUEST
+
+
+async def test_who_gets_control_can_type_at_once(serve: Serve, desktop: FakeDesktop) -> None:
+    """On the same connection."""
+    served = serve()
+    browser = await open_browser(served, "/view/bob")
+    reader, _ = await desktop.connections.get()
+
+    served.relay.present[0].allow(rfb.CONTROL)
+    # The change is carried out by a task of the relay's.
+    await browser.send(UPDATE_REQUEST)
+    assert await reader.readexactly(10) == UPDATE_REQUEST
+    await browser.send(KEY)
+
+    assert await reader.readexactly(8) == KEY
+
+
+async def test_who_leaves_holds_no_key_down(serve: Serve, desktop: FakeDesktop) -> None:
+    """A window that is closed with a key held."""
+    browser = await open_browser(serve())
+    reader, _ = await desktop.connections.get()
+    await browser.send(KEY)
+    await reader.readexactly(8)
+
+    await asyncio.to_thread(browser.peer.close)
+
+    assert await reader.readexactly(8) == struct.pack(">BBxxI", 4, 0, 0x61)
 
 
 async def test_a_third_window_replaces_the_oldest(serve: Serve) -> None:

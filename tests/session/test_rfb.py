@@ -90,7 +90,8 @@ def test_a_single_kind_can_be_taken_away(kind: rfb.Kind) -> None:
     lost = {
         rfb.Kind.DISPLAY: {3},
         rfb.Kind.INPUT: {4},
-        rfb.Kind.CLIPBOARD: {6},
+        rfb.Kind.COPY_IN: {6},
+        rfb.Kind.COPY_OUT: set[int](),
         rfb.Kind.RESIZE: {251},
         rfb.Kind.POWER: set[int](),
     }
@@ -186,6 +187,90 @@ def test_a_malformed_message_is_refused_with_a_reason(stream: bytes, reason: str
         assert str(error.value) == reason
 
 
+CAPS, PROVIDE, PEEK = 1 << 24, 1 << 28, 1 << 26
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        (CUT_TEXT, rfb.Kind.COPY_IN),
+        (extended_clipboard(NOTIFY), rfb.Kind.COPY_IN),
+        (extended_clipboard(PROVIDE, b"packed"), rfb.Kind.COPY_IN),
+        (extended_clipboard(REQUEST), rfb.Kind.COPY_OUT),
+        (extended_clipboard(PEEK), rfb.Kind.COPY_OUT),
+    ],
+)
+def test_each_direction_of_the_clipboard_can_be_closed(message: bytes, needed: rfb.Kind) -> None:
+    """QEMU gives text only to who asks for it, so that asking is what can be forbidden."""
+    assert forwarded(message, frozenset({needed})) == message
+    assert forwarded(message, rfb.CONTROL - {needed}) == b""
+
+
+def test_the_clipboards_abilities_are_told_where_either_direction_is_open() -> None:
+    """A message that lists all actions is none of them."""
+    message = extended_clipboard(CAPS | REQUEST | NOTIFY | PROVIDE, bytes(4))
+
+    assert forwarded(message, frozenset({rfb.Kind.COPY_IN})) == message
+    assert forwarded(message, frozenset({rfb.Kind.COPY_OUT})) == message
+    assert forwarded(message, rfb.VIEW) == b""
+
+
+def test_what_was_copied_is_told_without_its_text() -> None:
+    """For the audit log: bytes in, and that text was asked for."""
+    messages = rfb.ViewerMessages(rfb.CONTROL)
+
+    taken = messages.feed(extended_clipboard(PROVIDE, b"packed") + CUT_TEXT)
+    asked = messages.feed(extended_clipboard(REQUEST))
+
+    assert (taken.copied_in, taken.copied_out) == (len(b"packed") + 5, False)
+    assert (asked.copied_in, asked.copied_out) == (0, True)
+
+
+def test_who_loses_the_keyboard_lets_go_of_every_key_and_button() -> None:
+    """Of those that are down, by both kinds of key events."""
+    messages = rfb.ViewerMessages(rfb.CONTROL)
+    other = struct.pack(">BBxxI", 4, 1, 0x62)
+    messages.feed(KEY + EXTENDED_KEY + other + struct.pack(">BBxxI", 4, 0, 0x62) + POINTER)
+
+    said = messages.allow(rfb.VIEW)
+
+    up = [KEY[:1] + b"\0" + KEY[2:], rfb.extended_key(keysym=0x61, scan_code=0x1E, down=False)]
+    assert split(said) == [*up, struct.pack(">BBHH", 5, 0, 10, 20)]
+    assert messages.allow(frozenset()) == b""
+
+
+def test_nobody_holds_more_keys_than_a_keyboard_sends() -> None:
+    """So that what is remembered is bounded, and all of it can be released."""
+    messages = rfb.ViewerMessages(rfb.CONTROL)
+    presses = b"".join(struct.pack(">BBxxI", 4, 1, key) for key in range(200))
+
+    assert len(split(messages.feed(presses).data)) == rfb.MAX_HELD_KEYS
+    assert len(split(messages.allow(rfb.VIEW))) == rfb.MAX_HELD_KEYS
+
+
+def test_the_clipboard_comes_and_goes_with_the_role() -> None:
+    """QEMU is told the viewer's encodings again, with or without it."""
+    messages = rfb.ViewerMessages(rfb.VIEW)
+    messages.feed(rfb.set_encodings([7, EXTENDED_CLIPBOARD]))
+
+    given = messages.allow(rfb.CONTROL)
+    taken = messages.allow(rfb.VIEW)
+
+    assert encodings_of(given) == [7, EXTENDED_CLIPBOARD]
+    assert encodings_of(taken) == [7]
+
+
+def test_a_text_that_is_cut_off_leaves_the_stream_whole() -> None:
+    """QEMU counts its bytes: the rest of it is filled up, and dropped when it comes."""
+    messages = rfb.ViewerMessages(rfb.CONTROL)
+    stream = messages.feed(CUT_TEXT[:10]).data
+
+    stream += messages.allow(rfb.VIEW)
+    stream += messages.feed(CUT_TEXT[10:] + UPDATE_REQUEST).data
+
+    assert split(stream) == [CUT_TEXT[:10] + bytes(3), UPDATE_REQUEST]
+
+
 # Random streams.
 
 _messages = st.one_of(
@@ -253,6 +338,28 @@ def test_a_valid_stream_is_never_refused(stream: bytes) -> None:
 
     assert error == ""
     assert b"".join(split(out)) == out
+
+
+@given(
+    pieces=st.lists(st.tuples(_streams, st.sets(st.sampled_from(sorted(rfb.CONTROL, key=str)))), max_size=6)
+)
+@settings(max_examples=1500, deadline=None)
+def test_a_role_that_changes_in_the_middle_leaves_the_stream_whole(
+    pieces: list[tuple[bytes, set[rfb.Kind]]],
+) -> None:
+    """What QEMU gets can be read message by message, and in the end nothing acts on the guest."""
+    messages = rfb.ViewerMessages(rfb.CONTROL)
+    out = b""
+    try:
+        for stream, kinds in pieces:
+            out += messages.feed(stream).data
+            out += messages.allow(frozenset(kinds))
+        out += messages.allow(rfb.VIEW)
+        split(out)
+        after = messages.feed(KEY * 40 + POINTER * 40).data
+    except rfb.RfbError:
+        return
+    assert {message[0] for message in split(after)} <= {0, 2, 3}
 
 
 # Handshakes.

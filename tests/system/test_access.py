@@ -19,44 +19,94 @@ from qemuspawner.session.routes import ROUTES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-WHO = ("anonymous", "bob", "bob's token", "shared", "alice's token", "alice")
+WHO = (
+    "anonymous",
+    "bob",
+    "bob's token",
+    "admin",  # who may come in by a role of the hub, and waits for the owner's consent
+    "viewer",
+    "controller",
+    "alice's token",
+    "alice",
+)
 
 # For each of WHO in that order. 302 is the way to the login. A request with "!" lacks the XSRF token.
-OPEN = (200, 200, 200, 200, 200, 200)
-MEMBERS = (403, 403, 403, 200, 200, 200)
-OWNER = (403, 403, 403, 403, 200, 200)
-NOT_SO = (405, 405, 405, 405, 405, 405)
+OPEN = (200, 200, 200, 200, 200, 200, 200, 200)
+KNOWN = (403, 403, 403, 200, 200, 200, 200, 200)
+MEMBERS = (403, 403, 403, 403, 200, 200, 200, 200)
+CONTROL = (403, 403, 403, 403, 403, 200, 200, 200)
+OWNER = (403, 403, 403, 403, 403, 403, 200, 200)
+NOT_SO = (405, 405, 405, 405, 405, 405, 405, 405)
+
+
+def owner(status: int) -> tuple[int, ...]:
+    """The owner is answered with this, everybody else is forbidden."""
+    return (403, 403, 403, 403, 403, 403, status, status)
+
+
+def forged(status: int) -> tuple[int, ...]:
+    """A request without the XSRF token: only a token's counts."""
+    return (403, 403, 403, 403, 403, 403, status, 403)
+
 
 MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
-    ("GET", ""): (302, 302, 403, 200, 200, 200),
-    ("POST", ""): (302, 302, 403, 405, 405, 405),
-    ("GET", "vnc"): (403, 403, 403, 403, 426, 403),  # no websocket; see the tests of the websocket below
+    ("GET", ""): (302, 302, 403, 200, 200, 200, 200, 200),
+    ("POST", ""): (302, 302, 403, 405, 405, 405, 405, 405),
+    # No websockets; see the tests of the websockets below.
+    ("GET", "vnc"): (403, 403, 403, 403, 403, 403, 426, 403),
+    ("GET", "events"): (403, 403, 403, 403, 403, 403, 400, 403),
     ("GET", "api"): OPEN,
     ("POST", "api"): NOT_SO,
-    ("GET", "api/status"): MEMBERS,
+    ("GET", "api/status"): KNOWN,
     ("GET", "api/screenshot"): MEMBERS,
-    ("POST", "api/ticket"): MEMBERS,
-    ("POST", "api/extend"): MEMBERS,
+    ("POST", "api/ticket"): KNOWN,
+    ("POST!", "api/ticket"): forged(200),
+    ("POST", "api/extend"): CONTROL,
+    ("POST!", "api/extend"): forged(200),
     ("POST", "api/power"): OWNER,
+    ("POST!", "api/power"): forged(200),
     ("GET", "api/checkpoints"): OWNER,
-    ("POST", "api/checkpoints"): (403, 403, 403, 403, 503, 503),  # this machine cannot be saved
-    ("GET", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 409),
-    ("POST", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 503, 503),
-    ("DELETE", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 409),
-    ("POST!", "api/checkpoints"): (403, 403, 403, 403, 503, 403),
-    ("DELETE!", "api/checkpoints/([0-9a-f]+)"): (403, 403, 403, 403, 409, 403),
-    ("POST", "api/suspend"): (403, 403, 403, 403, 503, 503),
-    ("POST!", "api/suspend"): (403, 403, 403, 403, 503, 403),
-    ("POST!", "api/ticket"): (403, 403, 403, 403, 200, 403),
-    ("POST!", "api/extend"): (403, 403, 403, 403, 200, 403),
-    ("POST!", "api/power"): (403, 403, 403, 403, 200, 403),
-    ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400),
+    ("POST", "api/checkpoints"): owner(503),  # this machine cannot be saved
+    ("POST!", "api/checkpoints"): forged(503),
+    ("GET", "api/checkpoints/([0-9a-f]+)"): owner(409),
+    ("POST", "api/checkpoints/([0-9a-f]+)"): owner(503),
+    ("DELETE", "api/checkpoints/([0-9a-f]+)"): owner(409),
+    ("DELETE!", "api/checkpoints/([0-9a-f]+)"): forged(409),
+    ("POST", "api/suspend"): owner(503),
+    ("POST!", "api/suspend"): forged(503),
+    ("GET", "api/people"): MEMBERS,
+    ("POST", "api/people"): owner(409),  # the one to be sent away is the owner
+    ("POST!", "api/people"): forged(409),
+    ("POST", "api/driver"): (403, 403, 403, 403, 403, 409, 409, 409),  # nobody is there to drive
+    ("POST!", "api/driver"): forged(409),
+    ("POST", "api/requests"): (403, 403, 403, 200, 200, 400, 400, 400),  # who may, need not ask
+    ("POST!", "api/requests"): forged(400),
+    ("POST", "api/answers"): (403, 403, 403, 403, 403, 409, 409, 409),  # nobody of this name asks
+    ("POST!", "api/answers"): forged(409),
+    ("GET", "api/shares"): OWNER,
+    ("POST", "api/shares"): owner(400),
+    ("POST!", "api/shares"): forged(400),
+    ("DELETE", "api/shares"): owner(400),
+    ("DELETE!", "api/shares"): forged(400),
+    ("GET", "api/share-codes"): OWNER,
+    ("POST", "api/share-codes"): OWNER,
+    ("DELETE", "api/share-codes"): OWNER,
+    ("POST!", "api/share-codes"): forged(200),
+    ("DELETE!", "api/share-codes"): forged(200),
+    ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400, 400, 400),
     ("GET", "static/(.*)"): OPEN,
-    ("GET", "api/nothing"): (403, 403, 403, 404, 404, 404),
+    ("GET", "api/nothing"): (403, 403, 403, 403, 404, 404, 404, 404),
 }
 # What is asked for where the route alone is not enough.
 PATHS = {"static/(.*)": "static/vendor/novnc.js", "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc"}
-BODIES = {"api/power": {"action": "reset"}}
+BODIES: dict[str, Any] = {
+    "api/power": {"action": "reset"},
+    "api/people": {"drop": "alice"},
+    "api/driver": {"to": "nobody"},
+    "api/requests": {"wants": "control"},
+    "api/answers": {"name": "nobody"},
+    "api/share-codes": {"role": "view", "expires_in": 60},
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -71,25 +121,27 @@ async def desktop(hub: live.LiveHub) -> URL:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def people(hub: live.LiveHub, desktop: URL) -> AsyncIterator[dict[str, hubs.Person]]:
     """Everybody of WHO, each with what he has: nothing, cookies, or a token."""
-    await hub.ask("POST", "users/demo")
+    for user in ("carol", "dave"):
+        await hub.ask("POST", f"users/{user}")
     async with (
         hub.person() as anonymous,
         hub.person("bob") as bob,
         hub.person("bob", token=await hub.new_token("bob")) as bobs_token,
-        hub.person("demo") as shared,
+        hub.person("admin") as admin,
+        hub.person("carol") as viewer,
+        hub.person("dave") as controller,
         hub.person("alice", token=await hub.new_token("alice")) as alices_token,
         hub.person("alice") as alice,
     ):
-        answer = await alice.request(
-            "POST",
-            hub.url / "hub/api/shares/alice/desk",
-            json={"user": "demo"},
-            headers={"X-XSRFToken": alice.xsrf(hub.url / "hub/")},
-        )
-        assert answer.status == 200, answer.text
-        for person in (bob, shared, alice):
+        for name, role in (("carol", "view"), ("dave", "control")):
+            answer = await alices_token.request(
+                "POST", desktop / "api/shares", json={"user": name, "role": role}
+            )
+            assert answer.status == 200, answer.text
+        for person in (bob, admin, viewer, controller, alice):
             await hub.open_session(person, desktop)
-        yield dict(zip(WHO, (anonymous, bob, bobs_token, shared, alices_token, alice), strict=True))
+        everybody = (anonymous, bob, bobs_token, admin, viewer, controller, alices_token, alice)
+        yield dict(zip(WHO, everybody, strict=True))
 
 
 async def ask(person: hubs.Person, desktop: URL, method: str, path: str) -> int:
@@ -160,11 +212,11 @@ async def get_ticket(person: hubs.Person, desktop: URL) -> str:
 async def test_the_websocket_opens_for_those_who_may(
     who: str, people: dict[str, hubs.Person], desktop: URL
 ) -> None:
-    ticket = await get_ticket(people[who], desktop) if who in ("shared", "alice") else "made-up"
+    ticket = await get_ticket(people[who], desktop) if who in ("viewer", "controller", "alice") else "made-up"
 
     status = await connect(people[who], desktop, ticket=ticket)
 
-    assert status == (101 if who in ("shared", "alice's token", "alice") else 403)
+    assert status == (101 if who in ("viewer", "controller", "alice's token", "alice") else 403)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +240,7 @@ async def test_the_websocket_asks_a_cookie_for_a_fresh_ticket(
 
     assert await connect(alice, desktop) == 403
     assert await connect(alice, desktop, ticket=used) == 403
-    assert await connect(alice, desktop, ticket=await get_ticket(people["shared"], desktop)) == 403
+    assert await connect(alice, desktop, ticket=await get_ticket(people["viewer"], desktop)) == 403
 
 
 async def test_a_token_in_the_url_is_refused_everywhere(
@@ -215,7 +267,7 @@ async def test_a_revoked_share_opens_no_new_page_elsewhere(
     )
     assert answer.status == 204
 
-    async with hub.person("demo") as again:
+    async with hub.person("dave") as again:
         assert (await hub.open_session(again, desktop)).status == 403
 
 

@@ -14,8 +14,17 @@ from qemuspawner.session.routes.control import (
     SuspendHandler,
     TicketHandler,
 )
+from qemuspawner.session.routes.events import EventsHandler
 from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.routes.screen import VncHandler
+from qemuspawner.session.routes.sharing import (
+    AnswersHandler,
+    DriverHandler,
+    PeopleHandler,
+    RequestsHandler,
+    ShareCodesHandler,
+    SharesHandler,
+)
 
 __all__ = ["ROUTES", "NotFoundHandler", "ProbeHandler", "Route", "StaticHandler"]
 
@@ -31,6 +40,7 @@ class Route(NamedTuple):
 ROUTES = (
     Route("", PageHandler),
     Route("vnc", VncHandler),
+    Route("events", EventsHandler),
     Route("api", ProbeHandler),
     Route("api/status", StatusHandler),
     Route("api/screenshot", ScreenshotHandler),
@@ -40,6 +50,12 @@ ROUTES = (
     Route("api/suspend", SuspendHandler),
     Route("api/checkpoints", CheckpointsHandler),
     Route("api/checkpoints/([0-9a-f]+)", CheckpointHandler),
+    Route("api/people", PeopleHandler),
+    Route("api/driver", DriverHandler),
+    Route("api/requests", RequestsHandler),
+    Route("api/answers", AnswersHandler),
+    Route("api/shares", SharesHandler),
+    Route("api/share-codes", ShareCodesHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )

@@ -11,8 +11,10 @@ from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.policy import Role
-from qemuspawner.session.access import Person, Tickets, find_person
+from qemuspawner.session.access import Person, Tickets
 from qemuspawner.session.audit import Audit
+from qemuspawner.session.logins import Login, Logins
+from qemuspawner.session.people import People
 from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.session.websocket import offered_ticket
 
@@ -35,8 +37,14 @@ _CONTENT_SECURITY_POLICY = "; ".join(
 class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     """A route of the session. `least` is the role it asks for."""
 
+    hub_auth_class = Logins
     least: ClassVar[Role] = "view"
     person: Person
+
+    @property
+    def people(self) -> People:
+        people: People = self.settings["people"]
+        return people
 
     @property
     def supervisor(self) -> Supervisor:
@@ -54,15 +62,34 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
             raise web.HTTPError(403, "A token belongs into the Authorization header, not into the URL.")
         # Fills the cache that `current_user` reads; on its own that would block the event loop.
         await self.hub_auth.get_user(self, sync=False)
-        if self.current_user is None:
+        model = self.current_user
+        if model is None:
             self.on_unknown_person()
             return
-        self.person = find_person(self.current_user, self.supervisor.spec)
+        has_access = bool(self.hub_auth.check_scopes(self.hub_scopes, model))
+        person = await self.people.find(model, has_access=has_access, is_browser=self.is_browser)
+        if person is None:
+            raise web.HTTPError(403, "This desktop is not shared with you.")
+        self.person = person
         if not self.person.may(self.least):
             raise web.HTTPError(403, f"This needs the role '{self.least}'; yours is '{self.person.role}'.")
 
     def on_unknown_person(self) -> None:
         raise web.HTTPError(403, "You are not logged in, or this desktop is not shared with you.")
+
+    def check_hub_user(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Whoever the hub knows: what they may here is our `people`'s to say, who know of group shares."""
+        return model
+
+    @property
+    def is_browser(self) -> bool:
+        """Whether the request came by our own login's cookie, not with a token."""
+        return not getattr(self, "_token_authenticated", False)
+
+    @property
+    def login(self) -> Login:
+        login: Login = self.hub_auth.login_of(self)
+        return login
 
     def set_default_headers(self) -> None:
         self.set_header("X-JupyterHub-Version", jupyterhub_version)
@@ -100,7 +127,7 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         With a cookie it needs a ticket, offered as a second subprotocol, and our own Origin; with an
         Authorization header neither, since no other site can forge that.
         """
-        if getattr(self, "_token_authenticated", False):
+        if not self.is_browser:
             return
         origin = self.request.headers.get("Origin", "")
         allowed = {self.request.host.lower(), *self.settings["public_hosts"]}
@@ -125,6 +152,13 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         self.finish(self.status())
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = msgspec.to_builtins(self.supervisor.status())
-        status["you"] = {"name": self.person.name, "role": self.person.role}
-        return status
+        return describe_status(self.supervisor, self.person)
+
+
+def describe_status(supervisor: Supervisor, person: Person) -> dict[str, Any]:
+    """The status as somebody may read it: who waits to be let in learns only that there is a desktop."""
+    you = {"name": person.name, "role": person.role, "staff": person.is_staff}
+    if not person.may("view"):
+        return {"state": supervisor.state, "you": you}
+    status: dict[str, Any] = msgspec.to_builtins(supervisor.status())
+    return status | {"you": you}

@@ -15,6 +15,8 @@ _LONGEST_POLL_S = 10
 class StatusHandler(Handler):
     """The status; with `?after=VERSION` as soon as it is another one, or after a while."""
 
+    least = "waiting"
+
     async def get(self) -> None:
         after = self.get_query_argument("after", None)
         if after is not None and after == str(self.supervisor.status().version):
@@ -32,6 +34,8 @@ class ScreenshotHandler(Handler):
 
 
 class TicketHandler(Handler):
+    least = "waiting"
+
     async def post(self) -> None:
         tickets: Tickets = self.settings["tickets"]
         self.finish({"ticket": tickets.issue(self.person)})

@@ -19,6 +19,8 @@ _PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape
 class PageHandler(Handler):
     """The desktop page."""
 
+    least = "waiting"
+
     def on_unknown_person(self) -> None:
         # Raises 403 for somebody who is known to the hub and may not come in.
         self.redirect(self.get_login_url())

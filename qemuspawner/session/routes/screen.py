@@ -15,5 +15,13 @@ class VncHandler(Handler):
         if self.supervisor.state not in ("booting", "running"):
             raise web.HTTPError(503, "The machine is not running.")
         relay: Relay = self.settings["relay"]
+        person, login, is_browser = self.person, self.login, self.is_browser
+        viewer = Viewer(name=person.name, allowed=self.people.kinds(person), is_owner=person.role == "owner")
         websocket = await accept_websocket(self)
-        await relay.serve(websocket, Viewer(name=self.person.name, role=self.person.role))
+        if refusal := self.people.refuse_screen(person):
+            await websocket.close(*refusal)
+            return
+        with self.people.seated(
+            person, login, is_browser=is_browser, least="view", dismiss=viewer.dismiss, viewer=viewer
+        ):
+            await relay.serve(websocket, viewer)
