@@ -72,6 +72,52 @@ export class Api {
     return this.#act("DELETE", `api/checkpoints/${name}`);
   }
 
+  /** Who is there, who asks and who drives, as the `people` event tells it; so are the answers below. */
+  drop(name) {
+    return this.#act("POST", "api/people", { drop: name });
+  }
+
+  /** wants: view, control or drive. */
+  askFor(wants, reason = "") {
+    return this.#act("POST", "api/requests", { wants, reason });
+  }
+
+  /** grant: view, control or null. */
+  answer(name, grant) {
+    return this.#act("POST", "api/answers", { name, grant });
+  }
+
+  handOver(to) {
+    return this.#act("POST", "api/driver", { to });
+  }
+
+  letOneDrive(one) {
+    return this.#act("POST", "api/driver", { one });
+  }
+
+  /** {shares, codes, problem}; so are the answers to sharing and taking back. */
+  shares() {
+    return this.#act("GET", "api/shares");
+  }
+
+  /** kind: user or group; expires_in in seconds, 0: never. */
+  share(kind, name, role, expires_in) {
+    return this.#act("POST", "api/shares", { [kind]: name, role, expires_in });
+  }
+
+  unshare(kind, name) {
+    return this.#act("DELETE", "api/shares", { [kind]: name });
+  }
+
+  /** {path, expires_at}: the path of a link, told this once. */
+  makeLink(role, expires_in) {
+    return this.#act("POST", "api/share-codes", { role, expires_in });
+  }
+
+  revokeLinks() {
+    return this.#act("DELETE", "api/share-codes");
+  }
+
   /** The URL of a checkpoint's picture. An image of the same origin passes the login by its cookie. */
   picture(name) {
     return `${this.#prefix}api/checkpoints/${name}`;
@@ -89,7 +135,7 @@ export class Api {
   /** What a person wants: a no is an answer. */
   async #act(method, path, body = {}) {
     const { response, answer } = await this.#fetch(method, path, {
-      body: method === "POST" ? JSON.stringify(body) : undefined,
+      body: method === "GET" ? undefined : JSON.stringify(body),
       timeout_ms: ACT_TIMEOUT_MS,
     });
     if (response.status === 401) {

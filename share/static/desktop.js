@@ -139,6 +139,36 @@ export class Desktop extends EventTarget {
     this.#rfb.clipboardPasteFrom(text);
   }
 
+  /** Whether what a person does reaches the desktop; the session has the last word. */
+  set viewOnly(viewOnly) {
+    if (this.#rfb && this.#rfb.viewOnly !== viewOnly) {
+      this.#rfb.viewOnly = viewOnly;
+      this.#apply();
+    }
+  }
+
+  /** A place of the window as pixels of the screen, [x, y]; null outside of it. */
+  placeOf(clientX, clientY) {
+    const canvas = this.#element.querySelector("canvas");
+    const box = canvas?.getBoundingClientRect();
+    if (!box?.width) {
+      return null;
+    }
+    const x = Math.round(((clientX - box.left) * canvas.width) / box.width);
+    const y = Math.round(((clientY - box.top) * canvas.height) / box.height);
+    return x >= 0 && y >= 0 && x < canvas.width && y < canvas.height ? [x, y] : null;
+  }
+
+  /** Where a pixel of the screen is in the window, [clientX, clientY]; null where no screen is shown. */
+  whereIs(x, y) {
+    const canvas = this.#element.querySelector("canvas");
+    const box = canvas?.getBoundingClientRect();
+    if (!box?.width || x >= canvas.width || y >= canvas.height) {
+      return null;
+    }
+    return [box.left + (x * box.width) / canvas.width, box.top + (y * box.height) / canvas.height];
+  }
+
   /** The picture as a PNG blob. */
   picture() {
     return new Promise((resolve) => this.#rfb.toBlob(resolve, "image/png"));

@@ -5,7 +5,10 @@ import { Checkpoints } from "./checkpoints.js";
 import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
+import { Events } from "./events.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
+import { People } from "./people.js";
+import { Pointers } from "./pointers.js";
 import { remember, remembered } from "./settings.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
@@ -17,12 +20,21 @@ const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
 const checkpoints = new Checkpoints({ api, config, onGoBack: goBack });
+const events = new Events({ api, config });
+const people = new People({ api, config });
+const pointers = new Pointers({
+  stage: byId("stage"),
+  screen: byId("screen"),
+  desktop,
+  onMove: (x, y) => people.isAlone || events.point(x, y),
+});
 
 // The relay's close codes; qemuspawner/session/relay.py has the same numbers.
 const ENDED = 4001;
 const ASLEEP = 4002;
 const WITHDRAWN = 4403;
 const REPLACED = 4409;
+const AWAY = 4410;
 const FULL = 4429;
 
 const FIRST_RETRY_MS = 500;
@@ -55,6 +67,7 @@ let errand = null; // {title, text}: what somebody asked for that takes the desk
 // The first status and ticket come with the page: the desktop is there two answers earlier.
 let brought = config.status && config.ticket && performance.now() < BROUGHT_MS ? config : null;
 let isFirstTry = false; // with that ticket
+let isAway = false; // the owner has left, and nobody may stay without
 
 // Connecting.
 
@@ -82,6 +95,10 @@ async function connect() {
     if (isOver) {
       return;
     }
+    if (status.you.role === "waiting") {
+      showWaiting();
+      return;
+    }
     if (status.state !== "booting" && status.state !== "running") {
       showProgress();
       knownVersion = status.version ?? null;
@@ -95,7 +112,7 @@ async function connect() {
     }
     const url = new URL(`${config.prefix}vnc`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    desktop.connect(url, ticket, { viewOnly: status.you.role === "view" });
+    desktop.connect(url, ticket, { viewOnly: RANK[status.you.role] < RANK.control });
   } catch (error) {
     onFailedRequest(error);
   }
@@ -185,6 +202,9 @@ function finish(notice) {
   clearTimeout(nextTry);
   clearTimeout(nextPoll);
   desktop.disconnect();
+  events.stop();
+  pointers.clear();
+  byId("asking").hidden = true;
   closeAll();
   hideBanner();
   byId("time").hidden = true;
@@ -240,8 +260,56 @@ async function isLeaving() {
   }
 }
 
+/** Site staff, whom the owner has to let in. */
+function showWaiting(text = "") {
+  setPhase("starting", "Waiting");
+  const name = config.owner;
+  showNotice({
+    kind: "lock",
+    title: `${name} has not let you in`,
+    text: text || `You may ask to see this desktop. What you do here is logged, and ${name} sees that you are here.`,
+    actions: text ? [HUB] : [
+      { label: "Ask to look on", run: () => askToCome("view") },
+      { label: "Ask for control", run: () => askToCome("control") },
+      HUB,
+    ],
+  });
+  events.start();
+}
+
+async function askToCome(wants) {
+  await people.ask(wants);
+  showWaiting(`${config.owner} is asked. This page opens the desktop when you are let in.`);
+}
+
+events.addEventListener("people", ({ detail }) => {
+  people.show(detail);
+  const { role, drives } = detail.you;
+  applyRole(role);
+  desktop.viewOnly = !drives;
+  if (status) {
+    const wasWaiting = status.you.role === "waiting";
+    status.you = { ...status.you, role };
+    const ownerIsBack = isAway && detail.people.some((person) => person.role === "owner");
+    if (!isOver && ((wasWaiting && role !== "waiting") || ownerIsBack)) {
+      isAway = false;
+      connect();
+    } else if (desktop.isConnected) {
+      showConnection();
+    }
+  }
+});
+events.addEventListener("pointers", ({ detail }) => pointers.show(detail));
+events.addEventListener("status", ({ detail }) => {
+  if (!isOver && detail.session_id && desktop.isConnected) {
+    take(detail);
+  }
+});
+
 desktop.addEventListener("connect", () => {
   wasConnected = true;
+  isAway = false;
+  events.start();
   retries = 0;
   isFirstTry = false;
   if (errand?.isSent) {
@@ -267,6 +335,11 @@ desktop.addEventListener("close", ({ detail: { code, reason } }) => {
     showAsleep(reason);
   } else if (code === WITHDRAWN) {
     finish({ kind: "lock", title: "No longer shared with you", text: reason, actions: [HUB] });
+  } else if (code === AWAY) {
+    isAway = true;
+    events.start();
+    setPhase("starting", "Waiting for the owner");
+    showNotice({ kind: "lock", title: `${config.owner} is not here`, text: reason, actions: [HUB] });
   } else if (code === REPLACED) {
     finish({
       kind: "done",
@@ -402,12 +475,12 @@ function showConnection() {
     booting: status.steps.at(-1)?.text ?? "Starting",
     stopping: "Shutting down",
   };
-  const calm = status.you.role === "view" ? "View only" : "Connected";
+  const calm = desktop.isViewOnly ? "View only" : "Connected";
   const others = status.viewers > 1 ? ` · ${status.viewers} viewers` : "";
   setPhase("connected", words[status.state] ?? calm + others);
 }
 
-const RANK = { view: 0, control: 1, owner: 2 };
+const RANK = { waiting: 0, view: 1, control: 2, owner: 3 };
 
 function applyRole(role) {
   for (const element of document.querySelectorAll("[data-needs]")) {

@@ -71,14 +71,14 @@ function setFolded(isFolded) {
 }
 
 function focusables(root) {
-  return [...root.querySelectorAll("a, button, input, textarea")].filter(
+  return [...root.querySelectorAll("a, button, input, select, textarea")].filter(
     (element) => element.checkVisibility() && !element.disabled,
   );
 }
 
 function onBarKey(event, onLeave) {
   const menu = event.target.closest(".menu");
-  const isText = event.target.matches("textarea, input:not([type=checkbox])");
+  const isText = event.target.matches("textarea, select, input:not([type=checkbox])");
   if (event.key === "Escape") {
     event.preventDefault();
     if (menu) {
