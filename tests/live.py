@@ -38,7 +38,7 @@ c.JupyterHub.load_roles = [
     {{
         "name": "test",
         "services": ["test"],
-        "scopes": ["admin:users", "admin:servers", "tokens", "proxy"],
+        "scopes": ["admin:users", "admin:servers", "admin:groups", "tokens", "proxy"],
     }}
 ]
 """

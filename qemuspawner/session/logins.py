@@ -46,9 +46,13 @@ class Logins(HubOAuth):  # type: ignore[misc]
             return super().user_for_token(token, use_cache=use_cache, session_id=session_id)
         return self._find(token, session_id, fresh_s=FRESH_S if use_cache else 0)
 
-    def find(self, login: Login) -> Awaitable[Model | None]:
-        """The user model of a login, at most 2 s old; None where the hub does not know it any more."""
-        return self._find(login.token, login.session_id, fresh_s=FRESH_S)
+    def find(self, login: Login, *, fresh_s: float = FRESH_S) -> Awaitable[Model | None]:
+        """The user model of a login, at most `fresh_s` old; None where the hub does not know it any more."""
+        return self._find(login.token, login.session_id, fresh_s=fresh_s)
+
+    def lets_in(self, model: Model) -> bool:
+        """Whether the hub gives somebody access to this server."""
+        return bool(self.check_scopes(self.access_scopes, model))
 
     async def _find(self, token: str, session_id: str, *, fresh_s: float) -> Model | None:
         key = hashlib.sha256(f"{session_id}\0{token}".encode("utf-8", "replace")).hexdigest()

@@ -267,7 +267,7 @@ function showWaiting(text = "") {
   showNotice({
     kind: "lock",
     title: `${name} has not let you in`,
-    text: text || `You may ask to see this desktop. What you do here is logged, and ${name} sees that you are here.`,
+    text: text || `You may ask to see this desktop. What you do here is logged.`,
     actions: text ? [HUB] : [
       { label: "Ask to look on", run: () => askToCome("view") },
       { label: "Ask for control", run: () => askToCome("control") },

@@ -66,13 +66,20 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         if model is None:
             self.on_unknown_person()
             return
-        has_access = bool(self.hub_auth.check_scopes(self.hub_scopes, model))
-        person = await self.people.find(model, has_access=has_access, is_browser=self.is_browser)
+        person = await self._find_person(model)
+        if person is None:
+            # It may have been shared with them since the hub was asked.
+            model = await self.hub_auth.find(self.login, fresh_s=0)
+            person = model and await self._find_person(model)
         if person is None:
             raise web.HTTPError(403, "This desktop is not shared with you.")
         self.person = person
         if not self.person.may(self.least):
             raise web.HTTPError(403, f"This needs the role '{self.least}'; yours is '{self.person.role}'.")
+
+    async def _find_person(self, model: dict[str, Any]) -> Person | None:
+        has_access = self.hub_auth.lets_in(model)
+        return await self.people.find(model, has_access=has_access, is_browser=self.is_browser)
 
     def on_unknown_person(self) -> None:
         raise web.HTTPError(403, "You are not logged in, or this desktop is not shared with you.")
