@@ -19,7 +19,7 @@ export class People {
   #config;
   #now = NOBODY;
   #shares = null; // until the session has told
-  #isBusy = false;
+  #before = Promise.resolve(); // one request after the other: each answers with the whole list
 
   constructor({ api, config }) {
     this.#api = api;
@@ -207,11 +207,12 @@ export class People {
   }
 
   /** Ask for something that answers with the shares; whether it was done. */
-  async #changeShares(request, done) {
-    if (this.#isBusy) {
-      return false;
-    }
-    this.#isBusy = true;
+  #changeShares(request, done) {
+    this.#before = this.#before.then(() => this.#changeNow(request, done));
+    return this.#before;
+  }
+
+  async #changeNow(request, done) {
     try {
       this.#shares = await request();
       this.#note(this.#shares.problem || done, Boolean(this.#shares.problem));
@@ -220,8 +221,6 @@ export class People {
     } catch (error) {
       this.#note(error.words ?? String(error), true);
       return false;
-    } finally {
-      this.#isBusy = false;
     }
   }
 
