@@ -14,7 +14,7 @@ from jupyterhub.services.auth import HubOAuth
 from tornado.web import HTTPError, RequestHandler
 
 # How long an answer of the hub is good, and how long while the hub is away: desktops live on without it.
-FRESH_S = 2.0
+FRESH_S = 1.5
 _WITHOUT_HUB_S = 300.0
 _MAX_KNOWN = 500
 

@@ -15,7 +15,7 @@ from qemuspawner.policy import RANK, Role
 from qemuspawner.session.hub import Hub, HubError
 
 # How long the list is believed.
-FRESH_S = 1.5
+FRESH_S = 0.9
 # Who had a share so long ago, and has none any more, has not become site staff by that.
 _REMEMBERED_S = 30.0
 
@@ -46,7 +46,7 @@ class Shares:
         self.problem = ""  # why the hub does not tell
 
     async def read(self) -> tuple[Share, ...]:
-        """The list, at most 1.5 s old; the last known one while the hub is away."""
+        """The list, at most 0.9 s old; the last known one while the hub is away."""
         asked_at = time.monotonic()
         if asked_at - self._known_at >= FRESH_S:
             try:
