@@ -1,4 +1,4 @@
-"""Guests small enough to write down: a boot sector that paints the screen, on any kind of disk."""
+"""Guests small enough to write down: a boot sector that paints the screen or plays a tone, on any disk."""
 
 import shutil
 import subprocess
@@ -20,17 +20,56 @@ RED = (168, 0, 0)
 
 BOOT_SECTOR = _PAINTER.ljust(510, b"\0") + b"\x55\xaa"
 
+# 440 Hz from an Intel HDA card without any driver; each key stops it, or starts it again. The card's
+# registers lie high: fs reaches them, which keeps its limit after a moment in protected mode.
+_TONE = bytes.fromhex(
+    "b803b1 66b900030400 31f6 cd1a"  # PCI BIOS: find class 040300h; bx = bus and device
+    "b80cb1 b90600 bf0400 cd1a"  # command register: memory and DMA
+    "b80ab1 bf1000 cd1a"  # ecx = BAR 0
+    "80e1f0 6689ce fa"  # mov esi, ecx & ~0fh; cli
+    "0f0116c87c"  # lgdt [7cc8h]
+    "0f20c0 0c01 0f22c0"  # protected mode
+    "bb0800 8ee3"  # mov fs, 8         4 GiB from 0
+    "24fe 0f22c0 fb"  # and back; sti
+    "b80009 8ec0 31ff fc"  # mov es, 900h; xor di, di; cld
+    "ba4000"  # mov dx, 64        periods of 109 frames at 48 kHz:
+    "66b800200020 b93600 66f3ab"  # 54 high, both channels
+    "66b800e000e0 b93700 66f3ab"  # 55 low
+    "4a 75e5"  # dec dx; jnz
+    "6467c6460801"  # GCTL: out of reset
+    "66b810062700 e84200"  # verb: converter 2 plays stream 1
+    "66b811002200 e83900"  # verb: 48 kHz, 16 bits, 2 channels
+    "6681c600010000"  # add esi, 100h     the first output stream
+    "646766c74618007d0000"  # BDPL = 7d00h
+    "646766c7460800da0000"  # CBL = twice 27904 bytes
+    "6467c6460c01"  # LVI = 1
+    "6467c746121100"  # FMT: as the converter's
+    "6467c6460210"  # stream 1
+    "6467803602"  # again: xor byte [SDCTL], 2   run, stop
+    "b400 cd16 ebf5"  # wait for a key; jmp again
+    "646766894660 6467c6466801 c3"  # verb: by the immediate command registers
+).ljust(0xC8, b"\0") + bytes.fromhex(
+    "0f00 d07c0000 0000"  # the table of segments: 16 bytes at 7cd0h
+    "0000000000000000"
+    "ffff00000092cf00"  # writable data, 4 GiB
+).ljust(0x38, b"\0") + bytes.fromhex(
+    "00900000 00000000 006d0000 00000000"  # 7d00h: the buffer descriptors, both 27904 bytes at 9000h
+    "00900000 00000000 006d0000 00000000"
+)  # fmt: skip
+TONE_SECTOR = _TONE.ljust(510, b"\0") + b"\x55\xaa"
+TONE_HZ = 440
+
 _QEMU_FORMATS = {"vhd": "vpc"}
 
 
-def make_disk(path: Path, image_format: str = "raw") -> Path:
+def make_disk(path: Path, image_format: str = "raw", *, sector: bytes = BOOT_SECTOR) -> Path:
     """Write a bootable disk of 1 MiB, readable by everybody, in a format of the catalogue."""
     raw = path.with_suffix(".raw")
-    raw.write_bytes(BOOT_SECTOR.ljust(1 << 20, b"\0"))
+    raw.write_bytes(sector.ljust(1 << 20, b"\0"))
     if image_format == "raw":
         raw.rename(path)
     elif image_format == "iso":
-        make_iso(path)
+        make_iso(path, sector)
     else:
         target = _QEMU_FORMATS.get(image_format, image_format)
         subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", target, str(raw), str(path)], check=True)
@@ -38,11 +77,11 @@ def make_disk(path: Path, image_format: str = "raw") -> Path:
     return path
 
 
-def make_iso(path: Path) -> None:
-    """A CD that boots the painter without emulating a floppy (El Torito)."""
+def make_iso(path: Path, sector: bytes) -> None:
+    """A CD that boots a sector without emulating a floppy (El Torito)."""
     folder = path.with_suffix(".content")
     folder.mkdir()
-    (folder / "boot.bin").write_bytes(BOOT_SECTOR.ljust(2048, b"\0"))
+    (folder / "boot.bin").write_bytes(sector.ljust(2048, b"\0"))
     subprocess.run(
         ["genisoimage", "-quiet", "-b", "boot.bin", "-no-emul-boot", "-boot-load-size", "4",
          "-o", str(path), str(folder)],

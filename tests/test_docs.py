@@ -11,7 +11,7 @@ from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
-from qemuspawner.session.relay import CloseCode
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.routes import ROUTES
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 

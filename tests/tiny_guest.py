@@ -1,4 +1,4 @@
-"""A real QEMU that runs the painter of `guests`: for what lies between a screen and a person."""
+"""A real QEMU that runs a boot sector of `guests`: for what lies between a machine and a person."""
 
 import subprocess
 import time
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from guests import make_disk
+from guests import BOOT_SECTOR, TONE_SECTOR, make_disk
+
+from qemuspawner.qemu.command import SOUND, sound_args
 
 WIDTH, HEIGHT = 640, 400  # mode 13h as QEMU shows it
 
@@ -14,13 +16,14 @@ _START_TIMEOUT_S = 30
 
 
 @contextmanager
-def tiny_guest(folder: Path) -> Iterator[Path]:
-    """Start the guest; yields the path of its VNC socket, which answers by then."""
-    disk = make_disk(folder / "painter.img")
+def tiny_guest(folder: Path, *, sound: bool = False) -> Iterator[Path]:
+    """Start the painter, or the tone with `sound`; yields its VNC socket's path, which answers by then."""
+    disk = make_disk(folder / "guest.img", sector=TONE_SECTOR if sound else BOOT_SECTOR)
     vnc = folder / "vnc"
+    card, listens = (sound_args(), f",audiodev={SOUND}") if sound else ([], "")
     process = subprocess.Popen([
         "qemu-system-x86_64", "-nodefaults", "-machine", "pc", "-accel", "tcg", "-m", "64",
-        "-display", "none", "-vga", "std", "-vnc", f"unix:{vnc}",
+        "-display", "none", "-vga", "std", "-vnc", f"unix:{vnc}{listens}", *card,
         "-drive", f"file={disk},format=raw,if=ide,snapshot=on",
     ])  # fmt: skip
     try:

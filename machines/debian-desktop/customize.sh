@@ -12,7 +12,7 @@ in_root useradd --create-home --uid 1000 --shell /bin/bash --groups audio,input,
 in_root passwd --lock root > /dev/null
 
 in_root systemctl --quiet enable \
-    desktop.service desktop-clipboard.service desktop-resize.service systemd-networkd.service
+    desktop.service desktop-clipboard.service desktop-resize.service desktop-sound.service systemd-networkd.service
 
 # A desktop of one person that lives for hours: each of these costs boot time and brings nothing.
 # systemd-logind stays: it turns the power button into a shutdown.
@@ -21,6 +21,7 @@ in_root systemctl --quiet mask \
     fstrim.timer systemd-pstore.service systemd-timesyncd.service systemd-networkd-wait-online.service \
     getty@tty1.service console-getty.service keyboard-setup.service console-setup.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-sysusers.service \
+    alsa-restore.service alsa-state.service \
     systemd-network-generator.service kmod-static-nodes.service \
     modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@loop.service \

@@ -16,6 +16,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 CLIPBOARD_CHARDEV = "vdagent0"
 NETWORK = "net0"
+SOUND = "sound0"
+SOUND_RATE_HZ = 48000
 
 # TCG caches translated code, by default up to 1 GiB a VM. A desktop fills whatever it gets and is no faster
 # above 64; with 32 it boots 40 % slower.
@@ -41,13 +43,15 @@ def qemu_args(vm: Vm) -> list[str]:
     # 0 is taken by a kernel given with -kernel.
     for index, disk in enumerate(vm.disks, start=1):
         args += disk_args(disk, boot_index=index)
-    args += display_args(vm.display)
+    args += display_args(vm.display, sound=vm.sound)
     args += input_args(vm.display)
     args += network_args()
     args += entropy_args()
     args += identity_args()
     args += serial_args()
     args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
+    if vm.sound:
+        args += sound_args()
     args += control_args()
     if vm.incoming:
         args += ["-incoming", "defer"]
@@ -191,12 +195,15 @@ def _base_node(disk: Disk) -> dict[str, object]:
     return base
 
 
-def display_args(display: str) -> list[str]:
+def display_args(display: str, *, sound: bool) -> list[str]:
+    # force-shared: no client can throw the others out. lossy: motion as JPEG, 33 instead of 4 fps.
+    server = f"unix:{VNC_SOCKET},share=force-shared,lossy=on"
+    if sound:
+        server += f",audiodev={SOUND}"
     return [
         *json_option("-device", _DISPLAYS[display] | {"id": "display0"}),
         *("-display", "none"),
-        # force-shared: no client can throw the others out. lossy: motion as JPEG, 33 instead of 4 fps.
-        *("-vnc", f"unix:{VNC_SOCKET},share=force-shared,lossy=on"),
+        *("-vnc", server),
     ]
 
 
@@ -259,6 +266,21 @@ def channel_args(*, agent: bool, clipboard: bool) -> list[str]:
         port = {"driver": "virtserialport", "chardev": CLIPBOARD_CHARDEV, "name": "com.redhat.spice.0"}
         args += json_option("-device", port)
     return args
+
+
+def sound_args() -> list[str]:
+    """A sound card with an output that only the VNC server hears: no device of the host is opened.
+
+    The card has no mixer, so nothing is muted when a guest boots, and none has levels to restore. What plays
+    is mixed at the rate that most guests and browsers use.
+    """
+    return [
+        *json_option("-audiodev", {"driver": "none", "id": SOUND, "out": {"frequency": SOUND_RATE_HZ}}),
+        *json_option("-device", {"driver": "intel-hda", "id": "card0"}),
+        *json_option(
+            "-device", {"driver": "hda-output", "bus": "card0.0", "audiodev": SOUND, "mixer": False}
+        ),
+    ]
 
 
 def control_args() -> list[str]:

@@ -86,6 +86,7 @@ class Vm:
     display: str = "std"
     agent: bool = False
     clipboard: bool = False
+    sound: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -142,4 +143,5 @@ def make_vm(
         display=machine.display,
         agent=machine.agent,
         clipboard=machine.clipboard,
+        sound=machine.sound,
     )

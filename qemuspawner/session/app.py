@@ -19,11 +19,13 @@ from qemuspawner.session.audit import Audit
 from qemuspawner.session.hub import Hub
 from qemuspawner.session.logins import Logins
 from qemuspawner.session.people import People
-from qemuspawner.session.relay import CloseCode, Relay, Viewer
+from qemuspawner.session.relay import Relay, Viewer
 from qemuspawner.session.rfb import Forward
 from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.shares import Shares
+from qemuspawner.session.sound import Sound
 from qemuspawner.session.supervisor import Ending, Supervisor
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import LISTEN_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ _MAX_BODY_BYTES = 64 * 1024
 
 
 def make_app(
-    supervisor: Supervisor, relay: Relay, people: People, *, audit: Audit, prefix: str
+    supervisor: Supervisor, relay: Relay, sound: Sound, people: People, *, audit: Audit, prefix: str
 ) -> web.Application:
     """The application; `prefix` begins and ends with a slash."""
     public_url = os.environ.get("JUPYTERHUB_PUBLIC_URL", "")
@@ -47,6 +49,7 @@ def make_app(
         default_handler_class=NotFoundHandler,
         supervisor=supervisor,
         relay=relay,
+        sound=sound,
         tickets=Tickets(),
         people=people,
         audit=audit,
@@ -84,18 +87,25 @@ async def serve(supervisor: Supervisor) -> None:
             supervisor.clocks.note_input()
         people.note_forward(viewer, forward)
 
+    vnc_socket = state.session(spec.session_id).vnc_socket
     relay = Relay(
         session_id=spec.session_id,
-        vnc_socket=state.session(spec.session_id).vnc_socket,
+        vnc_socket=vnc_socket,
         name=spec.server_name or spec.machine.name,
         on_forward=note_forward,
     )
+    sound = Sound(session_id=spec.session_id, vnc_socket=vnc_socket)
     supervisor.count_viewers = lambda: relay.viewers
-    supervisor.dismiss_viewers = lambda reason: relay.close_all(
-        CloseCode.ASLEEP if supervisor.state in ("suspending", "suspended") else CloseCode.ENDED, reason
-    )
+
+    async def dismiss_viewers(reason: str) -> None:
+        sleeps = supervisor.state in ("suspending", "suspended")
+        code = CloseCode.ASLEEP if sleeps else CloseCode.ENDED
+        await asyncio.gather(relay.close_all(code, reason), sound.close_all(code, reason))
+
+    supervisor.dismiss_viewers = dismiss_viewers
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
-    app = make_app(supervisor, relay, people, audit=audit, prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"])
+    prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+    app = make_app(supervisor, relay, sound, people, audit=audit, prefix=prefix)
     server = httpserver.HTTPServer(app, ssl_options=_ssl_context(), max_body_size=_MAX_BODY_BYTES)
     try:
         if descriptor := os.environ.pop(LISTEN_VARIABLE, ""):

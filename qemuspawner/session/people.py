@@ -16,8 +16,9 @@ from qemuspawner.session.audit import Audit
 from qemuspawner.session.driving import Driving
 from qemuspawner.session.logins import Login, Logins, Model
 from qemuspawner.session.pointers import Pointers
-from qemuspawner.session.relay import CloseCode, Viewer
+from qemuspawner.session.relay import Viewer
 from qemuspawner.session.shares import SharedRole, Shares
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import SessionSpec
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ class Seat:
     viewer: Viewer | None = None  # where it shows the screen
     since: float
     reviewed_at: float
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it sees or hears the desktop, and does not only wait for what is told to everybody."""
+        return self.least != "waiting"
 
 
 class People:
@@ -224,7 +230,7 @@ class People:
 
     def _dismiss_guests(self) -> None:
         for seat in self._seats:
-            if seat.viewer is not None and seat.person.role != "owner":
+            if seat.is_inside and seat.person.role != "owner":
                 seat.dismiss(CloseCode.AWAY, "The owner has left; it opens again when they are back.")
 
     def refuse_screen(self, person: Person) -> tuple[int, str] | None:
@@ -308,7 +314,7 @@ class People:
         self._requests.pop(name, None)
         self._audit.note("dropped", by=by.name, who=name)
         for seat in self._seats:
-            if seat.person.name == name and seat.viewer is not None:
+            if seat.person.name == name and seat.is_inside:
                 seat.dismiss(CloseCode.WITHDRAWN, f"{by.name} has closed your window of this desktop.")
         self.note_change()
 

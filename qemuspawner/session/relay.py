@@ -8,59 +8,28 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 from qemuspawner.session import rfb
 from qemuspawner.session.desktop import Desktop, DesktopError, connect_desktop, keep_fresh
-from qemuspawner.session.websocket import WebSocket, WebSocketError
+from qemuspawner.session.visitors import CloseCode, Farewell, Visitor, cancel, first_end, make_room, watch
+from qemuspawner.session.websocket import WebSocket
 
 log = logging.getLogger(__name__)
-
-MAX_VIEWERS = 8
-MAX_VIEWERS_PER_PERSON = 2
 
 _BUFFER_BYTES = 256 * 1024
 # Recv and send that never wait would never let the event loop run: yield after so many pieces.
 _PIECES_AT_A_TIME = 16
 _GREETING_TIMEOUT_S = 10.0
-_PING_EVERY_S = 20.0
-_DEAD_AFTER_S = 60.0
 _LET_GO_TIMEOUT_S = 1.0
 
 
-class CloseCode(IntEnum):
-    """Why the relay closed a websocket; session.js knows the same numbers."""
-
-    NORMAL = 1000
-    ENDED = 4001  # the session is over
-    ASLEEP = 4002  # it is suspended, and can be woken
-    MALFORMED = 4400
-    WITHDRAWN = 4403  # the viewer may no longer see this desktop
-    REPLACED = 4409  # the same person opened the desktop once more
-    AWAY = 4410  # the owner has left, and nobody may stay without
-    FULL = 4429  # too many viewers
-    UNREACHABLE = 4503  # the desktop does not answer
-
-
-class Farewell(Exception):  # noqa: N818
-    """Ends a viewer's link with a close code and a reason; a way out more often than an error."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-
-
-class Viewer:
+class Viewer(Visitor):
     """Who looks at the desktop through one websocket. What reaches the desktop may change at any time."""
 
     def __init__(self, *, name: str, allowed: frozenset[rfb.Kind], is_owner: bool = False) -> None:
-        self.name = name
-        self.is_owner = is_owner
+        super().__init__(name=name, is_owner=is_owner)
         self.allowed = allowed  # the kinds of messages that reach the desktop
-        self.dismissal: asyncio.Future[Farewell] = asyncio.get_running_loop().create_future()
         self._changed = asyncio.Event()
 
     def allow(self, kinds: frozenset[rfb.Kind]) -> None:
@@ -73,15 +42,6 @@ class Viewer:
         """Return when `allow` was called since this returned last."""
         await self._changed.wait()
         self._changed.clear()
-
-    @property
-    def dismissed(self) -> bool:
-        return self.dismissal.done()
-
-    def dismiss(self, code: int, reason: str) -> None:
-        """Send the viewer away; the first reason counts."""
-        if not self.dismissed:
-            self.dismissal.set_result(Farewell(code, reason))
 
 
 class Relay:
@@ -128,7 +88,7 @@ class Relay:
 
         Raises nothing: why it ended goes to the viewer and the log.
         """
-        refusal = self._make_room(viewer)
+        refusal = make_room(viewer, self.present)
         if refusal:
             log.info("%s: %s is refused: %s", self._session_id, viewer.name, refusal.reason)
             await websocket.close(refusal.code, refusal.reason)
@@ -155,19 +115,6 @@ class Relay:
             link.viewer.dismiss(code, reason)
         await asyncio.gather(*(link.gone.wait() for link in links))
 
-    def _make_room(self, viewer: Viewer) -> Farewell | None:
-        """Dismiss who has to go for `viewer`; or the answer that refuses `viewer`."""
-        present = self.present
-        own = [other for other in present if other.name == viewer.name]
-        if len(own) >= MAX_VIEWERS_PER_PERSON:
-            own[0].dismiss(CloseCode.REPLACED, "The desktop was opened in another window.")
-        elif len(present) >= MAX_VIEWERS:
-            guests = [other for other in present if not other.is_owner]
-            if not viewer.is_owner or not guests:
-                return Farewell(CloseCode.FULL, f"{MAX_VIEWERS} viewers look at this desktop already.")
-            guests[0].dismiss(CloseCode.FULL, "The owner came and the desktop was full.")
-        return None
-
     def _freshen(self) -> None:
         if self._refresh_interval_s and (self._keeping_fresh is None or self._keeping_fresh.done()):
             work = keep_fresh(self._vnc_socket, interval_s=self._refresh_interval_s)
@@ -189,9 +136,9 @@ class _Link:
         """Relay until one side ends or the viewer is dismissed, say goodbye, and return why."""
         with ExitStack() as stack:
             opening = asyncio.create_task(self._open(stack, vnc_socket, name))
-            farewell = await self._first_end(opening)
+            farewell = await first_end(self.viewer, opening)
             if farewell is not None:
-                await _cancel(opening)
+                await cancel(opening)
                 await self._websocket.close(farewell.code, farewell.reason)
                 return farewell
             desktop, messages = opening.result()
@@ -199,29 +146,18 @@ class _Link:
             others = [
                 asyncio.create_task(self._obey(desktop, messages, on_forward)),
                 asyncio.create_task(self._adapt(desktop, messages)),
-                asyncio.create_task(self._watch()),
+                asyncio.create_task(watch(self._websocket)),
             ]
             try:
-                farewell = await self._first_end(showing, *others)
+                farewell = await first_end(self.viewer, showing, *others)
                 assert farewell is not None, "each of them ends by raising"
-                await _cancel(*others)
+                await cancel(*others)
                 await self._let_go(desktop, messages)
                 # Still showing: the close frame follows the frame that is being sent, it does not cut it.
                 await self._websocket.close(farewell.code, farewell.reason)
             finally:
-                await _cancel(showing, *others)
+                await cancel(showing, *others)
         return farewell
-
-    async def _first_end(self, *tasks: asyncio.Task[Any]) -> Farewell | None:
-        """Wait for the first task to end, or the dismissal; None if the task just returned."""
-        try:
-            await asyncio.wait([*tasks, self.viewer.dismissal], return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            await _cancel(*tasks)
-            raise
-        if self.viewer.dismissed:
-            return self.viewer.dismissal.result()
-        return _farewell_for(next(task for task in tasks if task.done()).exception())
 
     async def _open(
         self, stack: ExitStack, vnc_socket: Path, name: str
@@ -285,40 +221,3 @@ class _Link:
         with suppress(DesktopError, TimeoutError):
             async with asyncio.timeout(_LET_GO_TIMEOUT_S):
                 await desktop.send(messages.allow(frozenset()))
-
-    async def _watch(self) -> None:
-        """Ask the viewer for signs of life."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_PING_EVERY_S)
-            silent_s = loop.time() - self._websocket.heard_at
-            if silent_s > _DEAD_AFTER_S:
-                raise Farewell(CloseCode.NORMAL, f"nothing was heard for {silent_s:.0f} s")
-            # A viewer that takes nothing holds the ping up too; by then it is as good as dead.
-            async with asyncio.timeout(_DEAD_AFTER_S):
-                await self._websocket.ping()
-
-
-def _farewell_for(error: BaseException | None) -> Farewell | None:
-    """What to tell a viewer whose link ended with `error`."""
-    match error:
-        case None | Farewell():
-            return error
-        case rfb.RfbError():
-            return Farewell(CloseCode.MALFORMED, str(error))
-        case WebSocketError():
-            return Farewell(error.code, error.reason)
-        case DesktopError():
-            return Farewell(CloseCode.UNREACHABLE, str(error))
-        case TimeoutError():
-            return Farewell(CloseCode.NORMAL, "the viewer did not answer in time")
-        case OSError():
-            return Farewell(CloseCode.NORMAL, "the connection was lost")
-    log.error("The relay failed", exc_info=error)
-    return Farewell(1011, "The relay failed; the log has the detail.")
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -24,6 +24,8 @@ MAX_HELD_KEYS = 64
 _NO_SECURITY = 1
 _EXTENDED_CLIPBOARD = struct.unpack(">i", b"\xc0\xa1\xe5\xce")[0]
 EXTENDED_KEY = -258
+SOUND = -259
+MAX_SOUND_BYTES = 64 * 1024
 
 _ENCODINGS = frozenset({
     0, 1, 2, 5, 6, 7, 16, -260,  # raw, copy, RRE, hextile, zlib, tight, ZRLE, tight PNG
@@ -300,6 +302,97 @@ def set_encodings(encodings: Iterable[int]) -> bytes:
 def extended_key(*, keysym: int, scan_code: int, down: bool) -> bytes:
     """QEMU's key event: what counts is the scan code (set 1, as in the `xt` table)."""
     return struct.pack(">BBHII", 255, 0, down, keysym, scan_code)
+
+
+# Sound, QEMU's extension: its messages are of type 255 and kind 1, in both directions.
+
+_SIGNED_16_BITS = 3
+_END, _DATA = 0, 2  # between them, 1: it begins
+_HEAD_SIZES = {0: 4, 1: 6, 2: 1, 3: 8}  # framebuffer update, colour map, bell, clipboard
+
+
+def start_sound(*, rate_hz: int, channels: int) -> bytes:
+    """Asks for what the guest plays and for nothing else, as signed 16 bits in the host's byte order."""
+    form = struct.pack(">BBHBBI", 255, 1, 2, _SIGNED_16_BITS, channels, rate_hz)
+    return set_encodings([SOUND]) + form + struct.pack(">BBH", 255, 1, 0)
+
+
+class SoundMessages:
+    """QEMU's stream on a connection that has sent `start_sound` and no request for pictures.
+
+    Holds at most one message that is not yet whole (64 KiB); a clipboard's text is thrown away as it comes.
+    """
+
+    def __init__(self) -> None:
+        self._pending = b""  # the beginning of a message
+        self._rectangles_left = 0  # of a framebuffer update
+        self._skip = 0  # bytes of no use that are still to come
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes of the stream, cut anywhere; returns pieces of sound, b"" where it ends.
+
+        Raises:
+            RfbError: A message that is unknown or too long, or a picture. The stream is of no use then.
+        """
+        data = self._pending + data
+        pieces: list[bytes] = []
+        at = 0
+        while at < len(data):
+            if self._skip:
+                size = min(self._skip, len(data) - at)
+                self._skip -= size
+                at += size
+                continue
+            head = self._size(data, at)
+            if head is None or at + head > len(data):
+                break
+            pieces += self._take(data[at : at + head])
+            at += head
+        self._pending = data[at:]
+        return pieces
+
+    def _size(self, data: bytes, at: int) -> int | None:
+        """Bytes of the message at `at`, of what is skipped the head only; None while that cannot be told."""
+        if self._rectangles_left:
+            return 12
+        if data[at] in _HEAD_SIZES:
+            return _HEAD_SIZES[data[at]]
+        if data[at] != 255:
+            raise RfbError(f"The desktop's message type {data[at]} is unknown.")
+        if len(data) - at < 4:
+            return None
+        kind, operation = struct.unpack_from(">BH", data, at + 1)
+        if kind != 1 or operation > _DATA:
+            raise RfbError(f"The desktop's QEMU message {kind}/{operation} is unknown.")
+        if operation != _DATA:
+            return 4
+        if len(data) - at < 8:
+            return None
+        size = int.from_bytes(data[at + 4 : at + 8], "big")
+        if size > MAX_SOUND_BYTES:
+            raise RfbError(f"A piece of sound has {size} bytes; at most {MAX_SOUND_BYTES} are read.")
+        return 8 + size
+
+    def _take(self, message: bytes) -> list[bytes]:
+        """The sound in a message."""
+        if self._rectangles_left:
+            self._rectangles_left -= 1
+            encoding = int.from_bytes(message[8:12], "big", signed=True)
+            if encoding != SOUND:  # which has no data: QEMU says that it knows the extension
+                raise RfbError(f"The desktop sent a picture (encoding {encoding}) that nobody asked for.")
+            return []
+        match message[0]:
+            case 0:
+                self._rectangles_left = int.from_bytes(message[2:4], "big")
+            case 1:
+                self._skip = 6 * int.from_bytes(message[4:6], "big")
+            case 3:
+                self._skip = abs(_text_length(message))
+            case 255 if message[3] == _END:
+                return [b""]
+            case 255 if len(message) > 8:
+                return [message[8:]]
+        return []
 
 
 # Handshakes. Each is a generator that yields (bytes to send, count of bytes to read next), is sent those

@@ -10,6 +10,7 @@ import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } 
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { remember, remembered } from "./settings.js";
+import { Sound } from "./sound.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
 import { describeClosing, describeWay, maySleep } from "./words.js";
@@ -19,6 +20,7 @@ const config = JSON.parse(byId("session-config").textContent);
 const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
+const sound = config.sound ? new Sound({ api, config }) : null;
 const checkpoints = new Checkpoints({ api, config, onGoBack: goBack });
 const events = new Events({ api, config });
 const people = new People({ api, config });
@@ -29,7 +31,7 @@ const pointers = new Pointers({
   onMove: (x, y) => people.isAlone || events.point(x, y),
 });
 
-// The relay's close codes; qemuspawner/session/relay.py has the same numbers.
+// The relay's close codes; qemuspawner/session/visitors.py has the same numbers.
 const ENDED = 4001;
 const ASLEEP = 4002;
 const WITHDRAWN = 4403;
@@ -205,6 +207,7 @@ function finish(notice) {
   events.stop();
   pointers.clear();
   byId("asking").hidden = true;
+  sound?.pause();
   closeAll();
   hideBanner();
   byId("time").hidden = true;
@@ -317,12 +320,14 @@ desktop.addEventListener("connect", () => {
     errand = null;
   }
   showConnection();
+  sound?.resume();
   if (!document.querySelector("dialog[open]") && !byId("bar").contains(document.activeElement)) {
     desktop.focus();
   }
 });
 
 desktop.addEventListener("close", ({ detail: { code, reason } }) => {
+  sound?.pause();
   for (const button of document.querySelectorAll("[data-hold]")) {
     button.setAttribute("aria-pressed", "false");
   }

@@ -35,13 +35,14 @@ def vm(image: dict[str, Any] | None = None, *, accelerator: Any = "kvm", **keys:
 
 DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "root=/dev/vda quiet"}
 EMULATED = {**DIRECT, "cmdline_tcg": "norandmaps"}
-DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True}
+DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True, "sound": True}
 
 CASES = {
     "bios-qcow2-kvm": vm(),
     "direct-desktop-kvm": vm(EMULATED, **DESKTOP),
     "direct-desktop-tcg": vm(EMULATED, accelerator="tcg", **DESKTOP),
     "uefi-nvme": vm({"bus": "nvme"}, firmware="uefi", display="bochs"),
+    "sound-pc": vm(machine_type="pc", sound=True),
     "sata-vmdk-pc": vm({"format": "vmdk", "bus": "sata"}, machine_type="pc"),
     "scsi-vdi": vm({"format": "vdi", "bus": "scsi"}, display="qxl"),
     "vhd": vm({"format": "vhd"}),

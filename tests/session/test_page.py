@@ -25,8 +25,9 @@ from tornado.websocket import WebSocketHandler
 
 from qemuspawner.paths import STATIC, TEMPLATES
 from qemuspawner.session import rfb
-from qemuspawner.session.relay import CloseCode, Relay, Viewer
+from qemuspawner.session.relay import Relay, Viewer
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
 from qemuspawner.spec import SessionStatus, Step
 

@@ -12,40 +12,20 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from fake_desktop import HEAD, FakeDesktop
 from guests import GREEN, RED
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 from websockify.websocket import WebSocket as Peer
 
-from qemuspawner.session import relay as relay_module
-from qemuspawner.session import rfb
-from qemuspawner.session.relay import CloseCode, Relay, Viewer
+from qemuspawner.session import rfb, visitors
+from qemuspawner.session.relay import Relay, Viewer
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket
 
-HEAD = struct.pack(">HH", 640, 480) + bytes(16)
 KEY = struct.pack(">BBxxI", 4, 1, 0x61)
 UPDATE_REQUEST = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)
-
-
-class FakeDesktop:
-    """A VNC server that shakes hands and then does what a test says; one connection at a time is kept."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shared_flags: list[int] = []
-        self.connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-
-    async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            writer.write(rfb.VERSION)
-            assert await reader.readexactly(12) == rfb.VERSION
-            writer.write(b"\x01\x01")
-            await reader.readexactly(1)
-            writer.write(bytes(4))
-            self.shared_flags += await reader.readexactly(1)
-            writer.write(HEAD + struct.pack(">I", 4) + b"QEMU")
-            self.connections.put_nowait((reader, writer))
 
 
 @pytest.fixture
@@ -487,8 +467,8 @@ async def test_a_silent_viewer_is_pinged_and_dropped(
     serve: Serve, desktop: FakeDesktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here after a fifth of a second instead of a minute."""
-    monkeypatch.setattr(relay_module, "_PING_EVERY_S", 0.05)
-    monkeypatch.setattr(relay_module, "_DEAD_AFTER_S", 0.2)
+    monkeypatch.setattr(visitors, "_PING_EVERY_S", 0.05)
+    monkeypatch.setattr(visitors, "_DEAD_AFTER_S", 0.2)
     served = serve()
     bare = await open_bare(served)
 

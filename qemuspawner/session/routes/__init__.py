@@ -25,6 +25,7 @@ from qemuspawner.session.routes.sharing import (
     ShareCodesHandler,
     SharesHandler,
 )
+from qemuspawner.session.routes.sound import SoundHandler
 
 __all__ = ["ROUTES", "NotFoundHandler", "ProbeHandler", "Route", "StaticHandler"]
 
@@ -41,6 +42,7 @@ ROUTES = (
     Route("", PageHandler),
     Route("vnc", VncHandler),
     Route("events", EventsHandler),
+    Route("sound", SoundHandler),
     Route("api", ProbeHandler),
     Route("api/status", StatusHandler),
     Route("api/screenshot", ScreenshotHandler),

@@ -10,7 +10,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from qemuspawner.errors import SessionError
 from qemuspawner.session.people import Seat
-from qemuspawner.session.relay import CloseCode
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.routes.base import Handler, describe_status
 
 SUBPROTOCOL = "events"

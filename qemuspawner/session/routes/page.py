@@ -29,6 +29,7 @@ class PageHandler(Handler):
         spec = self.supervisor.spec
         prefix = self.settings["prefix"]
         tickets: Tickets = self.settings["tickets"]
+        hears = spec.machine.sound and spec.policy.sound != "nobody"
         config = {
             "prefix": prefix,
             "static": prefix + "static/",
@@ -38,6 +39,8 @@ class PageHandler(Handler):
             "machine": spec.machine.name,
             "owner": spec.user,
             "server_name": spec.server_name,
+            # Who may hear the desktop; "" where nobody can.
+            "sound": spec.policy.sound if hears else "",
             "xsrf": self.xsrf_token.decode(),
             # With these the page connects at once, without asking for them.
             "status": self.status(),
