@@ -10,8 +10,10 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import hubs
 import pytest
 from fake_desktop import FakeDesktop
 from guests import TONE_HZ
@@ -441,6 +443,27 @@ async def test_the_owner_gets_in_where_all_places_are_taken(house: House) -> Non
     assert (await guests[0].closed())[0] == 4429
     await house.wait_for_listeners(8)
     assert owner.form
+
+
+async def test_the_site_says_who_hears(
+    start_hub: Callable[..., Any], machines_dir: Path, state_dir: Path
+) -> None:
+    """Here nobody, not even the owner: neither by the websocket, nor by a button on the page."""
+    hubs.add_machine(machines_dir, state_dir, "loud")
+    toml = machines_dir / "loud/machine.toml"
+    toml.write_text(toml.read_text().replace("[image]", "sound = true\n[image]"))
+    hub = await start_hub(sound="nobody")
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {"machine": "loud"})
+    desktop = await hub.wait_until_ready("alice")
+
+    answer = await alice.request("GET", desktop / "sound")
+    page = await alice.request("GET", desktop)
+
+    assert answer.status == 403
+    assert json.loads(answer.text)["message"] == "Sound is switched off at this site."
+    assert 'id="screen"' in page.text
+    assert 'id="sound"' not in page.text
 
 
 async def test_a_task_that_fails_is_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", ""): (302, 302, 403, 405, 405, 405, 405, 405),
     # No websockets; see the tests of the websockets below.
     ("GET", "vnc"): (403, 403, 403, 403, 403, 403, 426, 403),
+    ("GET", "sound"): (403, 403, 403, 403, 403, 403, 426, 403),
     ("GET", "events"): (403, 403, 403, 403, 403, 403, 400, 403),
     ("GET", "api"): OPEN,
     ("POST", "api"): NOT_SO,
@@ -113,7 +114,7 @@ BODIES: dict[str, Any] = {
 async def desktop(hub: live.LiveHub) -> URL:
     """Alice's desktop, on a disk that keeps it from being suspended: it is there for all rows."""
     hubs.add_machine(hub.state / "machines", hub.state, "wakeful")
-    toml = live.PAINTER.replace("[image]", '[image]\nbus = "nvme"')
+    toml = live.PAINTER.replace("[image]", 'sound = true\n[image]\nbus = "nvme"')
     (hub.state / "machines/wakeful/machine.toml").write_text(toml)
     return await hub.start_server("alice", "desk", machine="wakeful")
 
@@ -179,9 +180,15 @@ async def test_a_route_answers_as_the_matrix_says(
 
 
 async def connect(
-    person: hubs.Person, desktop: URL, *, origin: str | None = "own", ticket: str = "", **headers: str
+    person: hubs.Person,
+    desktop: URL,
+    path: str = "vnc",
+    *,
+    origin: str | None = "own",
+    ticket: str = "",
+    **headers: str,
 ) -> int:
-    """Try to open the websocket; 101 where the desktop greets through it, else what was answered."""
+    """Try to open a websocket; 101 where the desktop greets through it, else what was answered."""
     if origin == "own":
         origin = str(desktop.origin())
     if person.token:
@@ -190,13 +197,13 @@ async def connect(
         headers["Origin"] = origin
     try:
         async with person.http.ws_connect(
-            desktop / "vnc",
+            desktop / path,
             protocols=("binary", *((f"qs.ticket.{ticket}",) if ticket else ())),
             headers=headers,
         ) as websocket:
             assert websocket.protocol == "binary"
             greeting = await websocket.receive_bytes(timeout=10)
-            assert greeting == b"RFB 003.008\n"
+            assert greeting.startswith({"vnc": b"RFB 003.008\n", "sound": b'{"format": "s16le"'}[path])
             return 101
     except aiohttp.WSServerHandshakeError as exc:
         return exc.status
@@ -208,39 +215,42 @@ async def get_ticket(person: hubs.Person, desktop: URL) -> str:
     return str(json.loads(answer.text).get("ticket", ""))
 
 
+@pytest.mark.parametrize("path", ["vnc", "sound"])
 @pytest.mark.parametrize("who", WHO)
-async def test_the_websocket_opens_for_those_who_may(
-    who: str, people: dict[str, hubs.Person], desktop: URL
+async def test_a_websocket_opens_for_those_who_may(
+    who: str, path: str, people: dict[str, hubs.Person], desktop: URL
 ) -> None:
     ticket = await get_ticket(people[who], desktop) if who in ("viewer", "controller", "alice") else "made-up"
 
-    status = await connect(people[who], desktop, ticket=ticket)
+    status = await connect(people[who], desktop, path, ticket=ticket)
 
     assert status == (101 if who in ("viewer", "controller", "alice's token", "alice") else 403)
 
 
+@pytest.mark.parametrize("path", ["vnc", "sound"])
 @pytest.mark.parametrize(
     "origin", [None, "null", "http://evil.example", "http://127.0.0.1.evil.example", "https://127.0.0.1"]
 )
-async def test_the_websocket_opens_from_its_own_page_only(
-    origin: str | None, people: dict[str, hubs.Person], desktop: URL
+async def test_a_websocket_opens_from_its_own_page_only(
+    origin: str | None, path: str, people: dict[str, hubs.Person], desktop: URL
 ) -> None:
     ticket = await get_ticket(people["alice"], desktop)
 
-    assert await connect(people["alice"], desktop, origin=origin, ticket=ticket) == 403
+    assert await connect(people["alice"], desktop, path, origin=origin, ticket=ticket) == 403
 
 
-async def test_the_websocket_asks_a_cookie_for_a_fresh_ticket(
-    people: dict[str, hubs.Person], desktop: URL
+@pytest.mark.parametrize("path", ["vnc", "sound"])
+async def test_a_websocket_asks_a_cookie_for_a_fresh_ticket(
+    path: str, people: dict[str, hubs.Person], desktop: URL
 ) -> None:
     """No ticket, a used one, somebody else's: a page of another server on this origin has none of its own."""
     alice = people["alice"]
     used = await get_ticket(alice, desktop)
-    assert await connect(alice, desktop, ticket=used) == 101
+    assert await connect(alice, desktop, path, ticket=used) == 101
 
-    assert await connect(alice, desktop) == 403
-    assert await connect(alice, desktop, ticket=used) == 403
-    assert await connect(alice, desktop, ticket=await get_ticket(people["viewer"], desktop)) == 403
+    assert await connect(alice, desktop, path) == 403
+    assert await connect(alice, desktop, path, ticket=used) == 403
+    assert await connect(alice, desktop, path, ticket=await get_ticket(people["viewer"], desktop)) == 403
 
 
 async def test_a_token_in_the_url_is_refused_everywhere(
@@ -250,7 +260,7 @@ async def test_a_token_in_the_url_is_refused_everywhere(
     token = people["alice's token"].token
     anonymous = people["anonymous"]
 
-    for path in ("", "api/status", "vnc"):
+    for path in ("", "api/status", "vnc", "sound"):
         url = desktop.join(URL(path)).with_query(token=token)
         assert (await anonymous.request("GET", url, allow_redirects=False)).status == 403
 

@@ -14,6 +14,8 @@ class SoundHandler(Handler):
     async def get(self) -> None:
         self.check_opener()
         spec = self.supervisor.spec
+        if spec.policy.sound == "nobody":
+            raise web.HTTPError(403, "Sound is switched off at this site.")
         if not self.person.may(spec.policy.sound):
             raise web.HTTPError(
                 403, f"Sound needs the role '{spec.policy.sound}'; yours is '{self.person.role}'."
