@@ -9,7 +9,7 @@ import guests
 import pytest
 
 RATE_HZ = 48000
-# What `loudest_hz` finds of the guest's tone: on a busy host a few samples are lost, which shifts it a little.
+# What `loudest_hz` finds of the guest's tone: a busy host loses a few samples, which shifts it a little.
 NEAR_TONE = pytest.approx(guests.TONE_HZ, abs=5)
 FRAME_BYTES = 4  # 16 bits, two channels
 

@@ -11,8 +11,8 @@ from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
-from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.routes import ROUTES
+from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 
 MANUAL = Path(__file__).parent.parent / "docs"

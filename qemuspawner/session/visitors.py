@@ -62,7 +62,7 @@ class Visitor:
 
 
 def make_room(visitor: Visitor, present: Sequence[Visitor]) -> Farewell | None:
-    """Dismiss who of `present`, the longest first, has to go for `visitor`; or the answer that refuses them."""
+    """Dismiss who of `present`, the longest first, has to go for `visitor`; or the answer that refuses."""
     own = [other for other in present if other.name == visitor.name]
     if len(own) >= MAX_VISITORS_PER_PERSON:
         own[0].dismiss(CloseCode.REPLACED, "The desktop was opened in another window.")

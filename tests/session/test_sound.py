@@ -23,12 +23,12 @@ from tiny_guest import tiny_guest
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 
+from qemuspawner import scopes
 from qemuspawner.session import rfb
 from qemuspawner.session import sound as sound_module
-from qemuspawner.session.access import Person
 from qemuspawner.session.desktop import connect_desktop
-from qemuspawner.session.farewell import CloseCode
 from qemuspawner.session.sound import Sound
+from qemuspawner.session.visitors import CloseCode, Visitor
 from qemuspawner.session.websocket import accept_websocket
 
 # QEMU's stream
@@ -164,12 +164,15 @@ class Served:
 
     def __init__(self, sound: Sound) -> None:
         self.sound = sound
+        self.visitors: list[Visitor] = []
+        visitors = self.visitors
         listening, self.port = bind_unused_port()
 
         class Handler(web.RequestHandler):
             async def get(self, role: str, name: str) -> None:
-                person = Person(name=name, role=role)  # type: ignore[arg-type]
-                await sound.serve(await accept_websocket(self), person)
+                listener = Visitor(name=name, is_owner=role == "owner")
+                visitors.append(listener)
+                await sound.serve(await accept_websocket(self), listener)
 
         self.server = httpserver.HTTPServer(web.Application([(r"/(\w+)/(\w+)", Handler)]))
         self.server.add_sockets([listening])
@@ -206,6 +209,7 @@ class House:
 
     def __init__(self, served: Served, http: aiohttp.ClientSession) -> None:
         self.sound = served.sound
+        self.visitors = served.visitors
         self.port = served.port
         self._http = http
 
@@ -401,8 +405,8 @@ async def test_who_has_something_to_say_is_sent_away(house: House) -> None:
 
 async def test_a_silent_listener_is_dropped(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here after a fifth of a second instead of a minute."""
-    monkeypatch.setattr("qemuspawner.session.farewell._PING_EVERY_S", 0.05)
-    monkeypatch.setattr("qemuspawner.session.farewell._DEAD_AFTER_S", 0.2)
+    monkeypatch.setattr("qemuspawner.session.visitors._PING_EVERY_S", 0.05)
+    monkeypatch.setattr("qemuspawner.session.visitors._DEAD_AFTER_S", 0.2)
 
     stalled = await stall(house)
 
@@ -410,16 +414,13 @@ async def test_a_silent_listener_is_dropped(house: House, monkeypatch: pytest.Mo
     stalled.close()
 
 
-async def test_close_person_leaves_the_others(house: House, desktop: FakeDesktop) -> None:
+async def test_who_is_sent_away_leaves_the_others(house: House, desktop: FakeDesktop) -> None:
     """A role was changed."""
     owner, guest = await house.listen(), await house.listen("/view/bob")
 
-    closing = asyncio.create_task(
-        house.sound.close_person("bob", CloseCode.WITHDRAWN, "Sound is the owner's alone.")
-    )
+    house.visitors[1].dismiss(CloseCode.WITHDRAWN, "Your access was withdrawn.")
 
-    assert await guest.closed() == (4403, "Sound is the owner's alone.")
-    await closing
+    assert await guest.closed() == (4403, "Your access was withdrawn.")
     _, writer = await connection(desktop)
     writer.write(data(b"abcd"))
     assert await owner.piece() == b"abcd"
@@ -450,8 +451,9 @@ async def test_the_site_says_who_hears(
     """Here nobody, not even the owner: neither by the websocket, nor by a button on the page."""
     hubs.add_machine(machines_dir, state_dir, "loud")
     toml = machines_dir / "loud/machine.toml"
-    toml.write_text(toml.read_text().replace("[image]", "sound = true\n[image]"))
-    hub = await start_hub(sound="nobody")
+    toml.write_text(toml.read_text().replace("[image]", 'sound = true\nshutdown = "1 s"\n[image]'))
+    known = {"custom_scopes": scopes.CUSTOM_SCOPES, "extra_user_scopes": set(scopes.USER_SCOPES)}
+    hub = await start_hub(jupyterhub=known, sound="nobody")
     alice = await hub.with_token("alice")
     await hub.start(alice, {"machine": "loud"})
     desktop = await hub.wait_until_ready("alice")

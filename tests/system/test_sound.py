@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import guests
 import hubs
 import live
@@ -51,6 +52,27 @@ async def test_a_script_hears_the_tone(hub: live.LiveHub, desktop: URL) -> None:
 
     assert form == {"format": "s16le", "channels": 2, "rate_hz": RATE_HZ}
     assert loudest_hz(heard) == NEAR_TONE
+
+
+async def test_a_share_that_is_taken_back_is_heard_no_more(hub: live.LiveHub, desktop: URL) -> None:
+    """The websocket that is open is closed, within seconds."""
+    async with (
+        hub.person("alice", token=await hub.new_token("alice")) as alice,
+        hub.person("bob", token=await hub.new_token("bob")) as bob,
+    ):
+        share = {"user": "bob", "role": "view"}
+        answer = await alice.request("POST", desktop / "api/shares", json=share)
+        assert answer.status == 200, answer.text
+        headers = {"Authorization": f"token {bob.token}"}
+        async with bob.http.ws_connect(desktop / "sound", protocols=("binary",), headers=headers) as socket:
+            assert len(await socket.receive_bytes(timeout=10)) > 0
+            answer = await alice.request("DELETE", desktop / "api/shares", json={"user": "bob"})
+            assert answer.status == 200, answer.text
+            async with asyncio.timeout(20):
+                while (await socket.receive()).type is aiohttp.WSMsgType.BINARY:
+                    pass
+
+        assert socket.close_code == 4403
 
 
 async def test_a_machine_without_a_card_has_no_sound(hub: live.LiveHub) -> None:

@@ -10,8 +10,8 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from qemuspawner.errors import SessionError
 from qemuspawner.session.people import Seat
-from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.routes.base import Handler, describe_status
+from qemuspawner.session.visitors import CloseCode
 
 SUBPROTOCOL = "events"
 _MAX_MESSAGE_BYTES = 1024
