@@ -3,7 +3,12 @@
 // Takes {rate_hz}, then pieces of it as ArrayBuffers of signed 16 bits, left and right in turn; an empty one says
 // that the guest has stopped playing, null that the connection has gone. Tells four times a second how it goes.
 
-const TARGET_S = 0.06; // between what arrives and what is heard: network and page may be late by so much
+// Between what arrives and what is heard: network and page may be late by so much. Where that was not enough it
+// grows, and slowly goes back.
+const LEAST_TARGET_S = 0.06;
+const MOST_TARGET_S = 0.09;
+const RAISE_S = 0.01; // with each underrun
+const LOWER_S = 0.0001; // each time that is told
 const MOST_S = 0.12; // beyond that, what is oldest is left out
 // Two clocks never run alike. So much slower or faster nobody hears, and the buffer stays near its target.
 const MOST_BEND = 0.005;
@@ -17,6 +22,7 @@ class Player extends AudioWorkletProcessor {
   #written = 0; // frames since the beginning
   #read = 0; // also between two frames
   #level = 0; // frames that wait, smoothed
+  #target_s = LEAST_TARGET_S;
   #isPlaying = false; // else: waits until there is enough
   #isEnding = false; // the guest has stopped: running dry is no fault
   #underruns = 0;
@@ -52,7 +58,8 @@ class Player extends AudioWorkletProcessor {
     }
     const waiting = this.#written - this.#read;
     if (waiting > MOST_S * this.#rate_hz) {
-      const kept = TARGET_S * this.#rate_hz;
+      // Not down to the target: what came in a burst was late before, and may be again.
+      const kept = ((this.#target_s + MOST_S) / 2) * this.#rate_hz;
       this.#dropped_ms += (1000 * (waiting - kept)) / this.#rate_hz;
       this.#read = this.#written - kept;
       this.#level = kept;
@@ -61,7 +68,7 @@ class Player extends AudioWorkletProcessor {
   }
 
   process(_inputs, [[left, right]]) {
-    const target = TARGET_S * this.#rate_hz;
+    const target = this.#target_s * this.#rate_hz;
     const waiting = this.#written - this.#read;
     if (!this.#isPlaying && waiting > 0 && (waiting >= target || this.#isEnding)) {
       this.#isPlaying = true;
@@ -83,9 +90,7 @@ class Player extends AudioWorkletProcessor {
     for (let i = 0; i < left.length; i += 1) {
       const whole = Math.floor(this.#read);
       if (whole + 1 >= this.#written) {
-        this.#isPlaying = false;
-        this.#underruns += this.#isEnding ? 0 : 1;
-        this.#read = this.#isEnding ? this.#written : this.#read;
+        this.#runDry();
         return;
       }
       const part = this.#read - whole;
@@ -94,6 +99,16 @@ class Player extends AudioWorkletProcessor {
       left[i] = this.#ring[at] + part * (this.#ring[next] - this.#ring[at]);
       right[i] = this.#ring[at + 1] + part * (this.#ring[next + 1] - this.#ring[at + 1]);
       this.#read += step;
+    }
+  }
+
+  #runDry() {
+    this.#isPlaying = false;
+    if (this.#isEnding) {
+      this.#read = this.#written;
+    } else {
+      this.#underruns += 1;
+      this.#target_s = Math.min(MOST_TARGET_S, this.#target_s + RAISE_S);
     }
   }
 
@@ -106,6 +121,7 @@ class Player extends AudioWorkletProcessor {
     });
     this.#most = this.#written - this.#read;
     this.#told_s = currentTime;
+    this.#target_s = Math.max(LEAST_TARGET_S, this.#target_s - LOWER_S);
   }
 }
 

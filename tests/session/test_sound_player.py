@@ -135,6 +135,17 @@ def test_a_connection_that_stalls_is_one_underrun_and_no_longer_delay() -> None:
     assert played.last["most_ms"] < 100
 
 
+def test_a_connection_that_is_late_again_and_again_is_waited_for_longer() -> None:
+    """Gaps of 80 ms, one each second: the first few are heard, the others are not; still within 120 ms."""
+    events = [(max(at, int(at) + 0.08) if at >= 1 else at, piece) for at, piece in tone(30)]
+
+    played = play(events, seconds=30)
+
+    assert 0 < played.last["underruns"] <= 4
+    assert played.told[-40]["underruns"] == played.last["underruns"]
+    assert played.most_ms <= 120
+
+
 def test_a_short_sound_is_played_to_its_end() -> None:
     """Shorter than what is waited for otherwise; and its end is no underrun."""
     played = play([*tone(0.03), (0.04, b"")], seconds=1)
