@@ -1,8 +1,8 @@
 """Who may be at a desktop as what, with stand-ins for the hub."""
 
 import json
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from msgspec import structs
 
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Image, Machine
-from qemuspawner.policy import Policy, Role
+from qemuspawner.policy import Least, Policy, Role
 from qemuspawner.session import people as people_module
 from qemuspawner.session import rfb
 from qemuspawner.session.access import Person
 from qemuspawner.session.audit import Audit
 from qemuspawner.session.logins import Login
 from qemuspawner.session.people import People, Request
-from qemuspawner.session.relay import CloseCode, Viewer
+from qemuspawner.session.relay import Viewer
+from qemuspawner.session.visitors import CloseCode, Visitor
 from qemuspawner.spec import SessionSpec
 
 SPEC = SessionSpec(
@@ -94,6 +95,17 @@ class Scene:
         viewer.stack.enter_context(seat)  # type: ignore[attr-defined]
         self.logins.models[name] = {"name": name, "kind": "user", "groups": [], "scopes": ["access:servers"]}
         return viewer
+
+    @contextmanager
+    def listening(self, name: str, role: Role, *, least: Least) -> Iterator[Visitor]:
+        """Somebody hears the desktop, for which the site asks for the role `least`."""
+        listener = Visitor(name=name)
+        with self.people.seated(
+            Person(name=name, role=role), Login(token=name, session_id=""), is_browser=True, least=least,
+            dismiss=listener.dismiss,
+        ):  # fmt: skip
+            self.logins.models[name] = {"name": name, "kind": "user", "groups": [], "scopes": []}
+            yield listener
 
     def leave(self, viewer: Viewer) -> None:
         viewer.stack.close()  # type: ignore[attr-defined]
@@ -270,6 +282,32 @@ async def test_what_becomes_of_others_when_the_owner_leaves(scene: MakeScene, ow
     assert (at.people.refuse_screen(Person(name="bob", role="control")) is not None) == (
         owner_away == "leave"
     )
+
+
+@pytest.mark.parametrize("owner_away", ["stay", "view", "leave"])
+async def test_who_only_listens_goes_with_the_viewers(scene: MakeScene, owner_away: str) -> None:
+    """The site lets those hear the desktop who may control it, which bob may not while alice is away."""
+    at = scene(owner_away=owner_away)
+    at.shares.users["bob"] = "control"
+    alice = at.come("alice", "owner")
+    with at.listening("bob", "control", least="control") as bob:
+        await at.review()
+        assert not bob.dismissed
+
+        at.leave(alice)
+        await at.review(after_s=60)
+
+        code = bob.dismissal.result().code if bob.dismissed else None
+        assert code == {"stay": None, "view": CloseCode.WITHDRAWN, "leave": CloseCode.AWAY}[owner_away]
+
+
+async def test_who_is_sent_away_hears_no_more_either(scene: MakeScene) -> None:
+    at = scene()
+    at.shares.users["bob"] = "control"
+    with at.listening("bob", "control", least="view") as bob:
+        at.people.drop("bob", by=ALICE)
+
+        assert bob.dismissal.result().code == CloseCode.WITHDRAWN
 
 
 async def test_control_comes_back_with_the_owner(scene: MakeScene) -> None:
