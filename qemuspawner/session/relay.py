@@ -19,7 +19,8 @@ from qemuspawner.session.websocket import WebSocket, WebSocketError
 
 log = logging.getLogger(__name__)
 
-MAX_VIEWERS = 8
+# QEMU throws out the 33rd connection. The rest is for connections of our own, such as `keep_fresh`'s.
+MAX_VIEWERS = 24
 MAX_VIEWERS_PER_PERSON = 2
 
 _GREETING_TIMEOUT_S = 10.0
