@@ -5,6 +5,7 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 # A session holds a request for 10 s at most, and one that is not serving yet holds it by not answering.
 _LONG_TIMEOUT = aiohttp.ClientTimeout(total=15)
-_MAX_STATUS_BYTES = 1024 * 1024
+_MAX_ANSWER_BYTES = 1024 * 1024
 # How soon a process is missed that ended without closing the connection.
 _ALIVE_EVERY_S = 1
 # Between requests that bring nothing new.
@@ -72,7 +73,7 @@ async def fetch_status(
             if response.status != 200:
                 log.debug("%s answers %s.", url, response.status)
                 return None
-            body = await response.content.read(_MAX_STATUS_BYTES)
+            body = await response.content.read(_MAX_ANSWER_BYTES)
         return SessionStatus.from_json(body)
     except (aiohttp.ClientError, TimeoutError):
         return None
@@ -81,22 +82,25 @@ async def fetch_status(
         return None
 
 
-async def tell_session(url: str, body: object, *, token: str, ssl_context: ssl.SSLContext | None) -> bool:
-    """POST something to a session; whether it took it."""
+async def ask_session(
+    method: str, url: str, body: object = None, *, token: str, ssl_context: ssl.SSLContext | None
+) -> tuple[int, dict[str, Any]]:
+    """A route of a session: HTTP status and JSON object of its answer; 0 and {} where it does not answer."""
     try:
         async with await fetch(
             url,
-            method="POST",
-            data=json.dumps(body),
+            method=method,
+            data=None if body is None else json.dumps(body),
             headers={"Authorization": f"token {token}"},
             timeout=_TIMEOUT,
             allow_redirects=False,
             raise_for_status=False,
             ssl=True if ssl_context is None else ssl_context,
         ) as response:
-            return int(response.status) < 400
-    except (aiohttp.ClientError, TimeoutError):
-        return False
+            answer = json.loads(await response.content.read(_MAX_ANSWER_BYTES))
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return 0, {}
+    return (int(response.status), answer) if isinstance(answer, dict) else (0, {})
 
 
 async def desktop_answers(url: str, *, ssl_context: ssl.SSLContext | None) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from traitlets.config import LoggingConfigurable
 from qemuspawner import paths, scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
 from qemuspawner.hub import api, form, share_api
-from qemuspawner.hub.follow import Progress, follow_session, tell_session
+from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
@@ -59,8 +60,8 @@ _SESSION_KEYS = ("session_id", "machine", "node", "starting")
 _MAX_SPEC_KIB = 120
 # Shorter is a mistake: such as hours that were meant, and taken for seconds.
 _LEAST_S = 60
-# A token that the hub makes for a request of its own.
-_OWN_TOKEN_S = 60
+# A token that the hub makes for requests of its own; it is used for half of that.
+_OWN_TOKEN_S = 600
 
 
 class _LaunchLinkError(Exception):
@@ -162,6 +163,7 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
     _options: Options | None = None
     _session: dict[str, object]
     _progress: Progress
+    _made_token: tuple[str, float] = ("", float("-inf"))  # until when, by time.monotonic
 
     def __init__(self, **kwargs: Any) -> None:
         self._session = {}
@@ -443,6 +445,11 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
         """Whether somebody with these scopes may start this server on the hub's pages."""
         return self._is_within("servers", scopes)
 
+    def may_be_shared_by(self, granted: Collection[str]) -> bool:
+        """Whether somebody with these scopes may share this server, as either role, on the hub's pages."""
+        wanted = ("shares", "access:servers", scopes.VIEW, scopes.CONTROL)
+        return all(self._is_within(scope, granted) for scope in wanted)
+
     def _is_within(self, scope: str, scopes: Collection[str]) -> bool:
         wanted = f"{scope}!server={self.user.name}/{self.name}"
         return bool(has_scope(wanted, set(scopes), db=self._database))
@@ -696,15 +703,25 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
         context: ssl.SSLContext = make_ssl_context(key, cert, cafile=ca)
         return context
 
-    async def tell_session(self, path: str, body: object) -> bool:
-        """POST something to the running session, as its owner; whether it took it."""
-        # A hub that was restarted has lost the server's token.
-        token = self.api_token or self.user.new_api_token(
-            note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=self._access_scopes
+    async def ask_session(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+        """A route of the running session, asked as its owner; see `follow.ask_session`."""
+        return await ask_session(
+            method,
+            url_path_join(self.server.url, path),
+            body,
+            token=self.api_token or self._own_token(),
+            ssl_context=self._ssl_context,
         )
-        return await tell_session(
-            url_path_join(self.server.url, path), body, token=token, ssl_context=self._ssl_context
-        )
+
+    def _own_token(self) -> str:
+        """A token for the session; a hub that was restarted has lost the server's."""
+        token, until = self._made_token
+        if time.monotonic() > until:
+            token = self.user.new_api_token(
+                note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=self._access_scopes
+            )
+            self._made_token = token, time.monotonic() + _OWN_TOKEN_S / 2
+        return token
 
     @property
     def _access_scopes(self) -> list[str]:

@@ -1,11 +1,11 @@
 """Routes of the hub's REST API for shares of desktops: what JupyterHub's own do not tell or take.
 
-JupyterHub stores until when a share lasts, but no route of its own sets it or tells it. And who has no access
-yet can tell nobody that they would like to have it.
+JupyterHub stores until when a share lasts, but no route of its own sets it or tells it. Who has no access yet
+can tell nobody that they would like to have it, and owners who are not at the desktop see nobody who asks.
 """
 
+import asyncio
 import json
-import logging
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
@@ -15,8 +15,6 @@ from jupyterhub import apihandlers, orm
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
-
-log = logging.getLogger(__name__)
 
 _LONGEST_S = 366 * 86400
 _LEAST_S = 60
@@ -33,6 +31,21 @@ class _ServerHandler(APIHandler):  # type: ignore[misc]
         if user is None or server_name not in user.orm_spawners:
             raise web.HTTPError(404, "There is no such server.")
         return user.orm_spawners[server_name]
+
+    def find_running(self, user_name: str, server_name: str) -> Any:
+        """The spawner of a desktop that runs, or None."""
+        user = self.find_user(user_name)
+        if user is None or server_name not in user.spawners:
+            return None
+        spawner = user.spawners[server_name]
+        return spawner if spawner.ready and hasattr(spawner, "ask_session") else None
+
+    def body(self) -> dict[str, Any]:
+        """The request's JSON object; {} where it has none. Raises HTTPError 400."""
+        body = self.get_json_body()
+        if body is not None and not isinstance(body, dict):
+            raise web.HTTPError(400, "The request's body is not a JSON object.")
+        return body or {}
 
 
 class DesktopSharesHandler(_ServerHandler):
@@ -54,7 +67,7 @@ class DesktopSharesHandler(_ServerHandler):
     def post(self, user_name: str, server_name: str) -> None:
         """Set when a share ends: `{"user" or "group": NAME, "expires_in": seconds}`; 0: never by itself."""
         server = self.find_server(user_name, server_name)
-        body = self.get_json_body() or {}
+        body = self.body()
         seconds = body.get("expires_in", 0)
         if type(seconds) is not int or not (seconds == 0 or _LEAST_S <= seconds <= _LONGEST_S):
             raise web.HTTPError(400, f"'expires_in' is 0, or from {_LEAST_S} to {_LONGEST_S} seconds.")
@@ -83,17 +96,21 @@ class AccessRequestHandler(_ServerHandler):
     """
 
     _asked: ClassVar[OrderedDict[tuple[str, str, str], float]] = OrderedDict()
+    _telling: ClassVar[set[asyncio.Task[None]]] = set()
 
     async def post(self, user_name: str, server_name: str) -> None:
         asker = self.current_user
         # A token acts for a program; to ask is for people.
         if asker is None or isinstance(asker, orm.Service) or self.get_token() is not None:
             raise web.HTTPError(403, "Only people who are logged in can ask for access.")
-        reason = (self.get_json_body() or {}).get("reason", "")
+        reason = self.body().get("reason", "")
         if not isinstance(reason, str) or len(reason) > _MAX_REASON:
             raise web.HTTPError(400, f"'reason' is a text of at most {_MAX_REASON} characters.")
         if self._is_due((asker.name, user_name, server_name)):
-            await self._tell_owner(user_name, server_name, asker.name, reason)
+            # Not waited for: how long it takes would tell whether there is such a desktop.
+            task = asyncio.create_task(self._tell_owner(user_name, server_name, asker.name, reason))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
         self.set_status(202)
         self.finish(json.dumps({"message": "Where this desktop is running, its owner has been asked."}))
 
@@ -108,14 +125,55 @@ class AccessRequestHandler(_ServerHandler):
         return True
 
     async def _tell_owner(self, user_name: str, server_name: str, asker: str, reason: str) -> None:
-        user = self.find_user(user_name)
-        if user is None or server_name not in user.spawners:
+        spawner = self.find_running(user_name, server_name)
+        if spawner is None:
             return
-        spawner = user.spawners[server_name]
-        if spawner.ready and hasattr(spawner, "tell_session"):
-            body = {"name": asker, "wants": "view", "reason": reason}
-            if not await spawner.tell_session("api/requests", body):
-                self.log.warning("%s: its session does not hear of a request for access", spawner._log_name)
+        body = {"name": asker, "wants": "view", "reason": reason}
+        status, _ = await spawner.ask_session("POST", "api/requests", body)
+        if status != 200:
+            self.log.warning("%s: its session does not take a request for access", spawner._log_name)
+
+
+class DesktopPeopleHandler(_ServerHandler):
+    """Who is at a desktop and who asks to come in, for its owner, who may be elsewhere.
+
+    Nobody else: whoever may answer could let themselves in, also where the site has staff ask for that.
+    """
+
+    @needs_scope("shares")  # type: ignore[untyped-decorator]
+    async def get(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/people` has it; nobody where the desktop does not run."""
+        await self._relay(user_name, server_name, "GET", "api/people")
+
+    @needs_scope("shares")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """Answer: `{"name": NAME, "grant": "view", "control" or null}`, or send away: `{"drop": NAME}`."""
+        body = self.body()
+        path = "api/people" if "drop" in body else "api/answers"
+        await self._relay(user_name, server_name, "POST", path, body)
+
+    async def _relay(
+        self, user_name: str, server_name: str, method: str, path: str, body: object = None
+    ) -> None:
+        person = self.current_user
+        if isinstance(person, orm.Service) or person.name != user_name:
+            raise web.HTTPError(403, "Only the owner of a desktop sees and answers who asks.")
+        self.find_server(user_name, server_name)
+        spawner = self.find_running(user_name, server_name)
+        if spawner is None:
+            if method == "POST":
+                raise web.HTTPError(409, "The desktop is not running.")
+            self._finish(running=False, answer={})
+            return
+        status, answer = await spawner.ask_session(method, path, body)
+        if status != 200:
+            message = answer.get("message") or "The desktop does not answer."
+            raise web.HTTPError(status if 400 <= status < 500 else 503, str(message))
+        self._finish(running=True, answer=answer)
+
+    def _finish(self, *, running: bool, answer: dict[str, Any]) -> None:
+        told = {key: answer.get(key, []) for key in ("people", "requests")}
+        self.finish(json.dumps({"running": running, **told}))
 
 
 def _model(share: Any) -> dict[str, Any]:
@@ -135,4 +193,5 @@ def _utc_now() -> datetime:
 apihandlers.default_handlers += [
     (r"/api/users/([^/]+)/desktop-shares/([^/]*)", DesktopSharesHandler),
     (r"/api/users/([^/]+)/access-requests/([^/]*)", AccessRequestHandler),
+    (r"/api/users/([^/]+)/desktop-people/([^/]*)", DesktopPeopleHandler),
 ]
