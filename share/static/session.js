@@ -10,6 +10,7 @@ import { Files } from "./files.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
+import { setUpPorts } from "./ports.js";
 import { remember, remembered } from "./settings.js";
 import { Sound } from "./sound.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
@@ -729,6 +730,7 @@ function setUpTools() {
 
 setUpToolbar({ onLeave: () => desktop.focus() });
 setUpTools();
+setUpPorts({ onLeave: () => desktop.focus() });
 setUpView();
 setUpTyping(desktop);
 new Clipboard(desktop);

@@ -112,6 +112,9 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("PATCH!", "api/files/uploads/([A-Za-z0-9_-]+)"): forged(412),
     ("DELETE", "api/files/uploads/([A-Za-z0-9_-]+)"): controllers(412),
     ("DELETE!", "api/files/uploads/([A-Za-z0-9_-]+)"): forged(412),
+    # This machine has no web tools; a form of another site, or of none, is not let in with a cookie.
+    ("GET", "proxy/([^/]+)(/.*)?"): (302, 302, 403, 403, 403, 404, 404, 404),
+    ("POST", "proxy/([^/]+)(/.*)?"): forged(404),
     ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400, 400, 400),
     ("GET", "static/(.*)"): OPEN,
     ("GET", "api/nothing"): (403, 403, 403, 403, 404, 404, 404, 404),
@@ -121,6 +124,7 @@ PATHS = {
     "static/(.*)": "static/vendor/novnc.js",
     "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc",
     "api/files/uploads/([A-Za-z0-9_-]+)": "api/files/uploads/abc",
+    "proxy/([^/]+)(/.*)?": "proxy/web/",
 }
 BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},

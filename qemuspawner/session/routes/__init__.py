@@ -23,6 +23,7 @@ from qemuspawner.session.routes.files import (
     UploadsHandler,
 )
 from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
+from qemuspawner.session.routes.ports import PortHandler
 from qemuspawner.session.routes.screen import VncHandler
 from qemuspawner.session.routes.sharing import (
     AnswersHandler,
@@ -70,6 +71,7 @@ ROUTES = (
     Route("api/files/content", ContentHandler),
     Route("api/files/uploads", UploadsHandler),
     Route("api/files/uploads/([A-Za-z0-9_-]+)", UploadHandler),
+    Route("proxy/([^/]+)(/.*)?", PortHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )

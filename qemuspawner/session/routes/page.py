@@ -2,6 +2,7 @@
 
 import gzip
 import os.path
+from typing import Any
 
 import jinja2
 from jupyterhub import __version__ as jupyterhub_version
@@ -52,6 +53,7 @@ class PageHandler(Handler):
                 "out": spec.policy.files_out,
                 "max_mib": spec.policy.max_file_mib,
             },
+            "web_tools": self._web_tools(),
             "xsrf": self.xsrf_token.decode(),
             # With these the page connects at once, without asking for them.
             "status": self.status(),
@@ -64,6 +66,12 @@ class PageHandler(Handler):
             self.set_header("Content-Encoding", "gzip")
             text = gzip.compress(text, 6)
         self.finish(text)
+
+    def _web_tools(self) -> dict[str, Any]:
+        """Their names and the role that they ask for; {} where nobody has any."""
+        names = list(self.supervisor.spec.machine.ports)
+        least = self.supervisor.spec.policy.ports
+        return {"names": names, "least": least} if names and least != "nobody" else {}
 
 
 class ProbeHandler(web.RequestHandler):
