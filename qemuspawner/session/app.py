@@ -15,6 +15,7 @@ from tornado import httpserver, web
 
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
+from qemuspawner.session.agents import Agents
 from qemuspawner.session.audit import Audit
 from qemuspawner.session.hub import Hub
 from qemuspawner.session.logins import Logins
@@ -49,6 +50,9 @@ def make_app(
         relay=relay,
         tickets=Tickets(),
         people=people,
+        agents=Agents(
+            StatePaths.of(supervisor.spec.state_dir).session(supervisor.spec.session_id).vnc_socket
+        ),
         audit=audit,
         prefix=prefix,
         public_hosts={urlparse(public_url).netloc.lower()} if public_url else set(),

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any, Literal
@@ -513,6 +513,19 @@ class Supervisor:
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""
         return await self._running_guest().screenshot()
+
+    @contextlib.asynccontextmanager
+    async def steady(self) -> AsyncIterator[None]:
+        """The VM runs, and is not paused to be saved meanwhile: QEMU would drop what is typed.
+
+        Raises:
+            VmError: It does not run.
+        """
+        self._running_guest()
+        assert self.keeper is not None
+        async with self.keeper.lock:
+            self._running_guest()
+            yield
 
     def _running_guest(self) -> Guest:
         guest = self._guest
