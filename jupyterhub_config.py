@@ -64,7 +64,7 @@ c.JupyterHub.allow_named_servers = True
 c.JupyterHub.named_server_limit_per_user = 3
 
 # Owners may share a desktop, with a link or with people and groups by name, to drive it or only to look on,
-# and let programs drive it, with a token that can do nothing else.
+# and let programs drive it, with tokens of their own.
 c.JupyterHub.custom_scopes = scopes.CUSTOM_SCOPES
 c.JupyterHub.extra_user_scopes = set(scopes.USER_SCOPES)
 

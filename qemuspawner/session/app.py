@@ -15,6 +15,7 @@ from tornado import httpserver, web
 
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
+from qemuspawner.session.agents import Agents
 from qemuspawner.session.audit import Audit
 from qemuspawner.session.files import Files
 from qemuspawner.session.hub import Hub
@@ -54,6 +55,9 @@ def make_app(
         files=Files(supervisor),
         tickets=Tickets(),
         people=people,
+        agents=Agents(
+            StatePaths.of(supervisor.spec.state_dir).session(supervisor.spec.session_id).vnc_socket
+        ),
         audit=audit,
         prefix=prefix,
         public_hosts={urlparse(public_url).netloc.lower()} if public_url else set(),

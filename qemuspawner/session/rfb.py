@@ -407,6 +407,16 @@ class SoundMessages:
         return []
 
 
+def pointer_event(*, x: int, y: int, buttons: int) -> bytes:
+    """The pointer, and which buttons are down: 1 left, 2 middle, 4 right, 8 wheel up, 16 wheel down."""
+    return struct.pack(">BBHH", 5, buttons, x, y)
+
+
+def update_request(*, incremental: bool, width: int, height: int) -> bytes:
+    """Ask for the upper left part of the screen: at once, or (as QEMU takes it) for whatever changes next."""
+    return struct.pack(">BBHHHH", 3, incremental, 0, 0, width, height)
+
+
 # Handshakes. Each is a generator that yields (bytes to send, count of bytes to read next), is sent those
 # bytes, and returns its result: straight to read, and still without I/O.
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any, Literal
@@ -518,6 +518,19 @@ class Supervisor:
     async def connect_port(self, name: str) -> socket.socket:
         """A connection to the machine's port `name`; raises VmError where it cannot be reached."""
         return await self.running_guest().ports.connect(name)
+
+    @contextlib.asynccontextmanager
+    async def steady(self) -> AsyncIterator[None]:
+        """The VM runs, and is not paused to be saved meanwhile: QEMU would drop what is typed.
+
+        Raises:
+            VmError: It does not run.
+        """
+        self.running_guest()
+        assert self.keeper is not None
+        async with self.keeper.lock:
+            self.running_guest()
+            yield
 
     def running_guest(self) -> Guest:
         guest = self._guest

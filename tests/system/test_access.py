@@ -115,6 +115,12 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     # This machine has no web tools; a form of another site, or of none, is not let in with a cookie.
     ("GET", "proxy/([^/]+)(/.*)?"): (302, 302, 403, 403, 403, 404, 404, 404),
     ("POST", "proxy/([^/]+)(/.*)?"): forged(404),
+    # For programs, with a scope that a token has where it has all of its owner's.
+    ("POST", "api/type"): forged(200),
+    ("POST", "api/click"): forged(409),  # the painter uses no tablet
+    ("POST", "api/move"): forged(409),
+    ("POST", "api/scroll"): forged(409),
+    ("POST", "api/wait"): forged(200),
     ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400, 400, 400),
     ("GET", "static/(.*)"): OPEN,
     ("GET", "api/nothing"): (403, 403, 403, 403, 404, 404, 404, 404),
@@ -134,6 +140,11 @@ BODIES: dict[str, Any] = {
     "api/requests": {"wants": "control"},
     "api/answers": {"name": "nobody"},
     "api/share-codes": {"role": "view", "expires_in": 60},
+    "api/type": {"text": "a"},
+    "api/click": {"x": 0, "y": 0},
+    "api/move": {"x": 0, "y": 0},
+    "api/scroll": {"x": 0, "y": 0, "down": 1},
+    "api/wait": {"for": "change", "timeout_s": 0},
 }
 
 

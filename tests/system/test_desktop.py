@@ -4,8 +4,9 @@ import asyncio
 import http.server
 import itertools
 import os
+import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,23 @@ import vms
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.session.guest import Guest
+from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand
+from qemuspawner.session.keyboard import parse_chord, parse_text
 
 # QEMU's user network gives it to the first guest, and to no other.
 GUEST_ADDRESS = "10.0.2.15"
+# Within the terminal that is open at the start.
+TERMINAL = (400, 300)
+LEFT = 165
 
 
 class Desktop:
     """A booted demo machine."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, vnc_socket: Path) -> None:
         assert guest.agent is not None
         self.guest = guest
+        self.vnc_socket = vnc_socket
         self.agent = guest.agent
 
     async def run(self, command: str) -> tuple[int, str]:
@@ -38,8 +45,8 @@ async def desktop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Des
     """One boot for all tests here."""
     machine = load_machine(EXAMPLE_MACHINES / "debian-desktop", Path(os.environ["QEMUSPAWNER_TEST_IMAGES"]))
     spec = vms.make_spec(tmp_path_factory.mktemp("state"), machine, memory_mib=1024)
-    async with vms.running_guest(spec) as (guest, _):
-        desktop = Desktop(guest)
+    async with vms.running_guest(spec) as (guest, prepared):
+        desktop = Desktop(guest, prepared.paths.vnc_socket)
         assert await desktop.agent.wait_until_ready(timeout_s=240)
         yield desktop
 
@@ -119,6 +126,50 @@ def host_addresses() -> list[str]:
     lines = Path("/proc/net/fib_trie").read_text().splitlines()
     pairs = itertools.pairwise(lines)
     return sorted({line.split()[-1] for line, kind in pairs if "/32 host LOCAL" in kind})
+
+
+async def test_what_a_program_types_is_what_the_guest_reads(desktop: Desktop) -> None:
+    """Every character of a US keyboard, into the terminal that a click has put in front."""
+    hand = Hand(desktop.vnc_socket)
+    text = "".join(chr(code) for code in range(0x20, 0x7F)) + "\tend\n"
+
+    await hand.click(*TERMINAL, button="left", times=1)
+    # Untouched by the terminal: a tab is a tab, and Ctrl-D alone ends it.
+    for chord in [*parse_text(f"cat > /tmp/typed\n{text}"), parse_chord("ctrl+d")]:
+        await hand.press(chord)
+        await asyncio.sleep(BETWEEN_KEYS_S)
+
+    async with asyncio.timeout(60):
+        while (await desktop.run("cat /tmp/typed"))[1] != text:
+            await asyncio.sleep(0.5)
+
+
+# Reaches the display as the terminal does.
+XCLIP = """
+environ=$(tr '\\0' '\\n' < /proc/$(pgrep -o xterm)/environ | grep -E '^(DISPLAY|XAUTHORITY)=')
+runuser -u user -- env $environ xclip -selection clipboard -o
+"""
+
+
+async def test_a_program_selects_by_dragging_and_by_a_double_click(desktop: Desktop) -> None:
+    """The terminal copies what is selected in it; once more where an emulated guest was too slow for it."""
+    hand = Hand(desktop.vnc_socket)
+    x, y = TERMINAL
+    for chord in parse_text("clear; yes word | head -n 40\n"):
+        await hand.press(chord)
+        await asyncio.sleep(BETWEEN_KEYS_S)
+
+    async def select(act: Callable[[], Awaitable[None]], pattern: str) -> None:
+        async with asyncio.timeout(90):
+            copied = ""
+            while not re.fullmatch(pattern, copied):
+                await act()
+                await asyncio.sleep(1)
+                copied = (await desktop.run(XCLIP))[1]
+
+    await select(lambda: hand.drag(x, y, (x + 100, y + 60), button="left"), r"\n?(word\n){2,5}(word)?")
+    # Words begin at the left border.
+    await select(lambda: hand.click(LEFT, y, button="left", times=2), "word")
 
 
 async def test_the_power_button_shuts_the_guest_down(desktop: Desktop) -> None:

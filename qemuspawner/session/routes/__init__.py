@@ -5,6 +5,13 @@ from typing import NamedTuple
 from jupyterhub.services.auth import HubOAuthCallbackHandler
 from tornado import web
 
+from qemuspawner.session.routes.agent import (
+    ClickHandler,
+    MoveHandler,
+    ScrollHandler,
+    TypeHandler,
+    WaitHandler,
+)
 from qemuspawner.session.routes.checkpoints import CheckpointHandler, CheckpointsHandler
 from qemuspawner.session.routes.control import (
     ExtendHandler,
@@ -72,6 +79,11 @@ ROUTES = (
     Route("api/files/uploads", UploadsHandler),
     Route("api/files/uploads/([A-Za-z0-9_-]+)", UploadHandler),
     Route("proxy/([^/]+)(/.*)?", PortHandler),
+    Route("api/type", TypeHandler),
+    Route("api/click", ClickHandler),
+    Route("api/move", MoveHandler),
+    Route("api/scroll", ScrollHandler),
+    Route("api/wait", WaitHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )

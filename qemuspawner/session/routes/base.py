@@ -120,8 +120,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         match kwargs.get("exc_info", (None, None, None))[1]:
             case QemuSpawnerError() as exc:
                 message, hint = exc.message, exc.hint
-            case web.HTTPError(log_message=str(text)):
-                message = text
+            case web.HTTPError() as exc:
+                message = exc.get_message() or message
         self.finish({"message": message, "hint": hint})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -149,7 +149,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         """The request's JSON object; {} where it has no body."""
         try:
             value = json.loads(self.request.body or b"{}")
-        except ValueError as exc:
+        # Brackets within brackets, a thousand deep, are not JSON for Python either.
+        except (ValueError, RecursionError) as exc:
             raise web.HTTPError(400, "The request's body is not JSON.") from exc
         if not isinstance(value, dict):
             raise web.HTTPError(400, "The request's body is not a JSON object.")
