@@ -49,7 +49,7 @@ class Served:
         self.dismiss: list[Callable[[int, str], None]] = []  # of the transfers that go on
         people = SimpleNamespace(seated=self._seat)
         audit = Audit(StatePaths(root=root).audit, spec)
-        self.app = make_app(self.supervisor, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
+        self.app = make_app(self.supervisor, None, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
         self.files: files_module.Files = self.app.settings["files"]
         listening, self.port = bind_unused_port()
         self.server = httpserver.HTTPServer(self.app, max_body_size=_MAX_BODY_BYTES)
