@@ -71,6 +71,13 @@ class Allow(_Table, frozen=True, kw_only=True):
     groups: tuple[str, ...] = ()
 
 
+class WebTool(_Table, frozen=True, kw_only=True):
+    """A web server in the guest."""
+
+    port: Port
+    absolute_url: bool = False  # it knows under which path it is shown, and is asked for the whole of it
+
+
 class Build(_Table, frozen=True, kw_only=True):
     """How `qemuspawner machines build` makes the image with mmdebstrap."""
 
@@ -101,7 +108,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     home: Annotated[str, Meta(pattern="^(/.*)?$", max_length=200)] = ""  # the user's home in the guest
     network: Literal["none", "internet"] = "none"
     shutdown: Seconds = Seconds(15)  # what the guest gets to shut down before it is switched off
-    ports: dict[Name, Port] = {}
+    ports: dict[Name, Port | WebTool] = {}
     image: Image
     cpus: Cpus = Cpus()
     memory: Memory = Memory()
@@ -109,6 +116,14 @@ class Machine(_Table, frozen=True, kw_only=True):
     lifetime: Lifetime = Lifetime()
     allow: Allow = Allow()
     build: Build | None = None
+
+    @property
+    def web_tools(self) -> dict[str, WebTool]:
+        """`ports`, each in its long form."""
+        return {
+            name: port if isinstance(port, WebTool) else WebTool(port=port)
+            for name, port in self.ports.items()
+        }
 
 
 def decode_unit(kind: type, value: object) -> object:

@@ -12,7 +12,8 @@ in_root useradd --create-home --uid 1000 --shell /bin/bash --groups audio,input,
 in_root passwd --lock root > /dev/null
 
 in_root systemctl --quiet enable \
-    desktop.service desktop-clipboard.service desktop-resize.service desktop-sound.service systemd-networkd.service
+    desktop.service desktop-clipboard.service desktop-resize.service desktop-sound.service systemd-networkd.service \
+    web-terminal.service
 
 # A desktop of one person that lives for hours: each of these costs boot time and brings nothing.
 # systemd-logind stays: it turns the power button into a shutdown.
@@ -25,5 +26,6 @@ in_root systemctl --quiet mask \
     systemd-network-generator.service kmod-static-nodes.service \
     modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service modprobe@efi_pstore.service \
     modprobe@fuse.service modprobe@loop.service \
+    shellinabox.service \
     dev-hugepages.mount dev-mqueue.mount sys-fs-fuse-connections.mount sys-kernel-config.mount \
     sys-kernel-debug.mount sys-kernel-tracing.mount

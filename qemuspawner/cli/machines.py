@@ -96,7 +96,7 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
         ("agent", "yes" if machine.agent else "no"),
         ("clipboard", "yes" if machine.clipboard else "no"),
         ("network", machine.network),
-        ("ports", ", ".join(f"{name}: {port}" for name, port in machine.ports.items())),
+        ("ports", ", ".join(f"{name}: {tool.port}" for name, tool in machine.web_tools.items())),
         ("users", ", ".join(machine.allow.users) or ("" if machine.allow.groups else "everybody")),
         ("groups", ", ".join(machine.allow.groups)),
     ]

@@ -16,7 +16,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from qemuspawner.errors import VmError
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
-from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, overlay_node
+from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, NETWORK, overlay_node
 from qemuspawner.qemu.vm import Disk, node_name
 
 # An answer takes milliseconds; a QEMU that is silent for so long hangs.
@@ -210,6 +210,20 @@ class QemuProcess:
         data = {"clipboard": True} if connected else {}
         backend = {"type": "qemu-vdagent" if connected else "null", "data": data}
         await self.execute("chardev-change", id=CLIPBOARD_CHARDEV, backend=backend)
+
+    async def forward_port(self, *, inner: int, port: int) -> None:
+        """Let the guest's TCP port `port` be reached at port `inner` of the loopback in QEMU's namespace.
+
+        Only so inwards: the guest's own network leads as little further as before.
+
+        Raises:
+            VmError: It cannot be.
+        """
+        command = f"hostfwd_add {NETWORK} tcp:127.0.0.1:{inner}-:{port}"
+        # QMP has no command of its own for it; the answer is what the monitor prints, nothing on success.
+        answer = await self.execute("human-monitor-command", **{"command-line": command})
+        if answer:
+            raise VmError(f"QEMU does not forward the machine's port {port}: {str(answer).strip()}.")
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG.

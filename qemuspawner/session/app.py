@@ -125,6 +125,8 @@ async def serve(supervisor: Supervisor) -> None:
             await supervisor.released.wait()
     watching.cancel()
     server.stop()
+    if client := app.settings.get("port_client"):
+        await client.close()
 
 
 def _ssl_context() -> ssl.SSLContext | None:

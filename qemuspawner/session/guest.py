@@ -14,6 +14,7 @@ from qemuspawner.qemu.image import create_layer
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
+from qemuspawner.session.ports import Ports
 from qemuspawner.session.prepare import Started
 
 _QMP_TIMEOUT_S = 20
@@ -31,6 +32,7 @@ class Guest:
         self.plan = started.plan
         self.qemu = QemuProcess(started.process, paths, log=log)
         self.agent = GuestAgent(paths.agent_socket) if machine.agent else None
+        self.ports = Ports(self.qemu, {name: tool.port for name, tool in machine.web_tools.items()})
         self._state = started.state
         self._paths = paths
         self.machine = machine
@@ -140,6 +142,7 @@ class Guest:
 
     async def stop(self) -> None:
         """End QEMU now; harmless when it has ended."""
+        self.ports.close()
         await self.qemu.stop()
         if self.agent is not None:
             self.agent.close()

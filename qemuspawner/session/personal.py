@@ -9,6 +9,7 @@ address 10.0.2.15: each guest is alone with QEMU in a network of its own, where 
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import time
@@ -76,12 +77,14 @@ async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None
 
 
 def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:
-    """What the script in the guest is told; the first four are for the machine's own hooks, too."""
+    """What the script in the guest is told; the first five are for the machine's own hooks, too."""
     return {
         "QEMUSPAWNER_USER": _sendable(spec.user),
         "QEMUSPAWNER_SERVER": _sendable(spec.server_name),
         "QEMUSPAWNER_SESSION": spec.session_id,
         "QEMUSPAWNER_WAY": way,
+        # Below it lie the web tools; a path of JupyterHub's, quoted as in a URL.
+        "QEMUSPAWNER_PREFIX": os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/"),
         "QEMUSPAWNER_FULL_NAME": full_name(spec.user),
         "QEMUSPAWNER_HOST_NAME": host_name(spec),
         "QEMUSPAWNER_MACHINE_ID": uuid.uuid4().hex,

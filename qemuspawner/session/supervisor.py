@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from subprocess import SubprocessError
@@ -513,6 +514,10 @@ class Supervisor:
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""
         return await self._running_guest().screenshot()
+
+    async def connect_port(self, name: str) -> socket.socket:
+        """A connection to the machine's port `name`; raises VmError where it cannot be reached."""
+        return await self._running_guest().ports.connect(name)
 
     def _running_guest(self) -> Guest:
         guest = self._guest

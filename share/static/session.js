@@ -9,6 +9,7 @@ import { Events } from "./events.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
+import { setUpPorts } from "./ports.js";
 import { remember, remembered } from "./settings.js";
 import { Sound } from "./sound.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
@@ -726,6 +727,7 @@ function setUpTools() {
 
 setUpToolbar({ onLeave: () => desktop.focus() });
 setUpTools();
+setUpPorts({ onLeave: () => desktop.focus() });
 setUpView();
 setUpTyping(desktop);
 new Clipboard(desktop);

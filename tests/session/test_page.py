@@ -68,6 +68,7 @@ class Session:
         self.suspend_obstacle = ""
         self.way, self.why = "", ""
         self.checkpoints: list[dict[str, Any]] = []
+        self.web_tools: dict[str, Any] = {}
         self.brings_ticket = True  # the page comes with its first status and ticket
         self.forgets_first_ticket = False
         self.statuses = 0  # how many were asked for
@@ -198,6 +199,7 @@ def _application(session: Session) -> web.Application:
                 "server_name": "desk",
                 "session_title": session.title,
                 "machine": session.machine,
+                "web_tools": session.web_tools,
                 "xsrf": "the-token",
                 "status": session.status() if session.brings_ticket else None,
                 "ticket": session.issue_ticket() if session.brings_ticket else "",
@@ -625,6 +627,39 @@ async def test_a_viewer_gets_no_tools_that_act(session: Session, open_page: Open
     await expect(page.locator("#connection-text")).to_have_text("View only")
     assert await colour(page) == before
     assert session.inputs == 0
+
+
+async def test_a_web_tool_opens_in_a_tab_of_its_own(session: Session, open_page: Open) -> None:
+    """Which has no hold of the desktop's page; that one gets its keyboard back."""
+    session.web_tools = {"names": ["terminal", "jupyter-lab"], "least": "control"}
+    page = await open_page()
+    await page.locator("#ports-button").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("link", name="Terminal")).to_be_focused()
+
+    async with page.expect_popup() as opening:
+        await page.get_by_role("link", name="Jupyter lab").click()
+    tab = await opening.value
+
+    assert tab.url == session.url + "proxy/jupyter-lab/"
+    assert await tab.evaluate("window.opener") is None
+    await expect(page.locator("#ports-menu")).to_be_hidden()
+    await expect(page.locator("#screen canvas")).to_be_focused()
+
+
+async def test_web_tools_are_offered_to_those_who_may(session: Session, open_page: Open) -> None:
+    session.web_tools = {"names": ["terminal"], "least": "control"}
+    session.role = "view"
+
+    page = await open_page()
+
+    await expect(page.locator("#ports-button")).to_be_hidden()
+
+
+async def test_a_machine_without_web_tools_has_no_menu_of_them(session: Session, open_page: Open) -> None:
+    page = await open_page()
+
+    await expect(page.locator("#ports-button")).to_have_count(0)
 
 
 async def test_a_third_window_lets_the_first_one_go(session: Session, open_page: Open) -> None:

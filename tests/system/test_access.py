@@ -94,12 +94,19 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("DELETE", "api/share-codes"): OWNER,
     ("POST!", "api/share-codes"): forged(200),
     ("DELETE!", "api/share-codes"): forged(200),
+    # This machine has no web tools; a form of another site, or of none, is not let in with a cookie.
+    ("GET", "proxy/([^/]+)(/.*)?"): (302, 302, 403, 403, 403, 404, 404, 404),
+    ("POST", "proxy/([^/]+)(/.*)?"): forged(404),
     ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400, 400, 400),
     ("GET", "static/(.*)"): OPEN,
     ("GET", "api/nothing"): (403, 403, 403, 403, 404, 404, 404, 404),
 }
 # What is asked for where the route alone is not enough.
-PATHS = {"static/(.*)": "static/vendor/novnc.js", "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc"}
+PATHS = {
+    "static/(.*)": "static/vendor/novnc.js",
+    "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc",
+    "proxy/([^/]+)(/.*)?": "proxy/web/",
+}
 BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
     "api/people": {"drop": "alice"},

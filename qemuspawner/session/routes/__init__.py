@@ -16,6 +16,7 @@ from qemuspawner.session.routes.control import (
 )
 from qemuspawner.session.routes.events import EventsHandler
 from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
+from qemuspawner.session.routes.ports import PortHandler
 from qemuspawner.session.routes.screen import VncHandler
 from qemuspawner.session.routes.sharing import (
     AnswersHandler,
@@ -58,6 +59,7 @@ ROUTES = (
     Route("api/answers", AnswersHandler),
     Route("api/shares", SharesHandler),
     Route("api/share-codes", ShareCodesHandler),
+    Route("proxy/([^/]+)(/.*)?", PortHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )

@@ -1,5 +1,7 @@
 """The desktop page and its files, and what the hub asks before it shows it."""
 
+from typing import Any
+
 import jinja2
 from jupyterhub import __version__ as jupyterhub_version
 from jupyterhub.utils import url_path_join
@@ -41,12 +43,19 @@ class PageHandler(Handler):
             "server_name": spec.server_name,
             # Who may hear the desktop; "" where nobody can.
             "sound": spec.policy.sound if hears else "",
+            "web_tools": self._web_tools(),
             "xsrf": self.xsrf_token.decode(),
             # With these the page connects at once, without asking for them.
             "status": self.status(),
             "ticket": tickets.issue(self.person),
         }
         self.finish(_PAGE.render(config=config))
+
+    def _web_tools(self) -> dict[str, Any]:
+        """Their names and the role that they ask for; {} where nobody has any."""
+        names = list(self.supervisor.spec.machine.ports)
+        least = self.supervisor.spec.policy.ports
+        return {"names": names, "least": least} if names and least != "nobody" else {}
 
 
 class ProbeHandler(web.RequestHandler):
