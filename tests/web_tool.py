@@ -312,7 +312,8 @@ async def session(
         people = People(spec, shares, Logins.instance(), audit=audit)  # type: ignore[arg-type]
         watching = asyncio.create_task(people.watch())
         exits.callback(watching.cancel)
-        app = make_app(supervisor, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
+        # Nobody looks at the screen or listens here.
+        app = make_app(supervisor, None, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
         port = listen(exits, app)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
             yield Session(
