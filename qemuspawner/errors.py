@@ -5,6 +5,8 @@ do). They become text for people in three places only: the hub's spawner, the se
 command line. Commands, host paths and traces belong in the log.
 """
 
+from typing import Literal
+
 
 def printable(text: str) -> str:
     """Words of a guest or of QEMU in one line for a terminal, a log or a page, which they cannot command."""
@@ -43,6 +45,17 @@ class HostError(QemuSpawnerError):
 
 class VmError(QemuSpawnerError):
     """QEMU did not start, did not answer or died."""
+
+
+FileTrouble = Literal["missing", "exists", "kind", "denied", "offset", "size", "name", "busy", "failed"]
+
+
+class FilesError(QemuSpawnerError):
+    """A file of the guest cannot be listed, read or written; `trouble` tells programs why."""
+
+    def __init__(self, trouble: FileTrouble, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.trouble = trouble
 
 
 class SessionError(QemuSpawnerError):

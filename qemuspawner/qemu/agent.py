@@ -11,15 +11,25 @@ import itertools
 import json
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from qemuspawner.errors import VmError
 
-_MAX_ANSWER_BYTES = 1 << 20
+_MAX_ANSWER_BYTES = 4 << 20
 _TIMEOUT_S = 10
 # A program that has ended is noticed as soon, and one that takes long is not asked for more often.
 _FIRST_POLL_S = 0.005
 _LONGEST_POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a program in the guest ended."""
+
+    code: int  # -1 where the guest does not say
+    stdout: bytes
+    stderr: bytes
 
 
 class GuestAgent:
@@ -74,9 +84,17 @@ class GuestAgent:
     async def run(
         self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout_s: float = 30
     ) -> tuple[int, str]:
-        """Run a program in the guest as root; its exit code and what it wrote (stdout and stderr).
+        """Run a program in the guest as `run_program` does; its exit code and all that it wrote, as text."""
+        ended = await self.run_program(*argv, stdin=stdin, env=env, timeout_s=timeout_s)
+        return ended.code, ended.stdout.decode(errors="replace") + ended.stderr.decode(errors="replace")
 
-        `env` is its whole environment; without one it has the agent's.
+    async def run_program(
+        self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout_s: float = 30
+    ) -> Ended:
+        """Run a program in the guest as root.
+
+        `env` is its whole environment; without one it has the agent's. Other commands get their turn while it
+        runs; what it writes must be short enough for one answer: 2 MiB are.
 
         Raises:
             VmError: It could not be started, or did not end within `timeout_s` seconds.
@@ -100,9 +118,12 @@ class GuestAgent:
                     pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
         except TimeoutError as exc:
             raise VmError(f"'{argv[0]}' did not end in the guest within {timeout_s:g} s.") from exc
-        output = _decode(status.get("out-data")) + _decode(status.get("err-data"))
         code = status.get("exitcode")
-        return (code if isinstance(code, int) else -1), output
+        return Ended(
+            code=code if isinstance(code, int) else -1,
+            stdout=_decode(status.get("out-data")),
+            stderr=_decode(status.get("err-data")),
+        )
 
     def close(self) -> None:
         if self._writer is not None:
@@ -167,10 +188,10 @@ class GuestAgent:
         raise VmError("The guest agent's channel was closed.")
 
 
-def _decode(data: object) -> str:
+def _decode(data: object) -> bytes:
     if not isinstance(data, str):
-        return ""
+        return b""
     try:
-        return base64.b64decode(data).decode(errors="replace")
+        return base64.b64decode(data)
     except ValueError:  # no base64, or not even ASCII
-        return ""
+        return b""

@@ -16,6 +16,7 @@ from tornado import httpserver, web
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.audit import Audit
+from qemuspawner.session.files import Files
 from qemuspawner.session.hub import Hub
 from qemuspawner.session.logins import Logins
 from qemuspawner.session.people import People
@@ -50,6 +51,7 @@ def make_app(
         supervisor=supervisor,
         relay=relay,
         sound=sound,
+        files=Files(supervisor),
         tickets=Tickets(),
         people=people,
         audit=audit,

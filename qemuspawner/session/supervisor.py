@@ -500,7 +500,7 @@ class Supervisor:
 
     async def power(self, action: PowerAction, *, by: str) -> None:
         """Press the machine's power switch. Raises VmError where it does not run."""
-        qemu = self._running_guest().qemu
+        qemu = self.running_guest().qemu
         self.log.info("Power: %s, asked for by %s", action, by)
         match action:
             case "shutdown":
@@ -512,9 +512,9 @@ class Supervisor:
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""
-        return await self._running_guest().screenshot()
+        return await self.running_guest().screenshot()
 
-    def _running_guest(self) -> Guest:
+    def running_guest(self) -> Guest:
         guest = self._guest
         if guest is None or not guest.qemu.running or self._state not in ("booting", "running"):
             raise VmError("The machine is not running.", hint="Start it again from the hub.")
@@ -522,7 +522,7 @@ class Supervisor:
 
     def _ready_guest(self) -> Guest:
         """One that is past its boot; raises VmError, also where it can never be saved."""
-        guest = self._running_guest()
+        guest = self.running_guest()
         if self._state != "running":
             raise VmError("The desktop is not ready yet.", hint="Try again in a moment.")
         if obstacle := find_saving_obstacle(self.spec.machine):

@@ -15,6 +15,13 @@ from qemuspawner.session.routes.control import (
     TicketHandler,
 )
 from qemuspawner.session.routes.events import EventsHandler
+from qemuspawner.session.routes.files import (
+    ContentHandler,
+    FilesHandler,
+    FoldersHandler,
+    UploadHandler,
+    UploadsHandler,
+)
 from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.routes.screen import VncHandler
 from qemuspawner.session.routes.sharing import (
@@ -58,6 +65,11 @@ ROUTES = (
     Route("api/answers", AnswersHandler),
     Route("api/shares", SharesHandler),
     Route("api/share-codes", ShareCodesHandler),
+    Route("api/files", FilesHandler),
+    Route("api/files/folders", FoldersHandler),
+    Route("api/files/content", ContentHandler),
+    Route("api/files/uploads", UploadsHandler),
+    Route("api/files/uploads/([A-Za-z0-9_-]+)", UploadHandler),
     Route("oauth_callback", HubOAuthCallbackHandler),
     Route("static/(.*)", StaticHandler),
 )
