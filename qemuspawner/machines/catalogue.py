@@ -326,6 +326,8 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
                 f"ports.{name}",
                 "a port's name must be of a-z, 0-9 and '-', a letter first",
             )
+    if machine.home and not machine.agent:
+        yield "home", "files are exchanged by the guest agent: set agent = true, or leave it out"
     if machine.shutdown > _MAX_SHUTDOWN:
         longest = render_seconds(_MAX_SHUTDOWN)
         yield "shutdown", f"{render_seconds(machine.shutdown)} are more than {longest}"

@@ -20,6 +20,8 @@ from qemuspawner.qemu.agent import Ended, GuestAgent
 # costs it a tenth of a second: smaller ones would be slower, larger ones would keep others waiting.
 WRITE_BYTES = 1 << 20
 READ_BYTES = 2 << 20
+# A slow disk may keep one waiting.
+_PROGRAM_S = 30
 # What dd counts in.
 _BLOCK_BYTES = 64 << 10
 # Of each part of a listing; some 80 bytes an entry.
@@ -124,7 +126,13 @@ class GuestFiles:
         """Run the script as the home's owner; what it wrote. `about` is named where that fails."""
         command = [*await self._become_owner(), "sh", "-c", 'eval "$FILES_SCRIPT"', "files"]
         ended = await self._agent.run_program(
-            *command, what, _escape(self._absolute(path)), *arguments, stdin=stdin, env=self._environment()
+            *command,
+            what,
+            _escape(self._absolute(path)),
+            *arguments,
+            stdin=stdin,
+            env=self._environment(),
+            timeout_s=_PROGRAM_S,
         )
         if ended.code:
             raise _trouble(ended, about)

@@ -3,6 +3,7 @@
 const ASK_TIMEOUT_MS = 15_000;
 // Many gigabytes may have to be written.
 const ACT_TIMEOUT_MS = 120_000;
+const TUS = { "Tus-Resumable": "1.0.0" };
 
 /** Why a request failed. `kind` is one of
  *    network  nobody answered: the connection is lost, or the proxy is
@@ -10,12 +11,14 @@ const ACT_TIMEOUT_MS = 120_000;
  *    gone     something answered, but not the session: it has ended, or is not there yet
  *    astray   the request was sent on to the hub: the proxy has lost the way, or the session has ended
  *    refused  the session said no; message and hint say why
+ *  `status` is the HTTP status, 0 where there is none.
  */
 export class ApiError extends Error {
-  constructor(kind, message = "", hint = "") {
+  constructor(kind, message = "", hint = "", status = 0) {
     super(message);
     this.kind = kind;
     this.hint = hint;
+    this.status = status;
   }
 
   /** In whole sentences, for the person who asked. */
@@ -123,9 +126,63 @@ export class Api {
     return `${this.#prefix}api/checkpoints/${name}`;
   }
 
+  /** {path, folders, entries, is_whole} of a folder. Paths are percent-encoded, as listings have them. */
+  files(path) {
+    return this.#act("GET", `api/files?path=${path}`);
+  }
+
+  makeFolder(folder, name) {
+    return this.#act("POST", "api/files/folders", { folder, name });
+  }
+
+  /** The URL of a file, for a link that downloads it. */
+  fileUrl(path) {
+    return `${this.#prefix}api/files/content?path=${path}`;
+  }
+
+  /** Begin an upload by the tus protocol; returns where it is. The values of `metadata` are in base64. */
+  async beginUpload(size, metadata) {
+    const pairs = Object.entries(metadata).map(([key, value]) => `${key} ${value}`);
+    const headers = { "Upload-Length": String(size), "Upload-Metadata": pairs.join(",") };
+    const told = await this.#tus("POST", `${this.#prefix}api/files/uploads`, { headers });
+    return told.get("Location");
+  }
+
+  /** How many bytes of an upload are there. */
+  async uploadOffset(url, signal) {
+    return Number((await this.#tus("HEAD", url, { signal })).get("Upload-Offset"));
+  }
+
+  /** Send a part of an upload; returns how much is there then. */
+  async sendPart(url, offset, part, signal) {
+    const headers = { "Upload-Offset": String(offset), "Content-Type": "application/offset+octet-stream" };
+    return Number((await this.#tus("PATCH", url, { headers, body: part, signal })).get("Upload-Offset"));
+  }
+
+  giveUpUpload(url) {
+    return this.#tus("DELETE", url, {});
+  }
+
+  /** The headers of the answer. */
+  async #tus(method, url, { headers = {}, body, signal }) {
+    const { response, answer } = await this.#fetch(method, url, {
+      headers: { ...headers, ...TUS },
+      body,
+      signal,
+      timeout_ms: ACT_TIMEOUT_MS,
+    });
+    if (response.ok) {
+      return response.headers;
+    }
+    // An answer to HEAD has no words.
+    const isTold = answer?.message || response.headers.has("Tus-Resumable");
+    const kind = { 401: "login", 0: "astray" }[response.status] ?? (isTold ? "refused" : "gone");
+    throw new ApiError(kind, answer?.message, answer?.hint, response.status);
+  }
+
   /** What the page cannot go on without: where it is forbidden, the login is lost. */
   async #ask(method, path) {
-    const { response, answer } = await this.#fetch(method, path, { timeout_ms: ASK_TIMEOUT_MS });
+    const { response, answer } = await this.#fetch(method, this.#prefix + path, { timeout_ms: ASK_TIMEOUT_MS });
     if (response.status === 401 || response.status === 403) {
       throw new ApiError("login", answer?.message);
     }
@@ -134,7 +191,8 @@ export class Api {
 
   /** What a person wants: a no is an answer. */
   async #act(method, path, body = {}) {
-    const { response, answer } = await this.#fetch(method, path, {
+    const { response, answer } = await this.#fetch(method, this.#prefix + path, {
+      headers: { "Content-Type": "application/json" },
       body: method === "GET" ? undefined : JSON.stringify(body),
       timeout_ms: ACT_TIMEOUT_MS,
     });
@@ -154,20 +212,17 @@ export class Api {
     throw new ApiError(response.type === "opaqueredirect" ? "astray" : "gone", answer?.message);
   }
 
-  async #fetch(method, path, { body, timeout_ms }) {
-    const headers = { "X-XSRFToken": this.#xsrf, Accept: "application/json" };
-    if (body) {
-      headers["Content-Type"] = "application/json";
-    }
+  async #fetch(method, url, { headers = {}, body, signal = null, timeout_ms }) {
+    const timeout = AbortSignal.timeout(timeout_ms);
     try {
-      const response = await fetch(this.#prefix + path, {
+      const response = await fetch(url, {
         method,
-        headers,
+        headers: { "X-XSRFToken": this.#xsrf, Accept: "application/json", ...headers },
         body,
         // The session never redirects its API: a redirect is the hub's, and followed it would look like an answer.
         redirect: "manual",
         cache: "no-store",
-        signal: AbortSignal.timeout(timeout_ms),
+        signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
       });
       return { response, answer: await response.json().catch(() => null) };
     } catch {

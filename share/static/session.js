@@ -6,6 +6,7 @@ import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
+import { Files } from "./files.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
@@ -21,6 +22,7 @@ const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
 const sound = config.sound ? new Sound({ api, config }) : null;
+const files = new Files({ api, config });
 const checkpoints = new Checkpoints({ api, config, onGoBack: goBack });
 const events = new Events({ api, config });
 const people = new People({ api, config });
@@ -491,6 +493,7 @@ function applyRole(role) {
   for (const element of document.querySelectorAll("[data-needs]")) {
     element.hidden = RANK[role] < RANK[element.dataset.needs];
   }
+  files.role = role;
 }
 
 // The clock.

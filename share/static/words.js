@@ -67,9 +67,13 @@ export function describeSpan(seconds) {
   return `${Math.max(1, Math.floor(seconds / 60))} min`;
 }
 
-/** 1503238553 -> "1.4 GiB". */
+/** 1503238553 -> "1.4 GiB", 2048 -> "2 KiB". */
 export function describeSize(bytes) {
-  const [unit, size] = bytes < 1024 ** 3 ? ["MiB", 1024 ** 2] : ["GiB", 1024 ** 3];
-  const number = bytes / size;
-  return `${number < 10 ? number.toFixed(1) : Math.round(number)} ${unit}`;
+  if (bytes < 1024) {
+    return bytes === 1 ? "1 byte" : `${bytes} bytes`;
+  }
+  const units = { KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 };
+  const unit = bytes < units.MiB ? "KiB" : bytes < units.GiB ? "MiB" : "GiB";
+  const number = bytes / units[unit];
+  return `${number < 10 && unit !== "KiB" ? number.toFixed(1) : Math.round(number)} ${unit}`;
 }

@@ -342,6 +342,7 @@ async def test_a_hostile_answer_is_a_sentence_or_nothing(
     answer: object, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_module, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(guest_files, "_PROGRAM_S", 0.5)
     local, files = guest
     await files.list_folder(b"")
 

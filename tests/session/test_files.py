@@ -8,15 +8,12 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
-import vms
-from local_agent import LocalAgent, local_agent, names_in
-from tornado import httpserver
-from tornado.testing import bind_unused_port
+from files_app import TUS, Served, serve_files
+from local_agent import local_agent, names_in
 from tusclient.client import TusClient
 from yarl import URL
 
@@ -24,74 +21,16 @@ from qemuspawner.policy import Policy
 from qemuspawner.qemu import agent as agent_module
 from qemuspawner.qemu.guest_files import READ_BYTES, WRITE_BYTES
 from qemuspawner.session import files as files_module
-from qemuspawner.session.access import Person
-from qemuspawner.session.app import _MAX_BODY_BYTES, make_app
-from qemuspawner.session.routes import base
 from qemuspawner.session.routes import files as routes_module
-
-PREFIX = "/user/alice/"
-TUS = {"Tus-Resumable": "1.0.0"}
-
-
-class Served:
-    """The application over a guest that is this host."""
-
-    def __init__(self, root: Path, local: LocalAgent, agent: Any) -> None:
-        self.home = root / "home"
-        self.home.mkdir()
-        self.local = local
-        self.inputs = 0
-        machine = vms.make_machine(image={"file": "disk", "format": "raw"}, agent=True, home=str(self.home))
-        (root / "sessions").mkdir()
-        spec = vms.make_spec(root, machine, policy=Policy(max_file_mib=16))
-        self.supervisor = SimpleNamespace(
-            spec=spec,
-            state="running",
-            running_guest=lambda: self.guest,
-            clocks=SimpleNamespace(note_input=self._note_input),
-        )
-        self.guest = SimpleNamespace(agent=agent)
-        self.root = root
-        app = make_app(self.supervisor, None, prefix=PREFIX)  # type: ignore[arg-type]
-        self.files: files_module.Files = app.settings["files"]
-        listening, self.port = bind_unused_port()
-        self.server = httpserver.HTTPServer(app, max_body_size=_MAX_BODY_BYTES)
-        self.server.add_sockets([listening])
-
-    def _note_input(self) -> None:
-        self.inputs += 1
-
-    @property
-    def url(self) -> URL:
-        return URL(f"http://127.0.0.1:{self.port}{PREFIX}api/files")
-
-    def audited(self) -> list[dict[str, Any]]:
-        lines = [
-            json.loads(line)
-            for path in (self.root / "sessions").glob(".audit-*/*.jsonl")
-            for line in path.read_text().splitlines()
-        ]
-        return [
-            {key: line[key] for key in line if key in ("event", "by", "path", "size_bytes", "of_bytes")}
-            for line in lines
-        ]
-
-    def left_over(self) -> list[str]:
-        return [name for name in names_in(self.home) if name.startswith(".upload-")]
 
 
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    async def let_in(handler: base.Handler) -> None:
-        """What JupyterHub says; the access matrix has the real one."""
-        handler.person = Person(name="alice", role=handler.request.headers.get("X-Role", "owner"))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(base.Handler, "prepare", let_in)
-    async with local_agent(tmp_path / "qga") as (local, agent):
-        served = Served(tmp_path, local, agent)
+    home = tmp_path / "home"
+    home.mkdir()
+    async with local_agent(tmp_path / "qga") as (local, agent), serve_files(tmp_path, agent, home) as served:
+        served.local = local
         yield served
-        served.server.stop()
-        await served.server.close_all_connections()
 
 
 @pytest.fixture

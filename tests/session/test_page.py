@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import re
 import time
 import zlib
@@ -14,10 +15,12 @@ from typing import Any
 import jinja2
 import pytest
 import pytest_asyncio
+from files_app import Served, serve_files
 from guests import GREEN, RED
 from jupyterhub.slugs import is_valid_safe_slug
+from local_agent import local_agent, names_in
 from PIL import Image
-from playwright.async_api import Browser, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, Route, async_playwright, expect
 from tiny_guest import tiny_guest
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
@@ -26,6 +29,7 @@ from tornado.websocket import WebSocketHandler
 from qemuspawner.paths import STATIC, TEMPLATES
 from qemuspawner.session import rfb
 from qemuspawner.session.relay import Relay, Viewer
+from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
@@ -49,6 +53,9 @@ def _picture() -> bytes:
 PICTURE = _picture()
 
 
+FILE_ROUTES = [route for route in ROUTES if route.path.startswith("api/files")]
+
+
 class Session:
     """What a test sets, and what the page asked for."""
 
@@ -68,6 +75,7 @@ class Session:
         self.suspend_obstacle = ""
         self.way, self.why = "", ""
         self.checkpoints: list[dict[str, Any]] = []
+        self.files: dict[str, Any] = {"has_home": False, "in": "control", "out": "control", "max_mib": 16}
         self.brings_ticket = True  # the page comes with its first status and ticket
         self.forgets_first_ticket = False
         self.statuses = 0  # how many were asked for
@@ -85,7 +93,8 @@ class Session:
         self.inputs = 0
         self.relay = Relay(session_id="test", vnc_socket=vnc_socket, name="desk", on_forward=self._note_input)
         listening, self.port = bind_unused_port()
-        self.server = httpserver.HTTPServer(_application(self))
+        self.app = _application(self)
+        self.server = httpserver.HTTPServer(self.app)
         self.server.add_sockets([listening])
 
     def _note_input(self, _viewer: Viewer, forward: rfb.Forward) -> None:
@@ -198,6 +207,7 @@ def _application(session: Session) -> web.Application:
                 "server_name": "desk",
                 "session_title": session.title,
                 "machine": session.machine,
+                "files": session.files,
                 "xsrf": "the-token",
                 "status": session.status() if session.brings_ticket else None,
                 "ticket": session.issue_ticket() if session.brings_ticket else "",
@@ -289,7 +299,9 @@ def _application(session: Session) -> web.Application:
             (f"{PREFIX}events", EventsRoute, {"session": session}),
             (f"{PREFIX}static/(.*)", web.StaticFileHandler, {"path": STATIC}),
             ("/hub/.*", HubRoute),
+            *((PREFIX + path, handler) for path, handler in FILE_ROUTES),
         ],
+        prefix=PREFIX,
         log_function=lambda _: None,
     )
 
@@ -1098,3 +1110,252 @@ async def test_checkpoints_fit_a_phone(session: Session, open_page: Open) -> Non
     assert delete is not None
     assert delete["x"] + delete["width"] <= 400
     assert delete["height"] >= 36
+
+
+# Files
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def served(session: Session, tmp_path: Path) -> AsyncIterator[Served]:
+    """The session's machine has a home: a folder of this host, by the real routes."""
+    home = tmp_path / "home"
+    (home / "Desktop").mkdir(parents=True)
+    async with local_agent(tmp_path / "qga") as (_, agent), serve_files(tmp_path, agent, home) as served:
+        session.files["has_home"] = True
+        session.app.settings.update(
+            {key: served.app.settings[key] for key in ("supervisor", "files", "audit")}
+        )
+        yield served
+
+
+# Files as somebody drags them in; Playwright has no such thing.
+DRAG = """
+([type, files]) => {
+    const transfer = new DataTransfer();
+    for (const [name, text] of files) transfer.items.add(new File([text], name));
+    const target = document.querySelector("#screen canvas");
+    target.dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}
+"""
+
+
+async def drop(page: Page, *files: tuple[str, str]) -> None:
+    for type_ in ("dragover", "drop"):
+        await page.evaluate(DRAG, [type_, files])
+
+
+def uploads(page: Page) -> Locator:
+    return page.get_by_role("region", name="Uploads")
+
+
+async def open_files(page: Page) -> None:
+    await page.get_by_role("button", name="Files", exact=True).click()
+    await expect(page.locator("#files-menu")).to_be_visible()
+
+
+async def test_files_are_offered_where_the_machine_has_a_home_and_to_who_may(
+    session: Session, open_page: Open
+) -> None:
+    cases = [
+        (False, "control", "control", "owner"),
+        (True, "owner", "nobody", "control"),
+        (True, "view", "view", "view"),
+    ]
+    seen = []
+    for has_home, least_in, least_out, role in cases:
+        session.files = {"has_home": has_home, "in": least_in, "out": least_out, "max_mib": 1}
+        session.role = role
+        page = await open_page()
+        seen.append(await page.locator("#files").is_visible())
+
+    assert seen == [False, False, True]
+
+
+async def test_dropped_files_go_to_the_desktop_or_the_folder_that_is_shown(
+    served: Served, open_page: Open
+) -> None:
+    page = await open_page()
+    await page.evaluate(DRAG, ["dragover", [("a.txt", "1")]])
+    await expect(page.get_by_text("Drop to upload to the desktop")).to_be_visible()
+    await drop(page, ("a.txt", "1"), ("<img src=x onerror=alert(1)>", "22"))
+    await expect(page.get_by_text("2 files were uploaded to the desktop.")).to_be_visible()
+    await expect(page.locator("#drop")).to_be_hidden()
+    await open_files(page)
+    await expect(page.get_by_text("Only hidden files")).to_be_hidden()
+    await page.evaluate(DRAG, ["dragover", [("a.txt", "1")]])
+    await expect(page.get_by_text("Drop to upload to ~", exact=True)).to_be_visible()
+
+    await drop(page, ("b.txt", "1"))
+
+    await expect(page.get_by_role("link", name="b.txt")).to_be_visible()
+    assert names_in(served.home / "Desktop") == ["<img src=x onerror=alert(1)>", "a.txt"]
+    assert names_in(served.home) == ["Desktop", "b.txt"]
+
+
+async def test_who_may_not_upload_drops_in_vain_and_keeps_the_page(
+    session: Session, served: Served, open_page: Open
+) -> None:
+    session.files["in"] = "nobody"
+    page = await open_page()
+
+    await drop(page, ("a.txt", "1"))
+
+    await expect(page.locator("#drop")).to_be_hidden()
+    await expect(uploads(page)).to_be_hidden()
+    assert names_in(served.home / "Desktop") == []
+
+
+async def test_files_are_looked_at_and_downloaded_by_the_keyboard(served: Served, open_page: Open) -> None:
+    (served.home / "Desktop" / "deep").mkdir()
+    (served.home / "Desktop" / "deep" / "report ü.txt").write_text("content")
+    (served.home / ".profile").touch()
+    page = await open_page()
+    await page.keyboard.press(TO_TOOLS)
+    await page.get_by_role("button", name="Files", exact=True).focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Desktop")).to_be_visible()
+    await expect(page.get_by_role("link", name=".profile")).to_have_count(0)
+    await page.get_by_label("Show hidden files").press("Space")
+    await expect(page.get_by_role("link", name=".profile")).to_be_visible()
+    await page.get_by_role("button", name="Desktop").press("Enter")
+    await page.get_by_role("button", name="deep").press("Enter")
+    await expect(page.get_by_role("navigation", name="Folder")).to_have_text("HomeDesktopdeep")
+    await expect(page.get_by_role("button", name="deep")).to_be_focused()
+    await page.get_by_role("link", name="report ü.txt").focus()
+
+    async with page.expect_download() as started:
+        await page.keyboard.press("Enter")
+
+    download = await started.value
+    assert download.suggested_filename == "report ü.txt"
+    assert Path(await download.path()).read_text() == "content"
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("button", name="Files", exact=True)).to_be_focused()
+
+
+async def test_a_folder_is_made_and_a_bad_name_is_explained(served: Served, open_page: Open) -> None:
+    page = await open_page()
+    await open_files(page)
+    await expect(page.get_by_role("button", name="Desktop")).to_be_visible()
+    for name in ("new", "Desktop"):
+        await page.get_by_role("button", name="New folder…").click()
+        await page.get_by_label("Name").fill(name)
+        await page.get_by_role("button", name="Make").click()
+        await expect(page.locator("#ask")).to_be_hidden()
+        await expect(page.locator("#files-note")).not_to_have_text("")
+
+    await expect(page.locator("#files-note")).to_have_text("'Desktop' exists already.")
+    assert names_in(served.home) == ["Desktop", "new"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("Keep both", {"a.txt": "old", "a (2).txt": "1", "b.txt": "old", "b (2).txt": "2"}),
+        ("Replace", {"a.txt": "1", "b.txt": "2"}),
+        ("Skip", {"a.txt": "old", "b.txt": "old"}),
+    ],
+)
+async def test_a_taken_name_is_asked_about_once_for_all(
+    choice: str, expected: dict[str, str], served: Served, open_page: Open
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (served.home / "Desktop" / name).write_text("old")
+    page = await open_page()
+    await drop(page, ("a.txt", "1"), ("b.txt", "2"))
+    await expect(page.get_by_role("heading", name="“a.txt” exists already")).to_be_visible()
+
+    await page.get_by_label("Do the same for the others").check()
+    await page.get_by_role("button", name=choice).click()
+
+    await expect(uploads(page).get_by_role("progressbar")).to_have_count(0)
+    await expect(uploads(page).locator("[data-state=waiting], [data-state=running]")).to_have_count(0)
+    assert {path.name: path.read_text() for path in (served.home / "Desktop").iterdir()} == expected
+
+
+async def test_an_upload_survives_a_lost_connection_and_shows_how_it_goes(
+    session: Session, served: Served, open_page: Open, tmp_path: Path
+) -> None:
+    data = os.urandom(6 << 20)
+    (tmp_path / "data.bin").write_bytes(data)
+    page = await open_page()
+    parts = 0
+
+    async def lose_the_second(route: Route) -> None:
+        nonlocal parts
+        is_part = route.request.method == "PATCH"
+        parts += is_part
+        await (route.abort("connectionreset") if is_part and parts == 2 else route.continue_())
+
+    await page.route("**/api/files/uploads/*", lose_the_second)
+    await page.locator("#files-input").set_input_files(tmp_path / "data.bin")
+
+    await expect(uploads(page).get_by_text("Waiting for the connection")).to_be_visible()
+    await expect(uploads(page).get_by_text("Done, 6.0 MiB")).to_be_visible(timeout=30_000)
+    assert (served.home / "Desktop" / "data.bin").read_bytes() == data
+    assert names_in(served.home / "Desktop") == ["data.bin"]
+
+
+async def test_a_cancelled_upload_leaves_nothing(served: Served, open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(6 << 20))
+    page = await open_page()
+    await page.route("**/api/files/uploads/*", lambda route: hold_parts(route))
+    await page.locator("#files-input").set_input_files(tmp_path / "data.bin")
+    await expect(uploads(page).get_by_role("progressbar")).to_be_visible()
+
+    await page.get_by_role("button", name="Cancel: data.bin").click()
+
+    await expect(uploads(page).get_by_text("Cancelled")).to_be_visible()
+    async with asyncio.timeout(10):
+        while names_in(served.home / "Desktop"):
+            await asyncio.sleep(0.05)
+
+
+async def hold_parts(route: Route) -> None:
+    """Parts never arrive."""
+    if route.request.method != "PATCH":
+        await route.continue_()
+
+
+async def test_an_upload_goes_on_where_it_was_after_the_page_was_loaded_again(
+    served: Served, open_page: Open, tmp_path: Path
+) -> None:
+    """As after a sleep: the same file is chosen once more."""
+    data = os.urandom(3 << 20)
+    (tmp_path / "data.bin").write_bytes(data)
+    page = await open_page()
+    await page.route("**/api/files/uploads/*", only_one_part())
+    await page.locator("#files-input").set_input_files(tmp_path / "data.bin")
+    await expect(uploads(page).get_by_text(re.compile(" of 3.0 MiB"))).to_be_visible()
+    hidden = names_in(served.home / "Desktop")
+    await page.unroute_all(behavior="ignoreErrors")
+    await page.reload()
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+
+    await page.locator("#files-input").set_input_files(tmp_path / "data.bin")
+
+    await expect(uploads(page).get_by_text("Done, 3.0 MiB")).to_be_visible()
+    assert len(hidden) == 1
+    assert (served.home / "Desktop" / "data.bin").read_bytes() == data
+    assert names_in(served.home / "Desktop") == ["data.bin"]
+
+
+def only_one_part() -> Callable[[Route], Awaitable[None]]:
+    parts = 0
+
+    async def handle(route: Route) -> None:
+        nonlocal parts
+        parts += route.request.method == "PATCH"
+        if parts <= 1:
+            await route.continue_()
+
+    return handle
+
+
+async def test_a_refused_upload_says_why(served: Served, open_page: Open, tmp_path: Path) -> None:
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    page = await open_page()
+    await page.locator("#files-input").set_input_files(tmp_path / "large.bin")
+
+    await expect(uploads(page).get_by_text("at most 16 MiB can be transferred")).to_be_visible()

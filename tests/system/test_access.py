@@ -94,14 +94,32 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("DELETE", "api/share-codes"): OWNER,
     ("POST!", "api/share-codes"): forged(200),
     ("DELETE!", "api/share-codes"): forged(200),
+    ("GET", "api/files"): controllers(404),  # this machine has no home
+    ("POST", "api/files/folders"): controllers(404),
+    ("POST!", "api/files/folders"): forged(404),
+    ("GET", "api/files/content"): controllers(404),
+    ("OPTIONS", "api/files/uploads"): controllers(204),
+    ("POST", "api/files/uploads"): controllers(412),  # without the tus protocol's headers
+    ("POST!", "api/files/uploads"): forged(412),
+    ("OPTIONS", "api/files/uploads/([A-Za-z0-9_-]+)"): controllers(204),
+    ("HEAD", "api/files/uploads/([A-Za-z0-9_-]+)"): controllers(412),
+    ("PATCH", "api/files/uploads/([A-Za-z0-9_-]+)"): controllers(412),
+    ("PATCH!", "api/files/uploads/([A-Za-z0-9_-]+)"): forged(412),
+    ("DELETE", "api/files/uploads/([A-Za-z0-9_-]+)"): controllers(412),
+    ("DELETE!", "api/files/uploads/([A-Za-z0-9_-]+)"): forged(412),
     ("GET", "oauth_callback"): (400, 400, 400, 400, 400, 400, 400, 400),
     ("GET", "static/(.*)"): OPEN,
     ("GET", "api/nothing"): (403, 403, 403, 403, 404, 404, 404, 404),
 }
 # What is asked for where the route alone is not enough.
-PATHS = {"static/(.*)": "static/vendor/novnc.js", "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc"}
+PATHS = {
+    "static/(.*)": "static/vendor/novnc.js",
+    "api/checkpoints/([0-9a-f]+)": "api/checkpoints/abc",
+    "api/files/uploads/([A-Za-z0-9_-]+)": "api/files/uploads/abc",
+}
 BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
+    "api/files/folders": {"folder": "", "name": "new"},
     "api/people": {"drop": "alice"},
     "api/driver": {"to": "nobody"},
     "api/requests": {"wants": "control"},

@@ -41,7 +41,12 @@ class PageHandler(Handler):
             "server_name": spec.server_name,
             # Who may hear the desktop; "" where nobody can.
             "sound": spec.policy.sound if hears else "",
-            "files": {"home": spec.machine.home, "in": spec.policy.files_in, "out": spec.policy.files_out},
+            "files": {
+                "has_home": bool(spec.machine.agent and spec.machine.home),
+                "in": spec.policy.files_in,
+                "out": spec.policy.files_out,
+                "max_mib": spec.policy.max_file_mib,
+            },
             "xsrf": self.xsrf_token.decode(),
             # With these the page connects at once, without asking for them.
             "status": self.status(),

@@ -1,0 +1,87 @@
+"""The session's routes, served over a guest agent alone: without a hub, a relay or a QEMU of their own."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import vms
+from local_agent import names_in
+from tornado import httpserver
+from tornado.testing import bind_unused_port
+from yarl import URL
+
+from qemuspawner.policy import Policy
+from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.session import files as files_module
+from qemuspawner.session.access import Person
+from qemuspawner.session.app import _MAX_BODY_BYTES, make_app
+from qemuspawner.session.routes import base
+
+PREFIX = "/user/alice/"
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+class Served:
+    """The application over a guest's agent; whoever asks is alice."""
+
+    local: Any  # the agent's other side, where a test has it
+
+    def __init__(self, root: Path, agent: GuestAgent, home: Path) -> None:
+        self.home = home
+        self.inputs = 0
+        machine = vms.make_machine(image={"file": "disk", "format": "raw"}, agent=True, home=str(self.home))
+        (root / "sessions").mkdir()
+        spec = vms.make_spec(root, machine, policy=Policy(max_file_mib=16))
+        self.supervisor = SimpleNamespace(
+            spec=spec,
+            state="running",
+            running_guest=lambda: self.guest,
+            clocks=SimpleNamespace(note_input=self._note_input),
+        )
+        self.guest = SimpleNamespace(agent=agent)
+        self.root = root
+        self.app = make_app(self.supervisor, None, prefix=PREFIX)  # type: ignore[arg-type]
+        self.files: files_module.Files = self.app.settings["files"]
+        listening, self.port = bind_unused_port()
+        self.server = httpserver.HTTPServer(self.app, max_body_size=_MAX_BODY_BYTES)
+        self.server.add_sockets([listening])
+
+    def _note_input(self) -> None:
+        self.inputs += 1
+
+    @property
+    def url(self) -> URL:
+        return URL(f"http://127.0.0.1:{self.port}{PREFIX}api/files")
+
+    def audited(self) -> list[dict[str, Any]]:
+        lines = [
+            json.loads(line)
+            for path in (self.root / "sessions").glob(".audit-*/*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        return [
+            {key: line[key] for key in line if key in ("event", "by", "path", "size_bytes", "of_bytes")}
+            for line in lines
+        ]
+
+    def left_over(self) -> list[str]:
+        return [name for name in names_in(self.home) if name.startswith(".upload-")]
+
+
+async def _let_in(handler: base.Handler) -> None:
+    """What JupyterHub says; the access matrix has the real one."""
+    role = handler.request.headers.get("X-Role", "owner")
+    handler.person = Person(name="alice", role=role)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def serve_files(root: Path, agent: GuestAgent, home: Path) -> AsyncIterator[Served]:
+    with mock.patch.object(base.Handler, "prepare", _let_in):
+        served = Served(root, agent, home)
+        yield served
+        served.server.stop()
+        await served.server.close_all_connections()
