@@ -108,12 +108,15 @@ export class Files {
       return;
     }
     const { folders, entries, is_whole } = this.#shown;
+    const focused = byId("files-menu").contains(document.activeElement) ? document.activeElement.dataset.path : undefined;
     const crumbs = [{ name: "Home", path: "" }, ...folders].map((folder, at, all) => this.#crumb(folder, at === all.length - 1));
     byId("files-path").replaceChildren(...crumbs);
     const isShown = ({ name }) => byId("files-hidden").checked || !name.startsWith(".");
     const rows = entries.filter(isShown).map((entry) => this.#row(entry));
     byId("files-list").replaceChildren(...rows);
     byId("files-list").hidden = rows.length === 0;
+    // What had the keyboard has been made anew.
+    [...byId("files-menu").querySelectorAll("[data-path]")].find(({ dataset }) => dataset.path === focused)?.focus();
     if (!is_whole) {
       this.#note(`Only ${entries.length} of what is in this folder are shown.`);
     } else if (rows.length === 0) {
@@ -124,6 +127,7 @@ export class Files {
   #crumb({ name, path }, isLast) {
     const button = element("button", "crumb", name);
     button.type = "button";
+    button.dataset.path = path;
     if (isLast) {
       button.setAttribute("aria-current", "location");
     }
@@ -136,6 +140,7 @@ export class Files {
     const isTooLarge = entry.kind === "file" && entry.size_bytes > this.#policy.max_mib * 1024 ** 2;
     const item = this.#item(entry, isTooLarge);
     item.classList.add("item");
+    item.dataset.path = entry.path;
     const icon = byId(entry.kind === "folder" ? "folder-icon" : "file-icon").content.cloneNode(true);
     const about = entry.kind === "folder" ? "" : entry.kind === "file" ? describeSize(entry.size_bytes) : "no plain file";
     // Names may be written from right to left, and shall not turn what stands beside them.

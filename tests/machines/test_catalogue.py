@@ -129,6 +129,7 @@ def test_every_wrong_key_is_reported_at_once(write_machine: WriteMachine, images
         (f'{NAME}{IMAGE}[lifetime]\nmax = "2 h"\n', "lifetime.default", "8 h are more than lifetime.max"),
         (f'{NAME}{IMAGE}[lifetime]\noffered = ["9 d"]\n', "lifetime.offered", "9 d are more than"),
         (f'{NAME}{IMAGE}[lifetime]\nidle = 5\n', "lifetime.idle", "5 s are less than 1 min; 0 means"),
+        (f'{NAME}home = "/home/user"\n{IMAGE}', "home", "set agent = true, or leave it out"),
         (f'{NAME}{IMAGE}[ports]\n"Web Server" = 80\n', "ports.Web Server", "a port's name must be"),
         (f'{NAME}{IMAGE}[ports]\nweb = 70000\n', "ports[...]", "<= 65535"),
         (f'{NAME}{IMAGE}[gpu]\nneed = "maybe"\n', "gpu.need", "'maybe' is not one of none, optional"),

@@ -1229,6 +1229,9 @@ async def test_files_are_looked_at_and_downloaded_by_the_keyboard(served: Served
     download = await started.value
     assert download.suggested_filename == "report ü.txt"
     assert Path(await download.path()).read_text() == "content"
+    await drop(page, ("new.txt", "1"))
+    await expect(page.get_by_role("link", name="new.txt")).to_be_visible()
+    await expect(page.get_by_role("link", name="report ü.txt")).to_be_focused()
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("button", name="Files", exact=True)).to_be_focused()
 
