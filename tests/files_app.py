@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,13 @@ from tornado import httpserver
 from tornado.testing import bind_unused_port
 from yarl import URL
 
+from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Policy
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.session import files as files_module
 from qemuspawner.session.access import Person
 from qemuspawner.session.app import _MAX_BODY_BYTES, make_app
+from qemuspawner.session.audit import Audit
 from qemuspawner.session.routes import base
 
 PREFIX = "/user/alice/"
@@ -44,11 +46,20 @@ class Served:
         )
         self.guest = SimpleNamespace(agent=agent)
         self.root = root
-        self.app = make_app(self.supervisor, None, prefix=PREFIX)  # type: ignore[arg-type]
+        self.dismiss: list[Callable[[int, str], None]] = []  # of the transfers that go on
+        people = SimpleNamespace(seated=self._seat)
+        audit = Audit(StatePaths(root=root).audit, spec)
+        self.app = make_app(self.supervisor, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
         self.files: files_module.Files = self.app.settings["files"]
         listening, self.port = bind_unused_port()
         self.server = httpserver.HTTPServer(self.app, max_body_size=_MAX_BODY_BYTES)
         self.server.add_sockets([listening])
+
+    @contextlib.contextmanager
+    def _seat(self, *_: Any, dismiss: Callable[[int, str], None], **__: Any) -> Iterator[None]:
+        self.dismiss.append(dismiss)
+        yield
+        self.dismiss.remove(dismiss)
 
     def _note_input(self) -> None:
         self.inputs += 1
@@ -80,7 +91,7 @@ async def _let_in(handler: base.Handler) -> None:
 
 @contextlib.asynccontextmanager
 async def serve_files(root: Path, agent: GuestAgent, home: Path) -> AsyncIterator[Served]:
-    with mock.patch.object(base.Handler, "prepare", _let_in):
+    with mock.patch.multiple(base.Handler, prepare=_let_in, login=None):
         served = Served(root, agent, home)
         yield served
         served.server.stop()

@@ -624,6 +624,21 @@ async def test_only_so_many_transfers_at_once(
     assert (await send(http, where, b"x", offset=0))[0] == 429
 
 
+async def test_who_may_no_longer_is_broken_off(served: Served, http: aiohttp.ClientSession) -> None:
+    _, where = await begin(http, served, size=1000, filename="a", folder="")
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(patch_head(where) + b"abc")
+    async with asyncio.timeout(10):
+        while not served.dismiss:
+            await asyncio.sleep(0.01)
+
+        served.dismiss[0](4403, "Your access was withdrawn.")
+
+        assert await reader.read() == b""
+    assert served.dismiss == []
+    writer.close()
+
+
 async def test_who_sends_nothing_is_sent_away(
     served: Served, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1123,7 +1123,7 @@ async def served(session: Session, tmp_path: Path) -> AsyncIterator[Served]:
     async with local_agent(tmp_path / "qga") as (_, agent), serve_files(tmp_path, agent, home) as served:
         session.files["has_home"] = True
         session.app.settings.update(
-            {key: served.app.settings[key] for key in ("supervisor", "files", "audit")}
+            {key: served.app.settings[key] for key in ("supervisor", "files", "audit", "people")}
         )
         yield served
 

@@ -44,6 +44,11 @@ def owner(status: int) -> tuple[int, ...]:
     return (403, 403, 403, 403, 403, 403, status, status)
 
 
+def controllers(status: int) -> tuple[int, ...]:
+    """Who may control is answered with this."""
+    return (403, 403, 403, 403, 403, status, status, status)
+
+
 def forged(status: int) -> tuple[int, ...]:
     """A request without the XSRF token: only a token's counts."""
     return (403, 403, 403, 403, 403, 403, status, 403)

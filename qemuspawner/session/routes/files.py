@@ -9,6 +9,7 @@ import binascii
 import contextlib
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any, ClassVar, get_args
 from urllib.parse import quote as percent_encode
 
@@ -17,7 +18,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from qemuspawner.errors import FilesError, FileTrouble, QemuSpawnerError, VmError
-from qemuspawner.policy import Least, Policy
+from qemuspawner.policy import Least
 from qemuspawner.qemu.guest_files import READ_BYTES, WRITE_BYTES, Entry
 from qemuspawner.session.files import Files, Stored, Taken, Upload, parse_path, quote, show, unquote
 from qemuspawner.session.routes.base import Handler
@@ -54,10 +55,33 @@ class _FilesRoute(Handler):
         files: Files = self.settings["files"]
         return files
 
+    @property
+    def bar(self) -> Least:
+        policy = self.supervisor.spec.policy
+        return policy.files_in if self.direction == "in" else policy.files_out
+
+    @contextlib.contextmanager
+    def transfer(self) -> Iterator[None]:
+        """While a file is on its way; it is broken off when who asked for it may no longer."""
+        seat = self.people.seated(
+            self.person,
+            self.login,
+            is_browser=self.is_browser,
+            least=self.bar,
+            dismiss=lambda _code, _reason: self.connection.close(),
+        )
+        with self.files.transfer(), seat:
+            yield
+
+    @property
+    def connection(self) -> HTTP1Connection:
+        connection = self.request.connection
+        assert isinstance(connection, HTTP1Connection)
+        return connection
+
     async def prepare(self) -> None:
         await super().prepare()
-        policy: Policy = self.supervisor.spec.policy
-        least: Least = policy.files_in if self.direction == "in" else policy.files_out
+        least = self.bar
         if not self.person.may(least):
             what = "Uploads are" if self.direction == "in" else "Looking at files and downloads are"
             whose = "nobody" if least == "nobody" else f"the role '{least}'"
@@ -100,7 +124,7 @@ class ContentHandler(_FilesRoute):
 
     async def get(self) -> None:
         path = self.path()
-        with self.files.transfer():
+        with self.transfer():
             about = await self.files.guest.look_at(path)
             if about.kind != "file":
                 raise FilesError("kind", f"'{show(about.name)}' is not a plain file.")
@@ -264,7 +288,7 @@ class UploadHandler(_TusRoute):
                 raise
             # An answer before its body was read would be lost with the connection.
             self._problem = exc
-            self._connection.set_max_body_size(_MAX_DROPPED_BYTES)
+            self.connection.set_max_body_size(_MAX_DROPPED_BYTES)
 
     def _begin_part(self, upload: Upload) -> None:
         if self.request.headers.get("Content-Type") != _PART:
@@ -272,18 +296,12 @@ class UploadHandler(_TusRoute):
         self._offset = self.number("Upload-Offset")
         self.files.check_size(upload.size, upload.name)
         # Not what other routes may have: it is never held as a whole.
-        self._connection.set_max_body_size(max(upload.size - self._offset, _MAX_DROPPED_BYTES))
-        self._transfer.enter_context(self.files.transfer())
+        self.connection.set_max_body_size(max(upload.size - self._offset, _MAX_DROPPED_BYTES))
+        self._transfer.enter_context(self.transfer())
         self._expect_more()
 
-    @property
-    def _connection(self) -> HTTP1Connection:
-        connection = self.request.connection
-        assert isinstance(connection, HTTP1Connection)
-        return connection
-
     def _expect_more(self) -> None:
-        self._silence = asyncio.get_running_loop().call_later(_SILENCE_S, self._connection.close)
+        self._silence = asyncio.get_running_loop().call_later(_SILENCE_S, self.connection.close)
 
     def _release(self) -> None:
         if self._silence is not None:
