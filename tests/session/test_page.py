@@ -1242,7 +1242,7 @@ async def test_a_folder_is_made_and_a_bad_name_is_explained(served: Served, open
     await expect(page.get_by_role("button", name="Desktop")).to_be_visible()
     for name in ("new", "Desktop"):
         await page.get_by_role("button", name="New folder…").click()
-        await page.get_by_label("Name").fill(name)
+        await page.get_by_label("Name", exact=True).fill(name)
         await page.get_by_role("button", name="Make").click()
         await expect(page.locator("#ask")).to_be_hidden()
         await expect(page.locator("#files-note")).not_to_have_text("")

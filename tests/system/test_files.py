@@ -197,7 +197,7 @@ async def test_a_person_uploads_looks_and_downloads(hub: live.LiveHub, page: Pag
     await page.get_by_role("button", name="Desktop", exact=True).press("Enter")
     await expect(page.get_by_role("link", name="two <b>.txt")).to_be_visible(timeout=30_000)
     await page.get_by_role("button", name="New folder…").press("Enter")
-    await page.get_by_label("Name").fill("results")
+    await page.get_by_label("Name", exact=True).fill("results")
     await page.keyboard.press("Enter")
     await page.get_by_role("button", name="results").press("Enter")
     await expect(page.get_by_text("This folder is empty.")).to_be_visible(timeout=30_000)
