@@ -98,7 +98,8 @@ export class Uploads {
         }
         surprises = upload.sent > before ? 0 : surprises + 1;
         if (!this.#settle(upload, error) || (!isAway(error) && surprises > MOST_SURPRISES)) {
-          this.#fail(upload, error.words);
+          // An answer to HEAD has no words.
+          this.#fail(upload, error.message || error.status !== 403 ? error.words : "You may not upload here any more.");
           return;
         }
         if (document.body.dataset.phase === "over") {

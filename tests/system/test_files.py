@@ -1,14 +1,15 @@
 """Files of the demo machine: by tuspy over its real agent, and by a person in a real browser."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import live
@@ -35,16 +36,57 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 # Over the agent alone
 
 
+class Desktop:
+    """The demo machine, which can be put to sleep and woken again."""
+
+    def __init__(self, state: Path) -> None:
+        images = Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
+        self.machine = load_machine(EXAMPLE_MACHINES / "debian-desktop", images)
+        self._spec = vms.make_spec(state, self.machine, memory_mib=1024)
+        self.stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> GuestAgent:
+        running = vms.running_guest(self._spec)
+        self._guest, self._prepared = await self.stack.enter_async_context(running)
+        assert self._guest.agent is not None
+        assert await self._guest.agent.wait_until_ready(timeout_s=240)
+        return self._guest.agent
+
+    async def sleep(self) -> None:
+        await vms.suspend(self._guest, self._prepared)
+        await self.stack.aclose()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+async def desktop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desktop]:
+    desktop = Desktop(tmp_path_factory.mktemp("state"))
+    yield desktop
+    await desktop.stack.aclose()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(desktop: Desktop, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """One boot for the tests with tuspy."""
-    machine = load_machine(EXAMPLE_MACHINES / "debian-desktop", Path(os.environ["QEMUSPAWNER_TEST_IMAGES"]))
-    root = tmp_path_factory.mktemp("state")
-    async with vms.running_guest(vms.make_spec(root, machine, memory_mib=1024)) as (guest, _):
-        assert guest.agent is not None
-        assert await guest.agent.wait_until_ready(timeout_s=240)
-        async with serve_files(tmp_path_factory.mktemp("app"), guest.agent, Path(machine.home)) as served:
-            yield served
+    agent = await desktop.start()
+    async with serve_files(tmp_path_factory.mktemp("app"), agent, Path(desktop.machine.home)) as served:
+        yield served
+
+
+def begin(served: Served, name: str) -> str:
+    """Upload the first 2 MiB of DATA with tuspy; where the upload is."""
+    uploader = TusClient(str(served.url / "uploads")).uploader(
+        file_stream=io.BytesIO(DATA), metadata={"filename": name}, chunk_size=2 << 20
+    )
+    uploader.upload_chunk()
+    return str(uploader.url)
+
+
+def go_on(served: Served, where: str) -> int:
+    """Upload the rest; where it was resumed."""
+    uploader = TusClient(str(served.url / "uploads")).uploader(file_stream=io.BytesIO(DATA), url=where)
+    resumed_at = int(uploader.offset)
+    uploader.upload()
+    return resumed_at
 
 
 async def in_guest(served: Served, command: str) -> str:
@@ -56,26 +98,10 @@ async def in_guest(served: Served, command: str) -> str:
 
 
 async def test_an_interrupted_upload_is_resumed_and_whole_and_the_users_own(served: Served) -> None:
-    url = str(served.url / "uploads")
-
-    def begin() -> str:
-        uploader = TusClient(url).uploader(
-            file_stream=io.BytesIO(DATA), metadata={"filename": "data.bin"}, chunk_size=2 << 20
-        )
-        uploader.upload_chunk()
-        return str(uploader.url)
-
-    def go_on(where: str) -> int:
-        uploader = TusClient(url).uploader(file_stream=io.BytesIO(DATA), url=where)
-        resumed_at = int(uploader.offset)
-        uploader.upload()
-        return resumed_at
-
-    began = time.monotonic()
-    where = await asyncio.to_thread(begin)
+    where = await asyncio.to_thread(begin, served, "data.bin")
     seen = await in_guest(served, "ls /home/user/Desktop")
-    assert await asyncio.to_thread(go_on, where) == 2 << 20
-    print(f"up: {SIZE / (1 << 20) / (time.monotonic() - began):.2f} MiB/s")
+
+    assert await asyncio.to_thread(go_on, served, where) == 2 << 20
 
     assert "data.bin" not in seen.split()
     assert await in_guest(served, "sha256sum < /home/user/Desktop/data.bin") == f"{DIGEST}  -"
@@ -86,14 +112,12 @@ async def test_an_interrupted_upload_is_resumed_and_whole_and_the_users_own(serv
 async def test_what_was_uploaded_is_downloaded_from_where_it_was_broken_off(served: Served) -> None:
     url = (served.url / "content").with_query(path="Desktop/data.bin")
     async with aiohttp.ClientSession() as http:
-        began = time.monotonic()
         async with http.get(url) as answer:
             first = await answer.content.readexactly(1_000_001)
             tag = answer.headers["ETag"]
         async with http.get(url, headers={"Range": "bytes=1000001-", "If-Range": tag}) as answer:
             assert answer.status == 206
             rest = await answer.read()
-        print(f"down: {SIZE / (1 << 20) / (time.monotonic() - began):.2f} MiB/s")
 
     assert hashlib.sha256(first + rest).hexdigest() == DIGEST
 
@@ -133,6 +157,22 @@ async def test_the_user_may_do_no_more_than_inside(served: Served) -> None:
             )
         async with http.post(served.url / "folders", json={"folder": "root/etc", "name": "new"}) as answer:
             assert "Permission denied" in (await answer.json())["message"]
+
+
+async def test_an_upload_goes_on_after_the_desktop_slept(served: Served, desktop: Desktop) -> None:
+    """Last of these: the machine is another process then."""
+    where = await asyncio.to_thread(begin, served, "slept.bin")
+    await desktop.sleep()
+    async with aiohttp.ClientSession() as http, http.get(served.url) as answer:
+        assert (answer.status, (await answer.json())["message"]) == (
+            503,
+            "The guest agent did not answer within 10 s.",
+        )
+    served.guest = SimpleNamespace(agent=await desktop.start())
+
+    assert await asyncio.to_thread(go_on, served, where) == 2 << 20
+
+    assert await in_guest(served, "sha256sum < /home/user/Desktop/slept.bin") == f"{DIGEST}  -"
 
 
 # In a browser
