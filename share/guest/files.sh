@@ -59,7 +59,7 @@ check_size() {
 
 # Give the whole upload its name $1, or where that is taken the next free one, and tell it.
 finish() {
-    cd "${path%/*}" || exit
+    cd "${path%/*}/" || exit
     if [ "$2" = replace ]; then
         [ ! -d "./$1" ] || exit 15
         mv -f "$path" "./$1" || exit
