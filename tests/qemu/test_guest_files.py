@@ -341,10 +341,10 @@ HOSTILE: list[object] = [
 async def test_a_hostile_answer_is_a_sentence_or_nothing(
     answer: object, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_module, "_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(guest_files, "_PROGRAM_S", 0.5)
     local, files = guest
     await files.list_folder(b"")
+    monkeypatch.setattr(agent_module, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(guest_files, "_PROGRAM_S", 0.5)
 
     def answer_status(request: dict[str, Any]) -> object:
         return answer if request["execute"] == "guest-exec-status" else None
@@ -376,11 +376,11 @@ async def test_more_than_was_asked_for_is_left_out(guest: Guest) -> None:
 
 async def test_a_guest_that_is_gone_is_a_sentence(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """And works again when it is back: nothing was open."""
-    monkeypatch.setattr(agent_module, "_TIMEOUT_S", 0.2)
     local, files = guest
     await upload(files, b"a", b"kept")
     local.is_silent = True
-    with pytest.raises(VmError, match="did not answer"):
+    with monkeypatch.context() as patch, pytest.raises(VmError, match="did not answer"):
+        patch.setattr(agent_module, "_TIMEOUT_S", 0.2)
         await files.read(b"a", offset=0, size=4)
 
     local.is_silent = False

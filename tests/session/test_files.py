@@ -658,12 +658,13 @@ async def test_who_sends_nothing_is_sent_away(
 async def test_a_guest_that_sleeps_meanwhile_is_a_sentence_and_the_upload_goes_on_after(
     served: Served, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_module, "_TIMEOUT_S", 0.2)
     _, where = await begin(http, served, size=10, filename="a", folder="")
     await send(http, where, b"12345", offset=0)
     served.local.is_silent = True
 
-    status, words = await send(http, where, b"67890", offset=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(agent_module, "_TIMEOUT_S", 0.2)
+        status, words = await send(http, where, b"67890", offset=5)
 
     assert (status, "did not answer" in words) == (503, True)
     served.local.is_silent = False
