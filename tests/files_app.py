@@ -10,20 +10,23 @@ from unittest import mock
 
 import vms
 from local_agent import names_in
-from tornado import httpserver
+from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 from yarl import URL
 
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Policy
 from qemuspawner.qemu.agent import GuestAgent
-from qemuspawner.session import files as files_module
 from qemuspawner.session.access import Person
-from qemuspawner.session.app import _MAX_BODY_BYTES, make_app
+from qemuspawner.session.app import _MAX_BODY_BYTES
 from qemuspawner.session.audit import Audit
-from qemuspawner.session.routes import base
+from qemuspawner.session.files import Files
+from qemuspawner.session.routes import ROUTES, base
 
 PREFIX = "/user/alice/"
+FILE_ROUTES: list[Any] = [
+    (PREFIX + path, handler) for path, handler in ROUTES if path.startswith("api/files")
+]
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
@@ -47,10 +50,16 @@ class Served:
         self.guest = SimpleNamespace(agent=agent)
         self.root = root
         self.dismiss: list[Callable[[int, str], None]] = []  # of the transfers that go on
-        people = SimpleNamespace(seated=self._seat)
-        audit = Audit(StatePaths(root=root).audit, spec)
-        self.app = make_app(self.supervisor, None, None, people, audit=audit, prefix=PREFIX)  # type: ignore[arg-type]
-        self.files: files_module.Files = self.app.settings["files"]
+        self.files = Files(self.supervisor)  # type: ignore[arg-type]
+        self.app = web.Application(
+            FILE_ROUTES,
+            prefix=PREFIX,
+            supervisor=self.supervisor,
+            files=self.files,
+            people=SimpleNamespace(seated=self._seat),
+            audit=Audit(StatePaths(root=root).audit, spec),
+            log_function=lambda _: None,
+        )
         listening, self.port = bind_unused_port()
         self.server = httpserver.HTTPServer(self.app, max_body_size=_MAX_BODY_BYTES)
         self.server.add_sockets([listening])
