@@ -4,9 +4,8 @@ import asyncio
 import http.server
 import itertools
 import os
-import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from qemuspawner.session.keyboard import parse_chord, parse_text
 GUEST_ADDRESS = "10.0.2.15"
 # Within the terminal that is open at the start.
 TERMINAL = (400, 300)
-LEFT = 165
 
 
 class Desktop:
@@ -142,34 +140,6 @@ async def test_what_a_program_types_is_what_the_guest_reads(desktop: Desktop) ->
     async with asyncio.timeout(60):
         while (await desktop.run("cat /tmp/typed"))[1] != text:
             await asyncio.sleep(0.5)
-
-
-# Reaches the display as the terminal does.
-XCLIP = """
-environ=$(tr '\\0' '\\n' < /proc/$(pgrep -o xterm)/environ | grep -E '^(DISPLAY|XAUTHORITY)=')
-runuser -u user -- env $environ xclip -selection clipboard -o
-"""
-
-
-async def test_a_program_selects_by_dragging_and_by_a_double_click(desktop: Desktop) -> None:
-    """The terminal copies what is selected in it; once more where an emulated guest was too slow for it."""
-    hand = Hand(desktop.vnc_socket)
-    x, y = TERMINAL
-    for chord in parse_text("clear; yes word | head -n 40\n"):
-        await hand.press(chord)
-        await asyncio.sleep(BETWEEN_KEYS_S)
-
-    async def select(act: Callable[[], Awaitable[None]], pattern: str) -> None:
-        async with asyncio.timeout(90):
-            copied = ""
-            while not re.fullmatch(pattern, copied):
-                await act()
-                await asyncio.sleep(1)
-                copied = (await desktop.run(XCLIP))[1]
-
-    await select(lambda: hand.drag(x, y, (x + 100, y + 60), button="left"), r"\n?(word\n){2,5}(word)?")
-    # Words begin at the left border.
-    await select(lambda: hand.click(LEFT, y, button="left", times=2), "word")
 
 
 async def test_the_power_button_shuts_the_guest_down(desktop: Desktop) -> None:
