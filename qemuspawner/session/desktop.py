@@ -1,16 +1,16 @@
 """A connection to QEMU's VNC server, past its handshake."""
 
 import asyncio
-import socket
 from contextlib import suppress
 from pathlib import Path
 
 from qemuspawner.session import rfb
+from qemuspawner.session.wire import Wire
 
 # While QEMU restores a template its main loop answers nobody.
 CONNECT_TIMEOUT_S = 10.0
 
-_DRAIN_BYTES = 4096
+_READ_BYTES = 256 * 1024
 
 # QEMU drops the release of a key that was never pressed, so nothing reaches the guest; F24 is on no keyboard.
 _HARMLESS = rfb.extended_key(keysym=0xFFD5, scan_code=0x76, down=False)
@@ -23,39 +23,25 @@ class DesktopError(Exception):
 class Desktop:
     """An open connection to the desktop; a context manager that closes it."""
 
-    def __init__(self, connection: socket.socket, head: bytes, early: bytes) -> None:
-        self._socket = connection
+    def __init__(self, wire: Wire, head: bytes, early: bytes) -> None:
+        self.wire = wire  # raises DesktopError at its end
         self.head = head  # 20 bytes of ServerInit: size and pixel format
         self.early = early  # what arrived behind the handshake
-        self.in_order = True  # no message was cut off half-way
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` with what QEMU sent, at least one byte; raises DesktopError at the end."""
-        try:
-            size = await asyncio.get_running_loop().sock_recv_into(self._socket, buffer)
-        except OSError as exc:
-            raise DesktopError(f"The desktop's connection was lost: {exc}.") from exc
-        if not size:
+    async def receive(self) -> bytes:
+        """What QEMU sent, at least one byte; raises DesktopError at the end."""
+        data = await self.wire.receive()
+        if not data:
             raise DesktopError("The desktop ended the connection.")
-        return size
+        return data
 
     async def send(self, data: bytes) -> None:
         """Return when QEMU's socket has taken all of it; raises DesktopError where it cannot."""
-        self.in_order = False  # until all is out, even if this task is cancelled
-        try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
-        except OSError as exc:
-            raise DesktopError(f"The desktop's connection was lost: {exc}.") from exc
-        self.in_order = True
-
-    def drain(self) -> None:
-        """Throw away what QEMU sent; raises DesktopError at the end."""
-        with suppress(BlockingIOError):
-            if not self._socket.recv(_DRAIN_BYTES):
-                raise DesktopError("The desktop ended the connection.")
+        self.wire.write(data)
+        await self.wire.drain()
 
     def close(self) -> None:
-        self._socket.close()
+        self.wire.abort()
 
     def __enter__(self) -> "Desktop":
         return self
@@ -64,19 +50,25 @@ class Desktop:
         self.close()
 
 
+def _describe_end(error: Exception | None) -> DesktopError:
+    if error is None:
+        return DesktopError("The desktop ended the connection.")
+    return DesktopError(f"The desktop's connection was lost: {error}.")
+
+
 async def connect_desktop(vnc_socket: Path) -> Desktop:
     """Connect to QEMU and shake hands.
 
     Raises:
         DesktopError: Nobody listens, or something else than a desktop does.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.setblocking(False)
+    wire = Wire(buffer_bytes=_READ_BYTES, describe_end=_describe_end)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await _shake_hands(connection, str(vnc_socket))
+            await asyncio.get_running_loop().create_unix_connection(lambda: wire, str(vnc_socket))
+            return await _shake_hands(wire)
     except BaseException as exc:
-        connection.close()
+        wire.abort()
         if isinstance(exc, TimeoutError):
             raise DesktopError(f"The desktop did not answer within {CONNECT_TIMEOUT_S:g} s.") from exc
         if isinstance(exc, (OSError, rfb.RfbError)):
@@ -84,16 +76,15 @@ async def connect_desktop(vnc_socket: Path) -> Desktop:
         raise
 
 
-async def _shake_hands(connection: socket.socket, address: str) -> Desktop:
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(connection, address)
+async def _shake_hands(wire: Wire) -> Desktop:
     handshake = rfb.Handshake(rfb.greet_desktop())
     while not handshake.done:
-        data = await loop.sock_recv(connection, 4096)
+        data = await wire.receive()
         if not data:
             raise ConnectionResetError("it closed the connection during the handshake.")
-        await loop.sock_sendall(connection, handshake.feed(data))
-    return Desktop(connection, handshake.result, handshake.rest)
+        wire.write(handshake.feed(data))
+        await wire.drain()
+    return Desktop(wire, handshake.result, handshake.rest)
 
 
 async def keep_fresh(vnc_socket: Path, *, interval_s: float) -> None:
@@ -108,7 +99,11 @@ async def keep_fresh(vnc_socket: Path, *, interval_s: float) -> None:
     """
     with suppress(DesktopError, OSError), await connect_desktop(vnc_socket) as desktop:
         await desktop.send(rfb.set_encodings([rfb.EXTENDED_KEY]))
-        while True:
+        ended = desktop.wire.pour(_ignore, into=desktop.wire)
+        while not ended.done():
             await desktop.send(_HARMLESS)
             await asyncio.sleep(interval_s)
-            desktop.drain()
+
+
+def _ignore(_buffer: memoryview, _size: int) -> None:
+    """Some QEMUs answer."""

@@ -1,13 +1,14 @@
 """The relay: each viewer's websocket on one side, a VNC connection of its own on the other.
 
 Back-pressure holds both ways: nothing is read from one side before the other has taken the last piece,
-so a stalled browser costs one buffer.
+so a stalled browser costs one buffer (see `wire`).
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 from qemuspawner.session import rfb
@@ -17,9 +18,6 @@ from qemuspawner.session.websocket import WebSocket
 
 log = logging.getLogger(__name__)
 
-_BUFFER_BYTES = 256 * 1024
-# Recv and send that never wait would never let the event loop run: yield after so many pieces.
-_PIECES_AT_A_TIME = 16
 _GREETING_TIMEOUT_S = 10.0
 _LET_GO_TIMEOUT_S = 1.0
 
@@ -127,7 +125,6 @@ class _Link:
     def __init__(self, websocket: WebSocket, viewer: Viewer) -> None:
         self.viewer = viewer
         self.gone = asyncio.Event()
-        self._sending = asyncio.Lock()  # what goes to the desktop goes in whole pieces
         self._websocket = websocket
 
     async def run(
@@ -142,21 +139,21 @@ class _Link:
                 await self._websocket.close(farewell.code, farewell.reason)
                 return farewell
             desktop, messages = opening.result()
-            showing = asyncio.create_task(self._show(desktop))
+            showing = desktop.wire.pour(self._websocket.send_piece, into=self._websocket.wire)
+            obey = partial(self._obey, desktop, messages, on_forward)
+            obeying = self._websocket.pour(obey, into=desktop.wire)
             others = [
-                asyncio.create_task(self._obey(desktop, messages, on_forward)),
                 asyncio.create_task(self._adapt(desktop, messages)),
                 asyncio.create_task(watch(self._websocket)),
             ]
             try:
-                farewell = await first_end(self.viewer, showing, *others)
+                farewell = await first_end(self.viewer, showing, obeying, *others)
                 assert farewell is not None, "each of them ends by raising"
                 await cancel(*others)
                 await self._let_go(desktop, messages)
-                # Still showing: the close frame follows the frame that is being sent, it does not cut it.
                 await self._websocket.close(farewell.code, farewell.reason)
             finally:
-                await cancel(showing, *others)
+                await cancel(*others)
         return farewell
 
     async def _open(
@@ -169,55 +166,42 @@ class _Link:
 
     async def _greet(self, desktop: Desktop, name: str) -> rfb.ViewerMessages:
         handshake = rfb.Handshake(rfb.greet_viewer())
-        await self._websocket.send(memoryview(handshake.opening))
+        await self._websocket.send(handshake.opening)
         while not handshake.done:
             data = await self._websocket.receive()
             if not data:
                 raise Farewell(CloseCode.NORMAL)
             answer = handshake.feed(data)
             if answer:
-                await self._websocket.send(memoryview(answer))
-        await self._websocket.send(memoryview(rfb.server_init(desktop.head, name) + desktop.early))
+                await self._websocket.send(answer)
+        await self._websocket.send(rfb.server_init(desktop.head, name) + desktop.early)
         messages = rfb.ViewerMessages(self.viewer.allowed)
         # What came early is the beginning of the first message, or all of it.
         await desktop.send(messages.feed(handshake.rest).data)
         return messages
 
-    async def _show(self, desktop: Desktop) -> None:
-        """Copy from the desktop to the viewer, unread."""
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
-        while True:
-            for _ in range(_PIECES_AT_A_TIME):
-                size = await desktop.receive_into(buffer)
-                await self._websocket.send(buffer[:size])
-            await asyncio.sleep(0)
-
-    async def _obey(
+    def _obey(
         self,
         desktop: Desktop,
         messages: rfb.ViewerMessages,
         on_forward: Callable[[Viewer, rfb.Forward], None],
+        data: bytes,
     ) -> None:
         """Forward what the viewer may send to the desktop."""
-        while data := await self._websocket.receive():
-            async with self._sending:
-                forward = messages.feed(data)
-                if forward.by_person or forward.copied_in or forward.copied_out:
-                    on_forward(self.viewer, forward)
-                await desktop.send(forward.data)
-        raise Farewell(CloseCode.NORMAL)
+        forward = messages.feed(data)
+        if forward.by_person or forward.copied_in or forward.copied_out:
+            on_forward(self.viewer, forward)
+        if forward.data:
+            desktop.wire.write(forward.data)
 
     async def _adapt(self, desktop: Desktop, messages: rfb.ViewerMessages) -> None:
         """Follow what the viewer may send."""
         while True:
-            async with self._sending:
-                await desktop.send(messages.allow(self.viewer.allowed))
+            await desktop.send(messages.allow(self.viewer.allowed))
             await self.viewer.wait_for_change()
 
     async def _let_go(self, desktop: Desktop, messages: rfb.ViewerMessages) -> None:
         """Nobody who has left holds a key down."""
-        if not desktop.in_order:
-            return
         with suppress(DesktopError, TimeoutError):
             async with asyncio.timeout(_LET_GO_TIMEOUT_S):
                 await desktop.send(messages.allow(frozenset()))

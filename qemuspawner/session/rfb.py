@@ -12,8 +12,7 @@ Sources: RFC 6143; the RFB community wiki's rfbproto.rst for the extensions.
 import enum
 import struct
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 VERSION = b"RFB 003.008\n"
 MAX_CLIPBOARD_BYTES = 256 * 1024
@@ -51,6 +50,8 @@ class Kind(enum.Enum):
     RESIZE = "resize"  # another size of the guest's desktop
     POWER = "power"  # QEMU's shut down and reset by VNC
 
+    __hash__ = object.__hash__  # members are single; Enum's own hashes a name, in Python, for every message
+
 
 VIEW = frozenset({Kind.DISPLAY})
 # Power has a route of its own, where a person confirms and the log says who it was.
@@ -58,8 +59,7 @@ CONTROL = frozenset({Kind.DISPLAY, Kind.INPUT, Kind.COPY_IN, Kind.COPY_OUT, Kind
 _CLIPBOARD = frozenset({Kind.COPY_IN, Kind.COPY_OUT})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forward:
+class Forward(NamedTuple):
     """What came of a piece of a viewer's stream."""
 
     data: bytes  # for QEMU
@@ -119,37 +119,47 @@ class ViewerMessages:
         Raises:
             RfbError: A message that is unknown, too long or impossible. The stream is of no use then.
         """
-        data = self._pending + data
-        out = bytearray()
+        if self._pending:
+            data = self._pending + data
+        passed: list[bytes] = []
         by_person = copied_out = False
         copied_in = 0
-        at = 0
-        while at < len(data):
+        at, end = 0, len(data)
+        uncopied = 0  # from here up to `at` all passes as it is; copied once for a whole run of messages
+        while at < end:
+            start = at
             if self._text_left:
-                size = min(self._text_left, len(data) - at)
-                self._text_left -= size
-                if self._text_passes:
-                    out += data[at : at + size]
-                at += size
+                at += min(self._text_left, end - at)
+                self._text_left -= at - start
+                if not self._text_passes:
+                    passed.append(data[uncopied:start])
+                    uncopied = at
                 continue
-            head = message_size(data, at)
-            if head is None or at + head > len(data):
+            code = data[at]
+            size = _FIXED_SIZES.get(code) or message_size(data, at)
+            if size is None or at + size > end:
                 break
-            message = data[at : at + head]
-            at += head
+            at += size
+            message = data[start:at]
             passes = self._passes(message)
-            if message[0] == 6:
-                self._text_left = abs(_text_length(message)) - (head - 8)
+            if passes and code in _AS_THEY_ARE:
+                by_person |= code in _INPUTS
+                continue
+            passed.append(data[uncopied:start])
+            uncopied = at
+            if code == 6:
+                self._text_left = abs(_text_length(message)) - (size - 8)
                 self._text_passes = passes
-            elif message[0] == 2:
+            elif code == 2:
                 self._encodings = message
             if passes:
-                out += self._cut(message)
+                passed.append(self._cut(message))
                 by_person |= _is_by_person(message)
                 copied_in += _copied_in(message)
                 copied_out |= _copies_out(message)
+        passed.append(data[uncopied:at])
         self._pending = data[at:]
-        return Forward(data=bytes(out), by_person=by_person, copied_in=copied_in, copied_out=copied_out)
+        return Forward(data=b"".join(passed), by_person=by_person, copied_in=copied_in, copied_out=copied_out)
 
     def _passes(self, message: bytes) -> bool:
         """Whether this viewer may send it, be it only the head of a text; notes the keys that are down."""
@@ -203,6 +213,8 @@ _KINDS = {
     255: Kind.INPUT,  # QEMU: extended key event
 }
 _FIXED_SIZES = {0: 20, 3: 10, 4: 8, 5: 6, 250: 4}
+_INPUTS = frozenset({4, 5, 255})
+_AS_THEY_ARE = frozenset({0, 3, 250}) | _INPUTS  # where they pass at all
 
 
 def message_kind(code: int) -> Kind:
@@ -274,7 +286,7 @@ def _clipboard_kinds(message: bytes) -> frozenset[Kind]:
 def _is_by_person(message: bytes) -> bool:
     """Whether somebody did something, as against a page that answers the guest by itself."""
     if message[0] != 6:
-        return message[0] in (4, 5, 255)
+        return message[0] in _INPUTS
     return len(message) == 8 or bool(int.from_bytes(message[8:12], "big") & _NOTIFY)
 
 

@@ -33,7 +33,6 @@ _BYTES_PER_S = SOUND_RATE_HZ * _CHANNELS * 2
 # What is older than this nobody wants to hear.
 _BACKLOG_BYTES = _BYTES_PER_S // 4
 _BACKLOG_PIECES = 100
-_BUFFER_BYTES = 64 * 1024
 
 FORMAT = json.dumps({"format": "s16le", "channels": _CHANNELS, "rate_hz": SOUND_RATE_HZ}).encode()
 
@@ -101,14 +100,11 @@ class Sound:
             await desktop.send(rfb.start_sound(rate_hz=SOUND_RATE_HZ, channels=_CHANNELS))
             messages = rfb.SoundMessages()
             data = desktop.early
-            buffer = memoryview(bytearray(_BUFFER_BYTES))
             while True:
                 for piece in messages.feed(data):
                     for link in self._links:
                         link.offer(piece)
-                data = bytes(buffer[: await desktop.receive_into(buffer)])
-                # Receiving does not wait where there is more: a QEMU gone wrong must not keep the loop busy.
-                await asyncio.sleep(0)
+                data = await desktop.receive()
 
 
 class _Link:

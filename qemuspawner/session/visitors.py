@@ -93,7 +93,7 @@ def farewell_for(error: BaseException) -> Farewell:
     return Farewell(1011, "The relay failed; the log has the detail.")
 
 
-async def first_end(visitor: Visitor, *tasks: asyncio.Task[Any]) -> Farewell | None:
+async def first_end(visitor: Visitor, *tasks: asyncio.Future[Any]) -> Farewell | None:
     """Wait for the first task to end, or the visitor's dismissal; None if the task just returned."""
     try:
         await asyncio.wait([*tasks, visitor.dismissal], return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +119,7 @@ async def watch(websocket: WebSocket) -> None:
             await websocket.ping()
 
 
-async def cancel(*tasks: asyncio.Task[Any]) -> None:
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
