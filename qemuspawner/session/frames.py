@@ -47,20 +47,22 @@ class FrameReader:
         self._in_message = False  # between the fragments of one
         self._message_bytes = 0
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes | memoryview) -> bytes:
         """Take the next bytes of the stream, cut anywhere; returns their payload.
+
+        Of long pieces a memoryview is quicker, as slices of it copy nothing; of short ones, bytes.
 
         Raises:
             WebSocketError: The stream is not what it has to be, and of no use then.
         """
         if self._held:
-            data = self._held + data
+            data = self._held + bytes(data)
             self._held = b""
         pieces: list[bytes] = []
         at, end = 0, len(data)
         while at < end and not self.closed:
             if self._left:
-                piece = data[at : at + self._left]
+                piece = bytes(data[at : at + self._left])
                 pieces.append(self._unmask_part(piece))
                 at += len(piece)
                 continue
@@ -73,12 +75,12 @@ class FrameReader:
                 start = at + 6
                 stop = start + data[at + 1] - _MASKED
                 if stop <= end:
-                    pieces.append(_apply_mask(data[at + 2 : start], data[start:stop]))
+                    pieces.append(_apply_mask(bytes(data[at + 2 : start]), bytes(data[start:stop])))
                     at = stop
                     continue
             taken = self._begin_frame(data, at)
             if not taken:
-                self._held = data[at:]
+                self._held = bytes(data[at:])
                 break
             at += taken
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -90,7 +92,7 @@ class FrameReader:
         self._mask = self._mask[turn:] + self._mask[:turn]
         return payload
 
-    def _begin_frame(self, data: bytes, at: int) -> int:
+    def _begin_frame(self, data: bytes | memoryview, at: int) -> int:
         """Read a data frame's header or all of a control frame; its length, 0 while it is not whole."""
         if len(data) - at < 2:
             return 0
@@ -119,12 +121,12 @@ class FrameReader:
         start += 4
         if len(data) < start:
             return 0
-        mask = data[start - 4 : start]
+        mask = bytes(data[start - 4 : start])
         if opcode >= _CLOSE:
             if len(data) < start + size:
                 return 0
             self._take_control(
-                opcode, _apply_mask(mask, data[start : start + size]), is_final=bool(first & _FIN)
+                opcode, _apply_mask(mask, bytes(data[start : start + size])), is_final=bool(first & _FIN)
             )
             return start + size - at
         self._take_header(opcode, size, is_final=bool(first & _FIN))
@@ -161,7 +163,7 @@ def _check_farewell(payload: bytes) -> None:
     if not payload:
         return
     code = int.from_bytes(payload[:2], "big")
-    registered = 1000 <= code <= 1014 and code not in (1004, 1005, 1006)
+    registered = 1000 <= code <= 1013 and code not in (1004, 1005, 1006)
     if len(payload) == 1 or not (registered or 3000 <= code <= 4999):
         raise WebSocketError(PROTOCOL_ERROR, "A close frame's code is none.")
     try:

@@ -12,8 +12,9 @@ from qemuspawner.session.websocket import WebSocket, WebSocketError
 
 log = logging.getLogger(__name__)
 
-# Of each kind, viewers as listeners.
-MAX_VISITORS = 8
+# Of each kind, viewers as listeners. QEMU throws out the 33rd connection; a viewer has one, all listeners have one
+# together, and `keep_fresh` another.
+MAX_VISITORS = 24
 MAX_VISITORS_PER_PERSON = 2
 
 _PING_EVERY_S = 20.0

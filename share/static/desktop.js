@@ -1,18 +1,20 @@
 // The desktop: noVNC's RFB on a websocket of our own.
 
 import { keysymOf, pressChord, pressKey, typeText } from "./keys.js";
-import { Deflator, RFB } from "./vendor/novnc.js";
+import { RFB } from "./vendor/novnc.js";
 
 const PROVIDE_TEXT = (1 << 28) | 1;
 
 /** Send the clipboard's text as it is. noVNC's own adds a NUL and carriage returns, as the extension has it;
- *  QEMU passes both on, and a terminal shows them as ^@ and ^M. */
-RFB.messages.extendedClipboardProvide = (sock, _formats, [text]) => {
+ *  QEMU passes both on, and a terminal shows them as ^@ and ^M. And the browser's own deflate marks the
+ *  stream's end, which some QEMUs want. */
+RFB.messages.extendedClipboardProvide = async (sock, _formats, [text]) => {
   const bytes = new TextEncoder().encode(text.replaceAll("\r\n", "\n"));
   const plain = new Uint8Array(4 + bytes.length);
   new DataView(plain.buffer).setUint32(0, bytes.length);
   plain.set(bytes, 4);
-  const packed = new Deflator().deflate(plain);
+  const stream = new Blob([plain]).stream().pipeThrough(new CompressionStream("deflate"));
+  const packed = new Uint8Array(await new Response(stream).arrayBuffer());
   const message = new Uint8Array(4 + packed.length);
   new DataView(message.buffer).setUint32(0, PROVIDE_TEXT);
   message.set(packed, 4);

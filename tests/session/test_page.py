@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketHandler
 
 from qemuspawner.paths import STATIC, TEMPLATES
 from qemuspawner.session import rfb
+from qemuspawner.session.bundle import find_bundle
 from qemuspawner.session.relay import Relay, Viewer
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.visitors import CloseCode
@@ -202,7 +203,8 @@ def _application(session: Session) -> web.Application:
                 "status": session.status() if session.brings_ticket else None,
                 "ticket": session.issue_ticket() if session.brings_ticket else "",
             }
-            self.finish(templates.get_template("session.html").render(config=config))
+            page = templates.get_template("session.html")
+            self.finish(page.render(config=config, bundle=find_bundle(STATIC)))
 
     class StatusRoute(SessionRoute):
         async def get(self) -> None:

@@ -310,13 +310,49 @@ def feed_in_pieces(stream: bytes, cuts: list[int], allowed: frozenset[rfb.Kind])
     return out, ""
 
 
-@given(stream=_streams, cuts=st.lists(st.integers(0, 2000), max_size=20))
-@settings(max_examples=1500, deadline=None)
-def test_no_stream_makes_a_viewer_act(stream: bytes, cuts: list[int]) -> None:
-    """Whatever a viewer sends, in whatever pieces, only types 0, 2 and 3 come out."""
-    out, _ = feed_in_pieces(stream, cuts, rfb.VIEW)
+_TYPES = {
+    rfb.Kind.DISPLAY: {0, 2, 3},
+    rfb.Kind.INPUT: {4, 5, 255},
+    rfb.Kind.CLIPBOARD: {6},
+    rfb.Kind.RESIZE: {251},
+    rfb.Kind.POWER: {250},
+}
+_roles = st.one_of(
+    st.sampled_from([rfb.VIEW, rfb.CONTROL]),
+    st.frozensets(st.sampled_from([kind for kind in rfb.Kind if kind is not rfb.Kind.POWER])),
+)
 
-    assert {message[0] for message in split(out)} <= {0, 2, 3}
+
+@given(stream=_streams, cuts=st.lists(st.integers(0, 2000), max_size=20), allowed=_roles)
+@settings(max_examples=4500, deadline=None)
+def test_no_stream_does_what_its_role_forbids(
+    stream: bytes, cuts: list[int], allowed: frozenset[rfb.Kind]
+) -> None:
+    """Whatever a viewer sends, in whatever pieces, only messages of the allowed kinds come out."""
+    out, error = feed_in_pieces(stream, cuts, allowed)
+
+    types: set[int] = set().union(*(_TYPES[kind] for kind in allowed))
+    whole = [message for message in split(out) if message]
+    assert {message[0] for message in whole} <= types
+    if rfb.Kind.CLIPBOARD not in allowed:
+        assert all(EXTENDED_CLIPBOARD not in encodings_of(one) for one in whole if one[0] == 2)
+    assert error == "" or error.endswith(".")
+
+
+def read_plainly(stream: bytes, allowed: frozenset[rfb.Kind]) -> bytes:
+    """What may pass of a valid stream, message by message: slow, and plain to see."""
+    return b"".join(
+        rfb.ViewerMessages(allowed).feed(message).data for message in split(stream.replace(POWER_OFF, b""))
+    )
+
+
+@given(stream=_valid, cuts=st.lists(st.integers(0, 2000), max_size=20), allowed=_roles)
+@settings(max_examples=1500, deadline=None)
+def test_messages_do_not_touch_each_other(
+    stream: bytes, cuts: list[int], allowed: frozenset[rfb.Kind]
+) -> None:
+    """Runs of messages that pass are copied at once; what comes out is what each alone would give."""
+    assert feed_in_pieces(stream, cuts, allowed) == (read_plainly(stream, allowed), "")
 
 
 @given(stream=_streams, cuts=st.lists(st.integers(0, 2000), max_size=20))
