@@ -118,7 +118,7 @@ async def serve_relay(target: str, port: int) -> None:
             viewer = Viewer(name=f"bench{next(numbers)}", allowed=rfb.CONTROL, is_owner=True)
             await relay.serve(await accept_websocket(self), viewer)
 
-    httpserver.HTTPServer(web.Application([("/", Handler)])).listen(port, "127.0.0.1")
+    httpserver.HTTPServer(web.Application([("/.*", Handler)])).listen(port, "127.0.0.1")
     await asyncio.Event().wait()
 
 

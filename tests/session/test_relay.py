@@ -21,7 +21,7 @@ from websockify.websocket import WebSocket as Peer
 
 from qemuspawner.session import rfb, visitors
 from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.visitors import MAX_VISITORS, CloseCode
 from qemuspawner.session.websocket import accept_websocket
 
 KEY = struct.pack(">BBxxI", 4, 1, 0x61)
@@ -319,18 +319,18 @@ async def test_a_third_window_replaces_the_oldest(serve: Serve) -> None:
 
 
 async def test_the_owner_gets_into_a_full_desktop(serve: Serve) -> None:
-    """A ninth guest does not."""
+    """A further guest does not."""
     served = serve()
-    guests = [await open_browser(served, f"/view/guest{number}") for number in range(8)]
+    guests = [await open_browser(served, f"/view/guest{number}") for number in range(MAX_VISITORS)]
     late = Browser(served.port, "/control/late")
     await late.connect()
 
     refusal = await late.closed()
     owner = await open_browser(served, "/owner/alice")
 
-    assert refusal == (4429, "8 viewers look at this desktop already.")
+    assert refusal == (4429, f"{MAX_VISITORS} viewers look at this desktop already.")
     assert (await guests[0].closed())[0] == 4429
-    await wait_for_viewers(served, 8)
+    await wait_for_viewers(served, MAX_VISITORS)
     assert owner.peer.close_code is None
 
 
@@ -510,6 +510,30 @@ async def test_a_stalled_viewer_stops_the_desktop_and_costs_nothing(
     assert grown_kib < 8 * 1024
     assert served.relay.viewers == 0
     bare.writer.close()
+
+
+async def test_a_stalled_viewer_slows_nobody(serve: Serve, desktop: FakeDesktop) -> None:
+    """Nor does it collect answers to its pings."""
+    served = serve()
+    stalled = await open_bare(served, receive_buffer=4096)
+    _, writer = await desktop.connections.get()
+    other = await open_browser(served, "/control/bob")
+    reader, writer_of_other = await desktop.connections.get()
+    before_kib = memory_kib()
+    writer.write(bytes(16 * 1024 * 1024))
+    for _ in range(400):
+        stalled.writer.write(frame(9, bytes(125)) * 100)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await stalled.writer.drain()
+
+    await other.send(KEY)
+    writer_of_other.write(b"picture")
+
+    assert await reader.readexactly(8) == KEY
+    assert await other.read(7) == b"picture"
+    assert memory_kib() - before_kib < 24 * 1024  # of it 16 MiB are the desktop's, in this process
+    stalled.writer.close()
 
 
 async def test_a_slow_viewer_gets_whole_frames_before_the_close(serve: Serve, desktop: FakeDesktop) -> None:
