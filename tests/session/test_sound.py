@@ -28,7 +28,7 @@ from qemuspawner.session import rfb
 from qemuspawner.session import sound as sound_module
 from qemuspawner.session.desktop import connect_desktop
 from qemuspawner.session.sound import Sound
-from qemuspawner.session.visitors import CloseCode, Visitor
+from qemuspawner.session.visitors import MAX_VISITORS, CloseCode, Visitor
 from qemuspawner.session.websocket import accept_websocket
 
 # QEMU's stream
@@ -434,14 +434,14 @@ async def test_a_third_window_replaces_the_oldest(house: House) -> None:
 
 
 async def test_the_owner_gets_in_where_all_places_are_taken(house: House) -> None:
-    """A ninth guest does not."""
-    guests = [await house.listen(f"/view/guest{number}") for number in range(8)]
+    """A further guest does not."""
+    guests = [await house.listen(f"/view/guest{number}") for number in range(MAX_VISITORS)]
     late = await house.listen("/view/late")
     owner = await house.listen()
 
     assert late.websocket.close_code == 4429
     assert (await guests[0].closed())[0] == 4429
-    await house.wait_for_listeners(8)
+    await house.wait_for_listeners(MAX_VISITORS)
     assert owner.form
 
 
