@@ -317,8 +317,8 @@ async def main() -> None:
     async with async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
         for measure in (measure_keys, measure_changes, measure_motion):
-            print(measure.__name__, file=sys.stderr)
             await measure(browser, results, rounds)
+            print(render(results) + "\n", file=sys.stderr)  # what there is, should the rest fail
         print(render(results) + "\n")
         await measure_page(browser, rounds)
         await browser.close()

