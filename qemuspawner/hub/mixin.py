@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jupyterhub import orm
-from jupyterhub.scopes import has_scope
+from jupyterhub.scopes import has_scope, scope_definitions
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import make_ssl_context, url_escape_path, url_path_join
 from msgspec import structs
@@ -233,8 +233,8 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
             "shares!server",
             "read:users:name",
             "read:groups:name",
-            f"{scopes.VIEW}!server",
-            f"{scopes.CONTROL}!server",
+            # A hub that was not told of them starts no server whose token should have them.
+            *(f"{scope}!server" for scope in (scopes.VIEW, scopes.CONTROL) if scope in scope_definitions),
         ]
 
     # Options

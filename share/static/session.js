@@ -1,18 +1,15 @@
 // The desktop page: connects, reconnects, and says what is going on.
 
 import { Api, ApiError } from "./api.js";
-import { Checkpoints } from "./checkpoints.js";
 import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
-import { Files } from "./files.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { setUpPorts } from "./ports.js";
 import { remember, remembered } from "./settings.js";
-import { Sound } from "./sound.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
 import { describeClosing, describeWay, maySleep } from "./words.js";
@@ -22,9 +19,6 @@ const config = JSON.parse(byId("session-config").textContent);
 const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
-const sound = config.sound ? new Sound({ api, config }) : null;
-const files = new Files({ api, config });
-const checkpoints = new Checkpoints({ api, config, onGoBack: goBack });
 const events = new Events({ api, config });
 const people = new People({ api, config });
 const pointers = new Pointers({
@@ -73,6 +67,7 @@ let errand = null; // {title, text}: what somebody asked for that takes the desk
 let brought = config.status && config.ticket && performance.now() < BROUGHT_MS ? config : null;
 let isFirstTry = false; // with that ticket
 let isAway = false; // the owner has left, and nobody may stay without
+let panels = null; // what the first picture need not wait for
 
 // Connecting.
 
@@ -210,7 +205,7 @@ function finish(notice) {
   events.stop();
   pointers.clear();
   byId("asking").hidden = true;
-  sound?.pause();
+  panels?.pause();
   closeAll();
   hideBanner();
   byId("time").hidden = true;
@@ -323,14 +318,14 @@ desktop.addEventListener("connect", () => {
     errand = null;
   }
   showConnection();
-  sound?.resume();
+  resumePanels();
   if (!document.querySelector("dialog[open]") && !byId("bar").contains(document.activeElement)) {
     desktop.focus();
   }
 });
 
 desktop.addEventListener("close", ({ detail: { code, reason } }) => {
-  sound?.pause();
+  panels?.pause();
   for (const button of document.querySelectorAll("[data-hold]")) {
     button.setAttribute("aria-pressed", "false");
   }
@@ -415,7 +410,9 @@ function describeDesktop() {
   suspendButton.title = obstacle;
   byId("suspend-about").textContent =
     obstacle || "Sleep: everything stays as it is and comes back when you open it again.";
-  checkpoints.obstacle = obstacle;
+  if (panels) {
+    panels.obstacle = obstacle;
+  }
 }
 
 function schedulePoll() {
@@ -494,7 +491,21 @@ function applyRole(role) {
   for (const element of document.querySelectorAll("[data-needs]")) {
     element.hidden = RANK[role] < RANK[element.dataset.needs];
   }
-  files.role = role;
+  if (panels) {
+    panels.role = role;
+  }
+}
+
+async function resumePanels() {
+  if (!panels) {
+    const { Panels } = await import("./panels.js");
+    panels ??= new Panels({ api, config, onGoBack: goBack });
+    panels.role = status.you.role;
+    panels.obstacle = status.suspend_obstacle ?? "";
+  }
+  if (desktop.isConnected) {
+    panels.resume();
+  }
 }
 
 // The clock.

@@ -427,7 +427,14 @@ async def test_the_servers_token_may_only_be_used_with_the_server(hub: hubs.Hub)
     token = orm.APIToken.find(hub.app.db, hub.spawner("alice").api_token)
 
     assert token is not None
-    assert sorted(token.scopes) == ["access:servers!server=alice/", "users:activity!user"]
+    # Reading the own name and the server's shares is what everybody may; a hub that allows sharing gives more.
+    assert sorted(token.scopes) == [
+        "access:servers!server=alice/",
+        "read:shares!server=alice/",
+        "read:users:name!user=alice",
+        "shares!server=alice/",
+        "users:activity!user",
+    ]
 
 
 async def test_a_session_that_ended_by_itself_leaves_no_token(standin: StartHub) -> None:
