@@ -432,7 +432,6 @@ async def test_the_servers_token_may_only_be_used_with_the_server(hub: hubs.Hub)
         "access:servers!server=alice/",
         "read:shares!server=alice/",
         "read:users:name!user=alice",
-        "shares!server=alice/",
         "users:activity!user",
     ]
 
