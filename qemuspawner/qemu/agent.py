@@ -22,6 +22,10 @@ _FIRST_POLL_S = 0.005
 _LONGEST_POLL_S = 0.05
 
 
+class AgentRefusalError(VmError):
+    """The agent is there, and will not do it."""
+
+
 class GuestAgent:
     """A connection to the guest agent; one command at a time."""
 
@@ -50,7 +54,8 @@ class GuestAgent:
         """Run an agent command and return its answer.
 
         Raises:
-            VmError: The agent is silent, or refuses.
+            AgentRefusalError: The agent refuses.
+            VmError: The agent is silent.
         """
         async with self._lock:
             if self._writer is None:
@@ -61,7 +66,7 @@ class GuestAgent:
             except TimeoutError as exc:
                 raise VmError(f"The guest agent did not answer '{command}' within {_TIMEOUT_S} s.") from exc
         if "error" in answer:
-            raise VmError(f"The guest agent refused '{command}'.")
+            raise AgentRefusalError(f"The guest agent refused '{command}'.")
         return answer.get("return")
 
     async def send(self, command: str, **arguments: object) -> None:
@@ -79,7 +84,8 @@ class GuestAgent:
         `env` is its whole environment; without one it has the agent's.
 
         Raises:
-            VmError: It could not be started, or did not end within `timeout_s` seconds.
+            AgentRefusalError: There is no such program, or none may be run.
+            VmError: The agent is silent, or the program did not end within `timeout_s` seconds.
         """
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
