@@ -12,6 +12,9 @@ RANK: dict[Role, int] = {"waiting": 0, "view": 1, "control": 2, "owner": 3}
 # The least role that may do something.
 Least = Literal["view", "control", "owner", "nobody"]
 
+# What a guest can be busy with while nobody touches it.
+Busy = Literal["cpu", "disk", "gpu"]
+
 
 def may(role: Role, least: Role | Least) -> bool:
     """Whether `role` may do what asks for `least`."""
@@ -32,3 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     sound: Least = "view"
     ports: Least = "control"
     agents: bool = True
+    busy: tuple[Busy, ...] = ("cpu", "disk", "gpu")
+    busy_cpu_percent: int = 25  # of one of the host's cores
+    busy_disk_kib_s: int = 1024
+    busy_gpu_percent: int = 5

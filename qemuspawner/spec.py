@@ -8,7 +8,7 @@ import msgspec
 
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Machine, decode_unit, encode_unit
-from qemuspawner.policy import Policy
+from qemuspawner.policy import Busy, Policy
 
 # One environment variable is at most 128 KiB on Linux.
 SPEC_VARIABLE = "QEMUSPAWNER_SESSION"
@@ -86,6 +86,27 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["info", "warning", "error"] = "info"
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy the guest was in the last while; None where that is not known."""
+
+    cpu_percent: int | None = None  # of one of the host's cores; with several virtual CPUs it can be over 100
+    disk_kib_s: int | None = None
+    gpu_percent: int | None = None  # of the busiest one
+
+
+class Extension(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody asked for more time than the longest lifetime, and what was answered."""
+
+    by: str
+    reason: str
+    seconds: int  # asked for
+    at: float  # Unix seconds, as in the status
+    answer: Literal["", "granted", "refused"] = ""  # "": none yet
+    answered_by: str = ""
+    granted_s: int = 0
+    comment: str = ""
+
+
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How a session is doing. Moments are Unix seconds by this host's clock; compare them with `now`."""
 
@@ -104,6 +125,11 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float = 0
     max_deadline: float = 0  # what extending can reach
     idle_deadline: float = 0  # 0: never
+    last_activity: float = 0  # when somebody used it or the guest was busy; 0: could not yet
+    load: Load | None = None
+    awake: tuple[Busy, ...] = ()  # what kept it awake when its load was looked at last
+    keyboard: str = ""  # the layout that was set from here; "": the guest has its own
+    extension: Extension | None = None
     viewers: int = 0
     qemu_pid: int = 0
     way: Literal["", "cold", "restored", "woken"] = ""

@@ -18,7 +18,25 @@ _PAINTER = bytes.fromhex(
 GREEN = (0, 168, 0)
 RED = (168, 0, 0)
 
-BOOT_SECTOR = _PAINTER.ljust(510, b"\0") + b"\x55\xaa"
+# Computes for ever, and never looks at the keyboard.
+SPINNER = bytes.fromhex("ebfe")  # jmp to itself
+# Reads the second sector of its disk for ever.
+READER = bytes.fromhex(
+    "31c0 8ec0"  # es = 0
+    "bb007e"  # mov bx, 7e00h
+    "b80102"  # again: read one sector,
+    "b90200"  # cylinder 0, sector 2,
+    "ba8000"  # of the first hard disk, head 0
+    "cd13"
+    "ebf3"  # jmp again
+)
+
+
+def boot_sector(code: bytes) -> bytes:
+    return code.ljust(510, b"\0") + b"\x55\xaa"
+
+
+BOOT_SECTOR = boot_sector(_PAINTER)
 
 # 440 Hz from an Intel HDA card without any driver; each key stops it, or starts it again. The card's
 # registers lie high: fs reaches them, which keeps its limit after a moment in protected mode.

@@ -66,10 +66,11 @@ max = "2 d"
 class LiveHub:
     """A hub behind a proxy of its own, which a restart of the hub leaves alone."""
 
-    def __init__(self, state: Path, *, named_servers: int, suspend_on: Sequence[str]) -> None:
+    def __init__(self, state: Path, *, named_servers: int, suspend_on: Sequence[str], more: str = "") -> None:
         self.state = state
         self._suspend_on = list(suspend_on)
         self._named_servers = named_servers
+        self._more = more
         self.token = secrets.token_hex(16)
         self.port, self._hub_port, self._api_port = _free_ports(3)
         self.url = URL(f"http://127.0.0.1:{self.port}/")
@@ -96,6 +97,7 @@ class LiveHub:
                 hub_port=self._hub_port,
                 api_port=self._api_port,
             )
+            + self._more
         )
 
     def start_proxy(self) -> None:
@@ -169,6 +171,15 @@ class LiveHub:
             text = await answer.text()
             return answer.status, await answer.json() if text else None
 
+    async def routes(self) -> dict[str, Any]:
+        """What the proxy itself says of its routes, by path."""
+        headers = {"Authorization": f"token {self.token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.get(f"http://127.0.0.1:{self._api_port}/api/routes") as answer,
+        ):
+            return dict(await answer.json())
+
     async def servers(self, user: str) -> dict[str, Any]:
         status, model = await self.ask("GET", f"users/{user}")
         return dict(model["servers"]) if status == 200 else {}
@@ -234,9 +245,12 @@ class LiveHub:
 
 
 @contextlib.asynccontextmanager
-async def live_hub(*, named_servers: int = 3, suspend_on: Sequence[str] = ()) -> AsyncIterator[LiveHub]:
+async def live_hub(
+    *, named_servers: int = 3, suspend_on: Sequence[str] = (), more: str = ""
+) -> AsyncIterator[LiveHub]:
+    """`more` is added to the hub's configuration."""
     with hubs.state_folder() as state:
-        hub = LiveHub(state, named_servers=named_servers, suspend_on=suspend_on)
+        hub = LiveHub(state, named_servers=named_servers, suspend_on=suspend_on, more=more)
         hub.prepare()
         try:
             hub.start_proxy()

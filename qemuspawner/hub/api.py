@@ -1,4 +1,4 @@
-"""Routes of the hub's REST API for what is kept of desktops, beside JupyterHub's own.
+"""Routes of the hub's REST API for desktops that run and for what is kept of them, beside JupyterHub's own.
 
 JupyterHub's `extra_handlers` are a setting of each hub; these come with the spawner.
 """
@@ -6,13 +6,15 @@ JupyterHub's `extra_handlers` are a setting of each hub; these come with the spa
 import json
 from typing import Any
 
-from jupyterhub import apihandlers
+from jupyterhub import apihandlers, orm
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
 
+from qemuspawner.hub.running import act, describe_running
 
-class _SavedHandler(APIHandler):  # type: ignore[misc]
+
+class _DesktopsHandler(APIHandler):  # type: ignore[misc]
     def find_spawner(self, user_name: str) -> Any:
         """The user's default spawner, which knows of all."""
         user = self.find_user(user_name)
@@ -20,15 +22,69 @@ class _SavedHandler(APIHandler):  # type: ignore[misc]
             raise web.HTTPError(404)
         return user.spawner
 
+    def find_running(self, user_name: str, server_name: str) -> Any:
+        user = self.find_spawner(user_name).user
+        # Its own way with [] makes one that is missing.
+        spawner = user.spawners.get(server_name)
+        if spawner is None or not spawner.ready:
+            raise web.HTTPError(404, "This desktop does not run.")
+        return spawner
 
-class SavedListHandler(_SavedHandler):
+    async def act(self, user_name: str, server_name: str, path: str) -> None:
+        """Do what this request asks for at a session in the name of who sent it; its answer becomes ours."""
+        spawner = self.find_running(user_name, server_name)
+        try:
+            token = spawner.new_token_for(self.current_user)
+        except ValueError as exc:
+            raise web.HTTPError(403, "This needs access to the desktop.") from exc
+        try:
+            status, answer = await act(spawner, path, self.get_json_body() or {}, token=token)
+        finally:
+            self.db.delete(orm.APIToken.find(self.db, token))
+            self.db.commit()
+        self.set_status(status)
+        self.write(json.dumps(answer))
+
+
+class RunningHandler(_DesktopsHandler):
+    @needs_scope("read:servers")  # type: ignore[untyped-decorator]
+    async def get(self, user_name: str) -> None:
+        """The user's desktops that run, with the time that is left."""
+        spawners = self.find_spawner(user_name).user.spawners
+        self.write(json.dumps(await describe_running(list(spawners.values()))))
+
+
+class AskingHandler(_DesktopsHandler):
+    @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        """Everybody's desktops for which more time was asked for and nobody has answered."""
+        spawners = [spawner for user in list(self.users.values()) for spawner in user.spawners.values()]
+        ours = [spawner for spawner in spawners if hasattr(spawner, "saved_desktops")]
+        self.write(json.dumps(await describe_running(ours, asking=True)))
+
+
+class ExtendHandler(_DesktopsHandler):
+    @needs_scope("access:servers")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/extend`."""
+        await self.act(user_name, server_name, "api/extend")
+
+
+class ExtensionHandler(_DesktopsHandler):
+    @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/extension`."""
+        await self.act(user_name, server_name, "api/extension")
+
+
+class SavedListHandler(_DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
         """What is kept of the user's desktops."""
         self.write(json.dumps(await self.find_spawner(user_name).describe_saved()))
 
 
-class SavedHandler(_SavedHandler):
+class SavedHandler(_DesktopsHandler):
     @needs_scope("delete:servers")  # type: ignore[untyped-decorator]
     async def delete(self, user_name: str, session_id: str, name: str = "") -> None:
         """Delete everything that is kept of a session, or the one of this name."""
@@ -42,6 +98,10 @@ class SavedHandler(_SavedHandler):
 
 
 apihandlers.default_handlers += [
+    (r"/api/desktops/asking", AskingHandler),
+    (r"/api/users/([^/]+)/desktops", RunningHandler),
+    (r"/api/users/([^/]+)/desktops/([^/]*)/extend", ExtendHandler),
+    (r"/api/users/([^/]+)/desktops/([^/]*)/extension", ExtensionHandler),
     (r"/api/users/([^/]+)/saved", SavedListHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})", SavedHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})/([0-9a-f]{6,20})", SavedHandler),

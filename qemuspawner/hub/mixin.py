@@ -22,6 +22,7 @@ from traitlets.config import LoggingConfigurable
 from qemuspawner import paths, scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
 from qemuspawner.hub import api, form, share_api
+from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
@@ -169,6 +170,9 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
         self._session = {}
         self._progress = Progress()
         super().__init__(**kwargs)
+        # Without a user it is only asked for its traits.
+        if self.user is not None and "proxy" in self.user.settings:
+            trust_sessions(self.user.settings["proxy"])
 
     @validate("state_dir")
     def _absolute_state_dir(self, proposal: Any) -> str:
@@ -684,7 +688,7 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
             follow_session(
                 self.server.url,
                 token=self.api_token,
-                ssl_context=self._ssl_context,
+                ssl_context=self.session_ssl_context,
                 is_alive=is_alive,
             )
         ) as statuses:
@@ -695,7 +699,7 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
         return None
 
     @property
-    def _ssl_context(self) -> ssl.SSLContext | None:
+    def session_ssl_context(self) -> ssl.SSLContext | None:
         """How the hub speaks to sessions; None without internal_ssl."""
         if not self.internal_ssl:
             return None
@@ -709,23 +713,31 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
             method,
             url_path_join(self.server.url, path),
             body,
-            token=self.api_token or self._own_token(),
-            ssl_context=self._ssl_context,
+            token=self.session_token,
+            ssl_context=self.session_ssl_context,
         )
 
-    def _own_token(self) -> str:
-        """A token for the session; a hub that was restarted has lost the server's."""
+    @property
+    def session_token(self) -> str:
+        """A token with which the hub is taken for the owner by the running session."""
+        if self.api_token:
+            return str(self.api_token)
+        # A hub that was restarted has lost the server's token; its pages ask often.
         token, until = self._made_token
         if time.monotonic() > until:
-            token = self.user.new_api_token(
-                note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=self._access_scopes
-            )
+            token = self.new_token_for(self.user)
             self._made_token = token, time.monotonic() + _OWN_TOKEN_S / 2
         return token
 
-    @property
-    def _access_scopes(self) -> list[str]:
-        return [f"access:servers!server={self.user.name}/{self.name}"]
+    def new_token_for(self, person: Any) -> str:
+        """A short-lived token for requests to the session in the name of `person`, a user or a service.
+
+        Raises:
+            ValueError: They have no access to this server.
+        """
+        scope = f"access:servers!server={self.user.name}/{self.name}"
+        token: str = person.new_api_token(note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=[scope])
+        return token
 
     # Tokens
 

@@ -1,8 +1,8 @@
-"""The traits of who may do what at a desktop: sharing, clipboard, files, sound, agents."""
+"""The traits of who may do what at a desktop, and of what keeps one awake."""
 
 from typing import Any
 
-from traitlets import Bool, Enum, Integer, TraitError, Unicode, Union, validate
+from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, validate
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner.policy import Policy
@@ -60,14 +60,40 @@ class PolicyTraits(LoggingConfigurable):
         help="Whether programs with the scope `custom:qemuspawner:agent` may type and click by the API.",
     ).tag(config=True)
 
-    @validate("max_file")
-    def _max_file_mib(self, proposal: Any) -> int:
+    busy = List(
+        Enum(["cpu", "disk", "gpu"]),
+        default_value=["cpu", "disk", "gpu"],
+        help="""What keeps a desktop awake that nobody touches: work of its CPUs, of its disk, of its GPU.
+
+        With an empty list only mouse and keyboard count.
+        """,
+    ).tag(config=True)
+    busy_cpu = Integer(
+        25,
+        min=1,
+        help="From how many percent of one of the host's cores on its CPUs count as busy, all together.",
+    ).tag(config=True)
+    busy_disk = Union(
+        [Integer(), Unicode()],
+        default_value=1,
+        help="""From how much on a second its disk counts as busy: MiB, or text like "4 MiB".""",
+    ).tag(config=True)
+    busy_gpu = Integer(
+        5,
+        min=1,
+        max=100,
+        help="From how many percent on a GPU counts as busy, by nvidia-smi inside.",
+    ).tag(config=True)
+
+    @validate("max_file", "busy_disk")
+    def _at_least_a_mib(self, proposal: Any) -> int:
+        name = proposal["trait"].name
         try:
             size = parse_mib(proposal["value"])
         except ValueError as exc:
-            raise TraitError(f"max_file is {proposal['value']!r}: {exc}.") from None
+            raise TraitError(f"{name} is {proposal['value']!r}: {exc}.") from None
         if size < 1:
-            raise TraitError(f"max_file is {size} MiB; it is at least 1 MiB.")
+            raise TraitError(f"{name} is {size} MiB; it is at least 1 MiB.")
         return size
 
     def make_policy(self) -> Policy:
@@ -83,4 +109,8 @@ class PolicyTraits(LoggingConfigurable):
             sound=self.sound,
             ports=self.ports,
             agents=self.agents,
+            busy=tuple(self.busy),
+            busy_cpu_percent=self.busy_cpu,
+            busy_disk_kib_s=self.busy_disk * 1024,
+            busy_gpu_percent=self.busy_gpu,
         )

@@ -265,7 +265,7 @@ class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
         """Wait for a desktop that a killed hub was waiting for; JupyterHub itself waits a minute only."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.start_timeout):
-                while not await desktop_answers(self.server.url, ssl_context=self._ssl_context):
+                while not await desktop_answers(self.server.url, ssl_context=self.session_ssl_context):
                     if (status := await super().poll()) is not None:
                         return int(status)
                     await asyncio.sleep(0.5)

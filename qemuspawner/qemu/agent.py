@@ -32,6 +32,10 @@ class Ended:
     stderr: bytes
 
 
+class AgentRefusalError(VmError):
+    """The agent is there, and will not do it."""
+
+
 class GuestAgent:
     """A connection to the guest agent; one command at a time."""
 
@@ -60,7 +64,8 @@ class GuestAgent:
         """Run an agent command and return its answer.
 
         Raises:
-            VmError: The agent is silent, or refuses.
+            AgentRefusalError: The agent refuses.
+            VmError: The agent is silent.
         """
         async with self._lock:
             if self._writer is None:
@@ -71,7 +76,7 @@ class GuestAgent:
             except TimeoutError as exc:
                 raise VmError(f"The guest agent did not answer '{command}' within {_TIMEOUT_S} s.") from exc
         if "error" in answer:
-            raise VmError(f"The guest agent refused '{command}'.")
+            raise AgentRefusalError(f"The guest agent refused '{command}'.")
         return answer.get("return")
 
     async def send(self, command: str, **arguments: object) -> None:
@@ -97,7 +102,8 @@ class GuestAgent:
         runs; what it writes must be short enough for one answer: 2 MiB are.
 
         Raises:
-            VmError: It could not be started, or did not end within `timeout_s` seconds.
+            AgentRefusalError: There is no such program, or none may be run.
+            VmError: The agent is silent, or the program did not end within `timeout_s` seconds.
         """
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:

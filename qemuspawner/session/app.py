@@ -15,6 +15,7 @@ from tornado import httpserver, web
 
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
+from qemuspawner.session.activity import report_activity
 from qemuspawner.session.agents import Agents
 from qemuspawner.session.audit import Audit
 from qemuspawner.session.files import Files
@@ -85,7 +86,8 @@ async def serve(supervisor: Supervisor) -> None:
     state = StatePaths.of(spec.state_dir)
     audit = Audit(state.audit, spec)
     audit.note("started", by=spec.user)
-    shares = Shares(Hub.from_environment(), owner=spec.user, server_name=spec.server_name)
+    hub = Hub.from_environment()
+    shares = Shares(hub, owner=spec.user, server_name=spec.server_name)
     people = People(spec, shares, Logins.instance(), audit=audit)
 
     def note_forward(viewer: Viewer, forward: Forward) -> None:
@@ -124,7 +126,9 @@ async def serve(supervisor: Supervisor) -> None:
     except OSError as exc:
         supervisor.end(Ending(reason=f"Port {address.port} cannot be opened: {exc.strerror}.", failed=True))
     watching = asyncio.create_task(people.watch())
+    reporting = asyncio.create_task(report_activity(supervisor.clocks, spec, hub))
     await supervisor.run()
+    reporting.cancel()
     audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):

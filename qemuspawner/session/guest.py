@@ -36,6 +36,7 @@ class Guest:
         self._state = started.state
         self._paths = paths
         self.machine = machine
+        self.keyboard = ""  # the layout that it was told, by its name here
         # A machine that only has a disc has no disk of its own.
         self._disk = next((disk for disk in started.vm.disks if not disk.cdrom), None)
 

@@ -14,12 +14,18 @@ from msgspec import structs
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.machines.templates import find_saving_obstacle
 from qemuspawner.paths import StatePaths
+from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.saved import Saved
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.directory import sweep
+from qemuspawner.session.extensions import Extensions
 from qemuspawner.session.guest import Guest
+from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.keep import Keeper, note_problem
+from qemuspawner.session.keyboards import KEYBOARDS
+from qemuspawner.session.load import LoadMeter, find_busy, next_look_s
+from qemuspawner.session.notices import Notices
 from qemuspawner.session.personal import personalise
 from qemuspawner.session.prepare import (
     Plan,
@@ -32,7 +38,7 @@ from qemuspawner.session.prepare import (
     start_vm,
 )
 from qemuspawner.session.turns import take_turn
-from qemuspawner.spec import SessionSpec, SessionStatus, State, Step, SuspendOn
+from qemuspawner.spec import Load, SessionSpec, SessionStatus, State, Step, SuspendOn
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
 _AGENT_TIMEOUT_S = 240
@@ -92,6 +98,10 @@ class Supervisor:
         self._stack = contextlib.ExitStack()
         self._prepared: Prepared | None = None
         self._guest: Guest | None = None
+        self._load: Load | None = None
+        self._awake: tuple[Busy, ...] = ()
+        self._extensions = Extensions(self.clocks)
+        self._notices = Notices(self.clocks, spec)
         self._ending: Ending | None = None
         self._next: Plan | None = None  # what to go on with when this VM is stopped
         self._interrupted = asyncio.Event()  # the VM is to end, or to give way to the next one
@@ -127,6 +137,11 @@ class Supervisor:
             deadline=clocks.unix(clocks.deadline),
             max_deadline=clocks.unix(clocks.max_deadline),
             idle_deadline=0 if idle is None else clocks.unix(idle),
+            last_activity=0 if clocks.last_activity is None else clocks.unix(clocks.last_activity),
+            load=self._load,
+            awake=self._awake,
+            keyboard=self._guest.keyboard if self._guest else "",
+            extension=self._extensions.newest,
             viewers=self.count_viewers(),
             qemu_pid=self._guest.qemu.pid if self._guest else 0,
             way=plan.way if plan else "",
@@ -278,6 +293,7 @@ class Supervisor:
                 watchers.create_task(self._watch_events(guest.qemu)),
                 watchers.create_task(self._watch_exit(guest.qemu)),
                 watchers.create_task(self._watch_clocks(guest)),
+                watchers.create_task(self._watch_use(guest)),
                 watchers.create_task(self._watch_checkpoints(guest)),
                 watchers.create_task(self._wait_for_desktop(guest)),
                 watchers.create_task(asyncio.to_thread(self._sweep)),
@@ -479,8 +495,33 @@ class Supervisor:
             await self._work(self._suspend(guest, reason))
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The idle desktop stays awake: %s", exc)
-            self.clocks.note_input()
+            self.clocks.postpone_idle()
         return True
+
+    async def _watch_use(self, guest: Guest) -> None:
+        """Look whether the guest is busy, which counts as use, and show in it what is about to happen."""
+        meter = LoadMeter(guest, self.spec.policy)
+        may_notify = guest.agent is not None
+        self._load, self._awake = None, ()
+        while not self._was_up:
+            await self.changed.wait()
+        await meter.look()
+        while True:
+            idle = self.clocks.idle_deadline
+            await asyncio.sleep(next_look_s(None if idle is None else idle - self.clocks.now()))
+            load = await meter.look()
+            if load is not None:
+                self._load, self._awake = load, find_busy(load, self.spec.policy)
+                if self._awake:
+                    self.clocks.note_busy()
+            notice = self._notices.due()
+            if notice is not None and may_notify:
+                try:
+                    await run_hook(guest, "notify", {"TITLE": notice.title, "TEXT": notice.text})
+                except NoHookError:
+                    may_notify = False
+                except VmError as exc:
+                    self.log.info("A notice could not be shown in the guest: %s", exc.message)
 
     async def _watch_checkpoints(self, guest: Guest) -> None:
         if not self.spec.checkpoint_every_s or find_saving_obstacle(self.spec.machine):
@@ -498,6 +539,38 @@ class Supervisor:
         """Move the end later. Raises SessionError where it cannot be."""
         self.clocks.extend(seconds)
         self.log.info("Extended by %s; %.0f s are left", by, self.clocks.deadline - self.clocks.now())
+
+    def ask_extension(self, *, by: str, reason: str, seconds: int | None) -> None:
+        """Ask the site's staff for more time than extending can gain."""
+        self._extensions.ask(by=by, reason=reason, seconds=seconds or self.spec.lifetime_s)
+        self.log.info("More time than the longest lifetime is asked for by %s", by)
+        self._note_change()
+
+    def answer_extension(self, *, by: str, granted_s: int, comment: str) -> None:
+        """Grant so many seconds more, or refuse with 0. Raises SessionError where nobody waits for it."""
+        self._extensions.answer(by=by, granted_s=granted_s, comment=comment)
+        self.log.info("More time: %d s granted by %s", granted_s, by)
+        self._note_change()
+
+    async def set_keyboard(self, name: str, *, by: str) -> None:
+        """Have the guest take keys for those of this keyboard.
+
+        Raises:
+            SessionError: Its image does not know how.
+            VmError: It does not run, or failed.
+        """
+        guest = self.running_guest()
+        keyboard = KEYBOARDS[name]
+        try:
+            await run_hook(guest, "keyboard", {"LAYOUT": keyboard.layout, "VARIANT": keyboard.variant})
+        except NoHookError as exc:
+            raise SessionError(
+                f"The layout cannot be set from here: {exc.message}",
+                hint="Set it inside the desktop, in its own settings.",
+            ) from exc
+        guest.keyboard = name
+        self.log.info("Keyboard layout %s, set by %s", name, by)
+        self._note_change()
 
     async def power(self, action: PowerAction, *, by: str) -> None:
         """Press the machine's power switch. Raises VmError where it does not run."""

@@ -45,8 +45,18 @@ export class Api {
     return (await this.#ask("POST", "api/ticket")).ticket;
   }
 
-  extend() {
-    return this.#act("POST", "api/extend");
+  /** With a reason, where it cannot be extended, that is asked of the site's staff. */
+  extend(reason = "") {
+    return this.#act("POST", "api/extend", reason ? { reason } : {});
+  }
+
+  /** Grant so many seconds to who asked for more time, or `false`. */
+  answerExtension(grant, comment) {
+    return this.#act("POST", "api/extension", { grant, comment });
+  }
+
+  setKeyboard(layout) {
+    return this.#act("POST", "api/keyboard", { layout });
   }
 
   power(action) {

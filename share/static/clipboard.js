@@ -88,7 +88,7 @@ export class Clipboard {
     this.#desktop.focus();
     const missing = await this.#desktop.type(text);
     if (missing) {
-      toast(`Left out: ${missing} characters that no US keyboard has.`);
+      toast(`Left out: ${missing} characters that the desktop’s keyboard does not have.`);
     }
   }
 

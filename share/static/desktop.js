@@ -28,6 +28,7 @@ export class Desktop extends EventTarget {
   #isConnected = false;
   #scale = "match";
   #quality = 6;
+  #layout = "us";
   #held = new Set();
 
   constructor(element) {
@@ -112,6 +113,11 @@ export class Desktop extends EventTarget {
     rfb.qualityLevel = this.#quality;
   }
 
+  /** The guest's keyboard layout, for texts that are typed as keys. */
+  set layout(layout) {
+    this.#layout = layout;
+  }
+
   chord(codes) {
     pressChord(this.#rfb, codes);
   }
@@ -129,7 +135,7 @@ export class Desktop extends EventTarget {
   }
 
   type(text) {
-    return typeText(this.#rfb, text);
+    return typeText(this.#rfb, text, this.#layout);
   }
 
   /** A key event that reaches no guest (QEMU drops a release without a press) but counts as a sign of life. */

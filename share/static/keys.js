@@ -1,7 +1,10 @@
-// Keys by their place on a US keyboard, which is what QEMU passes on to the guest.
+// Keys by their place, which is what QEMU passes on: the guest's layout decides what they write.
+
+import { findStrokes } from "./layouts.js";
 
 const KEYSYMS = {
   AltLeft: 0xffe9,
+  AltRight: 0xfe03, // AltGr
   Backspace: 0xff08,
   ControlLeft: 0xffe3,
   Delete: 0xffff,
@@ -16,29 +19,6 @@ const KEYSYMS = {
   ShiftLeft: 0xffe1,
   Tab: 0xff09,
 };
-
-// Which key, with Shift or without, makes which character.
-const CHARACTERS = new Map([
-  ["\n", { code: "Enter", keysym: KEYSYMS.Enter, shift: false }],
-  ["\t", { code: "Tab", keysym: KEYSYMS.Tab, shift: false }],
-]);
-
-function addKeys(codes, plain, shifted) {
-  codes.forEach((code, at) => {
-    CHARACTERS.set(plain[at], { code, keysym: plain.charCodeAt(at), shift: false });
-    CHARACTERS.set(shifted[at], { code, keysym: shifted.charCodeAt(at), shift: true });
-  });
-}
-
-const LETTERS = "abcdefghijklmnopqrstuvwxyz";
-addKeys([...LETTERS.toUpperCase()].map((letter) => `Key${letter}`), LETTERS, LETTERS.toUpperCase());
-addKeys([..."1234567890"].map((digit) => `Digit${digit}`), "1234567890", "!@#$%^&*()");
-addKeys(
-  ["Space", "Backquote", "Minus", "Equal", "BracketLeft", "BracketRight", "Backslash", "Semicolon", "Quote", "Comma", "Period", "Slash"],
-  " `-=[]\\;',./",
-  " ~_+{}|:\"<>?",
-);
-CHARACTERS.set(" ", { code: "Space", keysym: 0x20, shift: false });
 
 // A PS/2 keyboard remembers 16 bytes that the guest has not fetched; faster typing loses keys.
 const BETWEEN_KEYS_MS = 15;
@@ -63,23 +43,43 @@ export function pressChord(rfb, codes) {
   }
 }
 
-/** Type a text; resolves to the number of characters that are on no US keyboard and were left out. */
-export async function typeText(rfb, text) {
+// QEMU goes by the place, but sets the guest's Caps Lock by the case of a letter.
+function keysymFor(character) {
+  const point = character.codePointAt(0);
+  return point < 0x100 ? point : 0x01000000 | point;
+}
+
+function strokesFor(character, layout) {
+  if (character === "\n") {
+    return [{ code: "Enter", keysym: KEYSYMS.Enter }];
+  }
+  if (character === "\t") {
+    return [{ code: "Tab", keysym: KEYSYMS.Tab }];
+  }
+  return findStrokes(layout, character)?.map((stroke) => ({ ...stroke, keysym: keysymFor(stroke.character) }));
+}
+
+/** Type a text on a guest with this layout; resolves to the number of characters that were left out, as none
+ *  of its keys make them. */
+export async function typeText(rfb, text, layout) {
   let missing = 0;
-  for (const character of text.replaceAll("\r\n", "\n")) {
-    const key = CHARACTERS.get(character);
-    if (!key) {
+  for (const character of text.replaceAll("\r\n", "\n").normalize("NFC")) {
+    const strokes = strokesFor(character, layout);
+    if (!strokes) {
       missing += 1;
       continue;
     }
-    if (key.shift) {
-      rfb.sendKey(KEYSYMS.ShiftLeft, "ShiftLeft", true);
+    for (const { code, keysym, shift, altgr } of strokes) {
+      const modifiers = [shift && "ShiftLeft", altgr && "AltRight"].filter(Boolean);
+      for (const modifier of modifiers) {
+        rfb.sendKey(KEYSYMS[modifier], modifier, true);
+      }
+      rfb.sendKey(keysym, code);
+      for (const modifier of modifiers) {
+        rfb.sendKey(KEYSYMS[modifier], modifier, false);
+      }
+      await new Promise((resolve) => setTimeout(resolve, BETWEEN_KEYS_MS));
     }
-    rfb.sendKey(key.keysym, key.code);
-    if (key.shift) {
-      rfb.sendKey(KEYSYMS.ShiftLeft, "ShiftLeft", false);
-    }
-    await new Promise((resolve) => setTimeout(resolve, BETWEEN_KEYS_MS));
   }
   return missing;
 }

@@ -5,6 +5,8 @@ import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
+import { Extension } from "./extension.js";
+import { Keyboard } from "./keyboard.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
@@ -27,6 +29,8 @@ const pointers = new Pointers({
   desktop,
   onMove: (x, y) => people.isAlone || events.point(x, y),
 });
+const extension = new Extension({ api, onStatus: take });
+const keyboard = new Keyboard({ api, desktop, onStatus: take });
 
 // The relay's close codes; qemuspawner/session/visitors.py has the same numbers.
 const ENDED = 4001;
@@ -389,6 +393,8 @@ function take(newStatus) {
     showAsleep(status.message);
   } else {
     describeDesktop();
+    extension.take(status);
+    keyboard.take(status);
     tick();
     schedulePoll();
     if (desktop.isConnected) {
@@ -515,10 +521,12 @@ function tick() {
   if (isOver || left_s === Infinity) {
     return;
   }
-  const mayExtend = clock.canExtend && RANK[status.you.role] >= RANK.control;
+  const mayExtend = RANK[status.you.role] >= RANK.control && (clock.canExtend || !extension.isWaiting);
+  const extendLabel = clock.canExtend ? "Extend" : "Ask for more time";
   byId("time").hidden = false;
   byId("time-left").textContent = describe(left_s);
   byId("extend").hidden = !mayExtend;
+  byId("extend").textContent = extendLabel;
   const warning = trouble() ?? clock.warning;
   byId("time").dataset.level = warning?.cause === "time" ? warning.level : "";
   document.title = warning ? `${describe(left_s)} left – ${config.session_title}` : config.session_title;
@@ -530,7 +538,7 @@ function tick() {
   if (warning.cause === "idle" && status.you.role !== "view") {
     action = { label: "I am here", run: stir };
   } else if (warning.cause === "time" && mayExtend) {
-    action = { label: "Extend", run: extend };
+    action = { label: extendLabel, run: extend };
   }
   showBanner({
     ...warning,
@@ -559,6 +567,11 @@ async function stir() {
 }
 
 async function extend() {
+  if (!clock.canExtend) {
+    await extension.ask();
+    desktop.focus();
+    return;
+  }
   try {
     take(await api.extend());
   } catch (error) {

@@ -427,12 +427,13 @@ async def test_the_servers_token_may_only_be_used_with_the_server(hub: hubs.Hub)
     token = orm.APIToken.find(hub.app.db, hub.spawner("alice").api_token)
 
     assert token is not None
-    # Reading the own name and the server's shares is what everybody may; a hub that allows sharing gives more.
+    # What everybody may of an own server's shares; a hub that allows sharing gives more.
     assert sorted(token.scopes) == [
         "access:servers!server=alice/",
         "read:shares!server=alice/",
         "read:users:name!user=alice",
         "users:activity!user",
+        "users:shares!server=alice/",
     ]
 
 

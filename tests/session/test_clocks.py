@@ -2,31 +2,15 @@
 
 from typing import Any
 
-import msgspec
 import pytest
+from moved_clock import Clock, make_spec
 
 from qemuspawner.errors import SessionError
-from qemuspawner.machine import Image, Machine
 from qemuspawner.session.clocks import Clocks
-from qemuspawner.spec import SessionSpec
-
-MACHINE = Machine(name="Test", image=Image(file="/x", format="raw"))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def make_clocks(clock: Clock, **keys: Any) -> Clocks:
-    spec = SessionSpec(
-        session_id="x", user="alice", server_name="", state_dir="/x", machine=MACHINE,
-        cpus=1, memory_mib=64, lifetime_s=600, max_lifetime_s=1000,
-    )  # fmt: skip
-    return Clocks(msgspec.structs.replace(spec, **keys), now=clock)
+    return Clocks(make_spec(**keys), now=clock)
 
 
 def test_a_session_ends_when_its_lifetime_is_over() -> None:
@@ -101,3 +85,55 @@ def test_the_next_check_is_at_the_nearest_deadline() -> None:
     clock.seconds += 580
     clocks.note_input()
     assert clocks.next_check_s == 20
+
+
+def test_a_guest_that_works_is_not_idle() -> None:
+    clock = Clock()
+    clocks = make_clocks(clock, idle_s=60)
+    clocks.note_input()
+
+    clock.seconds += 59
+    clocks.note_busy()
+
+    assert clocks.idle_deadline == clock.seconds + 60
+    assert clocks.last_activity == clock.seconds
+
+
+def test_a_boot_is_no_work() -> None:
+    clocks = make_clocks(Clock(), idle_s=60)
+
+    clocks.note_busy()
+
+    assert clocks.last_activity is None
+    assert clocks.idle_deadline is None
+
+
+def test_a_sleep_that_failed_is_tried_again_later_and_is_no_activity() -> None:
+    clock = Clock()
+    clocks = make_clocks(clock, idle_s=60)
+    clocks.note_input()
+    used = clock.seconds
+
+    clock.seconds += 60
+    clocks.postpone_idle()
+
+    assert clocks.why_over() is None
+    assert clocks.idle_deadline == clock.seconds + 60
+    assert clocks.last_activity == used
+
+
+def test_granted_time_goes_beyond_the_longest_lifetime() -> None:
+    clocks = make_clocks(Clock())
+    clocks.extend()
+    assert not clocks.can_extend
+
+    clocks.grant(7200)
+
+    assert clocks.deadline == clocks.max_deadline == clocks.started + 8200
+
+
+def test_extending_by_seconds_is_not_worth_it() -> None:
+    clocks = make_clocks(Clock(), max_lifetime_s=659)
+
+    assert not clocks.can_extend
+    assert make_clocks(Clock(), max_lifetime_s=660).can_extend

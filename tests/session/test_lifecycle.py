@@ -6,10 +6,12 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import guests
 from processes import find_processes, find_qemu
 from sessions import Session, wait_for
 
-from qemuspawner.machine import Image, Machine
+from qemuspawner.machine import Image, Machine, Seconds
+from qemuspawner.paths import StatePaths
 
 
 def test_a_stopped_session_leaves_nothing(start: Callable[..., Session]) -> None:
@@ -53,6 +55,22 @@ def test_a_session_ends_with_its_lifetime(start: Callable[..., Session]) -> None
 
     assert session.process.wait(60) == 0
     assert not session.paths.root.exists()
+
+
+def test_a_session_whose_guest_computes_is_not_idle(state: StatePaths, start: Callable[..., Session]) -> None:
+    """Nobody touches it, and only its lifetime ends it; one whose guest waits for a key ends long before."""
+    spinner = guests.make_disk(state.root / "spinner", sector=guests.boot_sector(guests.SPINNER))
+    disk = Image(file=str(spinner), format="raw")
+    machine = Machine(name="Spinner", image=disk, shutdown=Seconds(1))
+    began = time.monotonic()
+
+    waiting = start("waiting", idle_s=8)
+    spinning = start("spinning", idle_s=8, machine=machine, lifetime_s=45, max_lifetime_s=45)
+
+    assert waiting.process.wait(60) == 0
+    assert spinning.process.poll() is None
+    assert spinning.process.wait(60) == 0
+    assert time.monotonic() - began >= 45
 
 
 def test_an_idle_session_ends(start: Callable[..., Session]) -> None:

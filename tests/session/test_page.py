@@ -19,6 +19,7 @@ from files_app import Served, serve_files
 from guests import GREEN, RED
 from jupyterhub.slugs import is_valid_safe_slug
 from local_agent import local_agent, names_in
+from msgspec import structs
 from PIL import Image
 from playwright.async_api import Browser, Locator, Page, Route, async_playwright, expect
 from tiny_guest import tiny_guest
@@ -34,7 +35,7 @@ from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
-from qemuspawner.spec import SessionStatus, Step
+from qemuspawner.spec import Extension, SessionStatus, Step
 
 # One browser for all tests, so one event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -78,6 +79,9 @@ class Session:
         self.checkpoints: list[dict[str, Any]] = []
         self.files: dict[str, Any] = {"has_home": False, "in": "control", "out": "control", "max_mib": 16}
         self.web_tools: dict[str, Any] = {}
+        self.is_staff = False
+        self.extension: Extension | None = None
+        self.keyboard = "us"  # what the browser in these tests has
         self.brings_ticket = True  # the page comes with its first status and ticket
         self.forgets_first_ticket = False
         self.statuses = 0  # how many were asked for
@@ -122,13 +126,16 @@ class Session:
             max_deadline=now + self.max_left_s,
             idle_deadline=now + self.idle_left_s if self.idle_left_s else 0,
             viewers=self.relay.viewers,
+            extension=self.extension,
+            keyboard=self.keyboard,
             way=self.way,  # type: ignore[arg-type]
             why=self.why,
             suspends=self.suspends,  # type: ignore[arg-type]
             suspend_obstacle=self.suspend_obstacle,
             version=zlib.crc32(repr((self.state, self.steps, self.progress)).encode()),
         )
-        return json.loads(status.to_json()) | {"you": {"name": "alice", "role": self.role}}
+        you = {"name": "alice", "role": self.role, "staff": self.is_staff}
+        return json.loads(status.to_json()) | {"you": you}
 
     def issue_ticket(self) -> str:
         ticket = f"T{len(self.issued)}"
@@ -244,8 +251,14 @@ def _application(session: Session) -> web.Application:
                 session.requests.append((action, {}))
                 self.finish({"ticket": session.issue_ticket()})
             elif await self.act(action):
-                if action == "extend":
+                body = session.requests[-1][1]
+                if action == "extend" and "reason" in body:
+                    session.extension = Extension(by="alice", reason=body["reason"], seconds=7200, at=0)
+                    self.set_status(202)
+                elif action == "extend":
                     session.left_s = session.max_left_s
+                elif action == "keyboard":
+                    session.keyboard = body["layout"]
                 self.finish(session.status())
 
     class CheckpointsRoute(ActionRoute):
@@ -296,7 +309,7 @@ def _application(session: Session) -> web.Application:
         [
             (PREFIX, PageRoute),
             (f"{PREFIX}api/status", StatusRoute),
-            (f"{PREFIX}api/(ticket|extend|power|suspend)", ActionRoute),
+            (f"{PREFIX}api/(ticket|extend|extension|keyboard|power|suspend)", ActionRoute),
             (f"{PREFIX}api/checkpoints", CheckpointsRoute),
             (f"{PREFIX}api/checkpoints/([0-9a-f]+)", CheckpointRoute),
             (f"{PREFIX}vnc", VncRoute),
@@ -560,8 +573,53 @@ async def test_the_end_is_announced_and_can_be_put_off(session: Session, open_pa
 
     await expect(page.locator("#banner")).to_be_hidden()
     await expect(page.locator("#time-left")).to_have_text("2 h 29 min")
-    await expect(page.locator("#extend")).to_be_hidden()
+    await expect(page.locator("#extend")).to_have_text("Ask for more time")
     assert session.requests[-1] == ("extend", {})
+
+
+async def test_more_than_the_longest_lifetime_is_asked_for_with_a_reason(
+    session: Session, open_page: Open
+) -> None:
+    """The button asks, the page says that it was asked and what was answered, whatever the words are."""
+    session.left_s = session.max_left_s = 3600
+    page = await open_page()
+
+    await page.locator("#extend").click()
+    await page.get_by_label("What do you need it for?").fill("The fit needs a night.")
+    await page.locator("#ask-yes").click()
+
+    await expect(page.locator("#more-time-text")).to_have_text(
+        re.compile("^alice asks .* for 2 h more: The fit needs a night.$")
+    )
+    await expect(page.locator("#extend")).to_be_hidden()
+    await expect(page.locator("#more-time-grant")).to_be_hidden()
+    assert session.requests[-1] == ("extend", {"reason": "The fit needs a night."})
+
+    assert session.extension is not None
+    session.extension = structs.replace(
+        session.extension, answer="refused", answered_by=HOSTILE, comment="Not on a Friday."
+    )
+    await page.reload()
+    await expect(page.locator("#more-time-text")).to_have_text(
+        f"{HOSTILE} has refused more time. Not on a Friday."
+    )
+    await page.locator("#more-time-close").click()
+    await expect(page.locator("#more-time")).to_be_hidden()
+
+
+async def test_staff_answer_who_asks_for_more_time(session: Session, open_page: Open) -> None:
+    session.role, session.is_staff = "control", True
+    session.extension = Extension(by="bob", reason=HOSTILE, seconds=7200, at=0)
+    page = await open_page()
+    await expect(page.locator("#more-time-text")).to_contain_text(f"for 2 h more: {HOSTILE}")
+
+    await page.locator("#more-time-grant").click()
+    await page.get_by_label("A word to them, if you like").fill("Good luck")
+    await page.locator("#ask-yes").click()
+
+    await expect(page.locator("#ask")).to_be_hidden()
+    assert session.requests[-1] == ("extension", {"grant": 7200, "comment": "Good luck"})
+    assert await page.title() != "owned"
 
 
 async def test_the_last_two_minutes_are_urgent(session: Session, open_page: Open) -> None:
@@ -572,7 +630,7 @@ async def test_the_last_two_minutes_are_urgent(session: Session, open_page: Open
 
     await expect(page.locator("#banner")).to_have_attribute("data-level", "urgent")
     await expect(page.locator("#banner-text")).to_contain_text("Save your work now.")
-    await expect(page.locator("#banner-action")).to_be_hidden()
+    await expect(page.locator("#banner-action")).to_have_text("Ask for more time")
 
 
 async def test_an_idle_desktop_asks_whether_somebody_is_there(session: Session, open_page: Open) -> None:
@@ -1399,3 +1457,52 @@ async def test_a_refused_upload_says_why(served: Served, open_page: Open, tmp_pa
     await page.locator("#files-input").set_input_files(tmp_path / "large.bin")
 
     await expect(uploads(page).get_by_text("at most 16 MiB can be transferred")).to_be_visible()
+
+
+# The keyboard
+
+
+async def test_the_owners_layout_is_set_when_the_browser_is_sure_of_it(
+    session: Session, open_page: Open
+) -> None:
+    """Chromium has a US keyboard here; the guest has none of ours."""
+    session.keyboard = ""
+    page = await open_page()
+
+    await expect(page.locator("#keyboard-hint")).to_have_text("The desktop has: English (US).")
+    assert session.actions() == [("keyboard", {"layout": "us"})]
+
+
+async def test_a_guest_at_the_desktop_does_not_change_its_layout(session: Session, open_page: Open) -> None:
+    session.role, session.keyboard = "control", ""
+    page = await open_page()
+
+    await expect(page.locator("#keyboard-hint")).to_have_text(
+        "The desktop has a layout of its own. Yours may be: English (US)."
+    )
+    assert not session.actions()
+
+
+async def test_a_layout_that_was_chosen_is_set_again_the_next_time(session: Session, open_page: Open) -> None:
+    page = await open_page()
+    await page.get_by_role("button", name="Send keys").click()
+    await page.get_by_label("Keyboard layout").select_option("German")
+    await expect(page.locator("#keyboard-hint")).to_have_text("The desktop has: German.")
+    session.keyboard = ""
+
+    await page.reload()
+
+    await expect(page.locator("#keyboard-hint")).to_have_text("The desktop has: German.")
+    assert session.actions() == [("keyboard", {"layout": "de"})] * 2
+
+
+async def test_a_machine_that_cannot_set_its_layout_says_so(session: Session, open_page: Open) -> None:
+    page = await open_page()
+    session.refusal = (409, "The layout cannot be set from here.", "Set it inside the desktop.")
+
+    await page.get_by_role("button", name="Send keys").click()
+    await page.get_by_label("Keyboard layout").select_option("French")
+
+    await expect(page.locator("#keyboard-hint")).to_have_text(
+        "The layout cannot be set from here. Set it inside the desktop."
+    )

@@ -15,7 +15,7 @@ import web_tool
 from web_tool import PREFIX, Flood, FloodSocket, Session
 
 from qemuspawner.policy import Policy
-from qemuspawner.session.relay import CloseCode
+from qemuspawner.session.visitors import CloseCode
 
 FOLDER = f"{PREFIX}proxy/tool/"
 

@@ -69,6 +69,11 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST!", "api/ticket"): forged(200),
     ("POST", "api/extend"): CONTROL,
     ("POST!", "api/extend"): forged(200),
+    # Staff may answer who asked for more time, also where they only wait to be let in; here nobody did.
+    ("POST", "api/extension"): (403, 403, 403, 409, 403, 403, 403, 403),
+    ("POST!", "api/extension"): forged(403),
+    ("POST", "api/keyboard"): (403, 403, 403, 403, 403, 409, 409, 409),  # this machine has no agent to set it
+    ("POST!", "api/keyboard"): forged(409),
     ("POST", "api/power"): OWNER,
     ("POST!", "api/power"): forged(200),
     ("GET", "api/checkpoints"): OWNER,
@@ -135,6 +140,8 @@ PATHS = {
 BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
     "api/files/folders": {"folder": "", "name": "new"},
+    "api/extension": {"grant": False},
+    "api/keyboard": {"layout": "de"},
     "api/people": {"drop": "alice"},
     "api/driver": {"to": "nobody"},
     "api/requests": {"wants": "control"},

@@ -16,6 +16,7 @@ from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand
+from qemuspawner.session.hooks import run_hook
 from qemuspawner.session.keyboard import parse_chord, parse_text
 
 # QEMU's user network gives it to the first guest, and to no other.
@@ -140,6 +141,29 @@ async def test_what_a_program_types_is_what_the_guest_reads(desktop: Desktop) ->
     async with asyncio.timeout(60):
         while (await desktop.run("cat /tmp/typed"))[1] != text:
             await asyncio.sleep(0.5)
+
+
+async def test_its_keyboard_follows_and_stays_when_x_starts_again(desktop: Desktop) -> None:
+    query = "DISPLAY=:0 XAUTHORITY=/run/desktop/cookie setxkbmap -query"
+
+    await run_hook(desktop.guest, "keyboard", {"LAYOUT": "ch", "VARIANT": "fr"})
+    _, now = await desktop.run(query)
+    await desktop.run("systemctl restart desktop.service && systemctl restart desktop-ready.service")
+    _, later = await desktop.run(query)
+
+    for output in (now, later):
+        assert "layout:     ch\n" in output
+        assert "variant:    fr\n" in output
+
+
+async def test_a_notice_is_shown_and_costs_nothing_before_the_first_one(desktop: Desktop) -> None:
+    """The text may begin as an option does."""
+    count = "pgrep --count --exact dunst"
+    assert (await desktop.run(count))[1].strip() == "0"
+
+    await run_hook(desktop.guest, "notify", {"TITLE": "--help", "TEXT": "This desktop ends in 10 min."})
+
+    assert (await desktop.run(count))[1].strip() == "1"
 
 
 async def test_the_power_button_shuts_the_guest_down(desktop: Desktop) -> None:

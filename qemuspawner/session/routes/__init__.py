@@ -15,6 +15,8 @@ from qemuspawner.session.routes.agent import (
 from qemuspawner.session.routes.checkpoints import CheckpointHandler, CheckpointsHandler
 from qemuspawner.session.routes.control import (
     ExtendHandler,
+    ExtensionHandler,
+    KeyboardHandler,
     PowerHandler,
     ScreenshotHandler,
     StatusHandler,
@@ -63,6 +65,8 @@ ROUTES = (
     Route("api/screenshot", ScreenshotHandler),
     Route("api/ticket", TicketHandler),
     Route("api/extend", ExtendHandler),
+    Route("api/extension", ExtensionHandler),
+    Route("api/keyboard", KeyboardHandler),
     Route("api/power", PowerHandler),
     Route("api/suspend", SuspendHandler),
     Route("api/checkpoints", CheckpointsHandler),

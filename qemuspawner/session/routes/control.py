@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+from typing import Any, TypeGuard
 
 from tornado import web
 
+from qemuspawner.errors import printable
 from qemuspawner.session.access import Tickets
+from qemuspawner.session.keyboards import KEYBOARDS
 from qemuspawner.session.routes.base import Handler
 
 # Shorter than the proxies in between wait.
 _LONGEST_POLL_S = 10
+# Of a reason or a comment.
+_MAX_TEXT = 300
 
 
 class StatusHandler(Handler):
@@ -42,13 +47,67 @@ class TicketHandler(Handler):
 
 
 class ExtendHandler(Handler):
+    """Move the end later; where that cannot be, ask for it with a reason."""
+
     least = "control"
 
     async def post(self) -> None:
-        seconds = self.body().get("seconds")
-        if seconds is not None and (type(seconds) is not int or not 60 <= seconds <= 366 * 86400):
+        body = self.body()
+        seconds = body.get("seconds")
+        if seconds is not None and not _is_span(seconds):
             raise web.HTTPError(400, "'seconds' must be a whole number of at least 60.")
-        self.supervisor.extend(seconds, by=self.person.name)
+        reason = _text(body, "reason")
+        if reason and not self.supervisor.clocks.can_extend:
+            self.supervisor.ask_extension(by=self.person.name, reason=reason, seconds=seconds)
+            self.audit("extension-asked", seconds=seconds, reason=reason)
+            self.set_status(202)
+        else:
+            self.supervisor.extend(seconds, by=self.person.name)
+            self.audit("extended", seconds=seconds)
+        self.write_status()
+
+
+class ExtensionHandler(Handler):
+    """The answer to who asked for more time; staff give it, also where they may not see the desktop."""
+
+    least = "waiting"
+
+    async def post(self) -> None:
+        if not self.person.is_staff:
+            raise web.HTTPError(403, "Only the site's staff can grant more time.")
+        body = self.body()
+        grant = body.get("grant")
+        if grant is not False and not _is_span(grant):
+            raise web.HTTPError(400, "'grant' must be false, or a whole number of seconds of at least 60.")
+        comment = _text(body, "comment")
+        self.supervisor.answer_extension(by=self.person.name, granted_s=grant or 0, comment=comment)
+        self.audit("extension-granted" if grant else "extension-refused", seconds=grant or 0, comment=comment)
+        self.write_status()
+
+
+def _is_span(value: object) -> TypeGuard[int]:
+    return type(value) is int and 60 <= value <= 366 * 86400
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    """A line of text of a request's body, in one line and without what a terminal would obey."""
+    value = body.get(name, "")
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise web.HTTPError(400, f"'{name}' must be a text of at most {_MAX_TEXT} characters.")
+    return printable(value).strip()
+
+
+class KeyboardHandler(Handler):
+    """The layout by which the guest takes keys."""
+
+    least = "control"
+
+    async def post(self) -> None:
+        layout = self.body().get("layout")
+        if not isinstance(layout, str) or layout not in KEYBOARDS:
+            raise web.HTTPError(400, f"'layout' must be one of {', '.join(KEYBOARDS)}.")
+        await self.supervisor.set_keyboard(layout, by=self.person.name)
+        self.audit("keyboard", layout=layout)
         self.write_status()
 
 

@@ -1,0 +1,62 @@
+"""How much a guest has computed and how much it has read and written, by the kernel and by QEMU."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemuspawner.qemu.process import QemuProcess
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What a guest has used since its start, at one moment."""
+
+    at: float  # seconds of the monotonic clock
+    cpu_s: float  # of the guest's own CPUs: neither drawing for viewers nor QEMU's own work is in it
+    disk_bytes: int  # read and written, all its disks
+
+
+async def read_counters(qemu: QemuProcess) -> Counters:
+    """Raises VmError where QEMU does not answer or has just ended."""
+    cpus = await qemu.execute("query-cpus-fast")
+    disks = await qemu.execute("query-blockstats")
+    inner = {cpu["thread-id"] for cpu in cpus} if isinstance(cpus, list) else set()
+    return Counters(
+        at=time.monotonic(),
+        cpu_s=sum(_cpu_seconds(task) for task in _find_threads(qemu.pid, inner)),
+        disk_bytes=sum(_disk_bytes(disk["stats"]) for disk in disks) if isinstance(disks, list) else 0,
+    )
+
+
+def _find_threads(pid: int, inner: set[int]) -> list[Path]:
+    """The threads of a process that have these ids in its own process-id namespace.
+
+    The last number of NSpid, proc(5): QEMU knows no other.
+    """
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            status = (task / "status").read_text(errors="replace")
+        except OSError:
+            continue  # it has just ended
+        numbers = status.partition("\nNSpid:")[2].partition("\n")[0].split()
+        if numbers and int(numbers[-1]) in inner:
+            found.append(task)
+    return found
+
+
+def _cpu_seconds(task: Path) -> float:
+    try:
+        text = (task / "stat").read_text(errors="replace")
+    except OSError:
+        return 0.0
+    # Fields 14 and 15 are utime and stime; the name before them may hold anything. Source: proc(5).
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _disk_bytes(stats: dict[str, int]) -> int:
+    return stats["rd_bytes"] + stats["wr_bytes"]

@@ -1,0 +1,38 @@
+"""Programs that an image may have in /etc/qemuspawner for what only it knows how to do."""
+
+from collections.abc import Mapping
+
+from qemuspawner.errors import VmError, printable
+from qemuspawner.qemu.agent import AgentRefusalError
+from qemuspawner.session.guest import Guest
+
+_FOLDER = "/etc/qemuspawner"
+_TIMEOUT_S = 20
+_MAX_TEXT = 500
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
+
+class NoHookError(VmError):
+    """The image has no such program, or no agent that could run it."""
+
+
+async def run_hook(guest: Guest, name: str, values: Mapping[str, str]) -> None:
+    """Run the hook `name` as root; of its environment are `values`, bounded, each as QEMUSPAWNER_<KEY>.
+
+    Raises:
+        NoHookError: The image has none.
+        VmError: It failed, or did not end within 20 s.
+    """
+    if guest.agent is None:
+        raise NoHookError("This machine has no guest agent.")
+    told = {f"QEMUSPAWNER_{key}": printable(value)[:_MAX_TEXT] for key, value in values.items()}
+    try:
+        code, _ = await guest.agent.run(f"{_FOLDER}/{name}", env=_ENVIRONMENT | told, timeout_s=_TIMEOUT_S)
+    except AgentRefusalError as exc:
+        raise NoHookError(f"This machine has no program '{_FOLDER}/{name}'.") from exc
+    if code:
+        raise VmError(f"The machine's program '{_FOLDER}/{name}' failed with code {code}.")

@@ -1,0 +1,53 @@
+"""What is shown inside the guest before it ends or falls asleep, where its page may be out of sight."""
+
+from dataclasses import dataclass
+
+from qemuspawner.machines.templates import find_saving_obstacle
+from qemuspawner.session.clocks import Clocks
+from qemuspawner.spec import SessionSpec, SuspendOn
+from qemuspawner.units import render_seconds
+
+# The page warns at the same moments; see clock.js.
+_LIFETIME_LEADS_S = (120, 600)
+_IDLE_LEAD_S = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    title: str
+    text: str
+
+
+class Notices:
+    """Which one is due, each once for each deadline."""
+
+    def __init__(self, clocks: Clocks, spec: SessionSpec) -> None:
+        self._clocks = clocks
+        self._spec = spec
+        self._said_lifetime = (0.0, 0)
+        self._said_idle = 0.0
+
+    def due(self) -> Notice | None:
+        """The one to show now; None where there is nothing new to say."""
+        now, deadline, idle = self._clocks.now(), self._clocks.deadline, self._clocks.idle_deadline
+        lead_s = next((lead for lead in _LIFETIME_LEADS_S if deadline - now <= lead), 0)
+        if lead_s and self._said_lifetime != (deadline, lead_s):
+            self._said_lifetime = (deadline, lead_s)
+            more = " Its page can extend that." if self._clocks.can_extend else ""
+            return Notice(title="The time is nearly over", text=self._fate("lifetime", deadline - now) + more)
+        idle_lead_s = min(_IDLE_LEAD_S, self._spec.idle_s / 2)
+        if idle is not None and idle - now <= idle_lead_s and self._said_idle != idle:
+            self._said_idle = idle
+            return Notice(
+                title="Is anybody there?", text=f"{self._fate('idle', idle - now)} Any key keeps it awake."
+            )
+        return None
+
+    def _fate(self, cause: SuspendOn, left_s: float) -> str:
+        if cause not in self._spec.suspend_on:
+            verb = "ends"
+        elif find_saving_obstacle(self._spec.machine):
+            verb = "shuts down"
+        else:
+            verb = "falls asleep"
+        return f"This desktop {verb} in {render_seconds(max(0, round(left_s)))}."

@@ -1,0 +1,96 @@
+// The keyboard layout of the guest: what it has, what this person's own probably is, and setting it.
+
+import { LAYOUTS, guessByLanguage, matchLayout } from "./layouts.js";
+import { remember, remembered } from "./settings.js";
+
+const byId = (id) => document.getElementById(id);
+
+export class Keyboard {
+  #api;
+  #desktop;
+  #onStatus;
+  #status = null;
+  #chosen = remembered("keyboard", Object.keys(LAYOUTS)) ?? "";
+  #guess = { layout: guessByLanguage(navigator.language), isSure: false };
+  #isOffered = false; // of itself, once a page
+  #obstacle = "";
+  #ready; // when the browser has told what it knows
+
+  /** `onStatus` takes the status with which the session answers. */
+  constructor({ api, desktop, onStatus }) {
+    this.#api = api;
+    this.#desktop = desktop;
+    this.#onStatus = onStatus;
+    const select = byId("keyboard-layout");
+    for (const [layout, name] of Object.entries(LAYOUTS)) {
+      select.add(new Option(name, layout));
+    }
+    select.addEventListener("change", () => this.#choose(select.value));
+    this.#ready = this.#look();
+  }
+
+  /** Ask the browser, where it tells. */
+  async #look() {
+    const map = await navigator.keyboard?.getLayoutMap?.().catch(() => null);
+    const layout = map && matchLayout(map);
+    if (layout) {
+      this.#guess = { layout, isSure: true };
+    }
+  }
+
+  /** Take a status that is new. */
+  take(status) {
+    this.#status = status;
+    this.#desktop.layout = status.keyboard || "us";
+    this.#show();
+    if (status.state === "running") {
+      this.#offer();
+    }
+  }
+
+  /** Have the owner's layout when the desktop is there, if it is sure which one that is. */
+  async #offer() {
+    if (this.#isOffered || this.#status.you.role !== "owner") {
+      return;
+    }
+    this.#isOffered = true;
+    await this.#ready;
+    this.#show();
+    const wanted = this.#chosen || (this.#guess.isSure ? this.#guess.layout : "");
+    if (wanted && wanted !== this.#status.keyboard) {
+      await this.#set(wanted);
+    }
+  }
+
+  async #choose(layout) {
+    this.#chosen = layout;
+    remember("keyboard", layout || undefined);
+    if (layout) {
+      await this.#set(layout);
+    }
+    this.#show();
+  }
+
+  async #set(layout) {
+    try {
+      this.#obstacle = "";
+      this.#onStatus(await this.#api.setKeyboard(layout));
+    } catch (error) {
+      this.#obstacle = error.words ?? String(error);
+      this.#show();
+    }
+  }
+
+  #show() {
+    const { keyboard } = this.#status;
+    const select = byId("keyboard-layout");
+    if (document.activeElement !== select) {
+      select.value = keyboard || (this.#obstacle ? "" : this.#chosen);
+    }
+    const guess = LAYOUTS[this.#guess.layout];
+    const has = keyboard
+      ? `The desktop has: ${LAYOUTS[keyboard] ?? keyboard}.`
+      : `The desktop has a layout of its own.${guess ? ` Yours may be: ${guess}.` : ""}`;
+    byId("keyboard-hint").textContent = this.#obstacle || has;
+  }
+}

@@ -1,0 +1,57 @@
+"""What a guest is told of its clocks, each thing once."""
+
+from moved_clock import Clock, make_spec
+
+from qemuspawner.session.clocks import Clocks
+from qemuspawner.session.notices import Notice, Notices
+
+
+def make(clock: Clock, **keys: object) -> tuple[Clocks, Notices]:
+    spec = make_spec(**keys)
+    clocks = Clocks(spec, now=clock)
+    return clocks, Notices(clocks, spec)
+
+
+def test_the_end_is_said_ten_and_two_minutes_before() -> None:
+    clock = Clock()
+    _, notices = make(clock, lifetime_s=3600, max_lifetime_s=3600)
+
+    clock.seconds += 2999
+    assert notices.due() is None
+    clock.seconds += 1
+    assert notices.due() == Notice(title="The time is nearly over", text="This desktop ends in 10 min.")
+    clock.seconds += 400
+    assert notices.due() is None
+    clock.seconds += 110
+    assert notices.due() == Notice(title="The time is nearly over", text="This desktop ends in 1 min 30 s.")
+    assert notices.due() is None
+
+
+def test_an_end_that_was_put_off_is_said_again() -> None:
+    clock = Clock()
+    clocks, notices = make(clock, lifetime_s=600, max_lifetime_s=7200, suspend_on=("lifetime",))
+
+    first = notices.due()
+    assert first is not None
+    assert first.text == "This desktop falls asleep in 10 min. Its page can extend that."
+    clocks.extend(3600)
+    assert notices.due() is None
+    clock.seconds += 3600
+    assert notices.due() is not None
+
+
+def test_a_desktop_that_nobody_uses_is_told_once_until_it_is_used() -> None:
+    clock = Clock()
+    clocks, notices = make(clock, lifetime_s=86400, max_lifetime_s=86400, idle_s=3600)
+    clocks.note_input()
+
+    clock.seconds += 3299
+    assert notices.due() is None
+    clock.seconds += 1
+    assert notices.due() == Notice(
+        title="Is anybody there?", text="This desktop ends in 5 min. Any key keeps it awake."
+    )
+    assert notices.due() is None
+    clocks.note_input()
+    clock.seconds += 3300
+    assert notices.due() is not None
