@@ -9,9 +9,11 @@ from typing import Any
 from jupyterhub import apihandlers, orm
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
+from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.hub.running import act, describe_running
+from qemuspawner.hub.follow import ask_session
+from qemuspawner.hub.running import describe_running
 
 
 class _DesktopsHandler(APIHandler):  # type: ignore[misc]
@@ -38,10 +40,18 @@ class _DesktopsHandler(APIHandler):  # type: ignore[misc]
         except ValueError as exc:
             raise web.HTTPError(403, "This needs access to the desktop.") from exc
         try:
-            status, answer = await act(spawner, path, self.get_json_body() or {}, token=token)
+            status, answer = await ask_session(
+                "POST",
+                url_path_join(spawner.server.url, path),
+                self.get_json_body() or {},
+                token=token,
+                ssl_context=spawner.session_ssl_context,
+            )
         finally:
             self.db.delete(orm.APIToken.find(self.db, token))
             self.db.commit()
+        if not status:
+            raise web.HTTPError(503, "The desktop's session does not answer. Try again in a moment.")
         self.set_status(status)
         self.write(json.dumps(answer))
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-from jupyterhub.httpclient import fetch
 from jupyterhub.utils import url_escape_path, url_path_join
 
 from qemuspawner.hub.follow import fetch_status
@@ -20,8 +17,6 @@ if TYPE_CHECKING:
 _AT_A_TIME = 16
 _ONE_TIMEOUT_S = 3
 _ALL_TIMEOUT_S = 8
-_ACT_TIMEOUT = aiohttp.ClientTimeout(total=15)
-_MAX_ANSWER_BYTES = 1 << 20
 
 
 async def describe_running(spawners: Iterable["QemuSpawnerMixin"], *, asking: bool = False) -> dict[str, Any]:
@@ -83,27 +78,3 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
             "comment": extension.comment,
         },
     }
-
-
-async def act(spawner: "QemuSpawnerMixin", path: str, body: object, *, token: str) -> tuple[int, Any]:
-    """POST `body` to a session's API as whose `token` it is; the status code and answer.
-
-    A session that does not answer is a 503.
-    """
-    context = spawner.session_ssl_context
-    try:
-        response = await fetch(
-            f"{spawner.server.url}{path}",
-            method="POST",
-            headers={"Authorization": f"token {token}"},
-            json=body,
-            timeout=_ACT_TIMEOUT,
-            allow_redirects=False,
-            raise_for_status=False,
-            ssl=True if context is None else context,
-        )
-        async with response:
-            answer = json.loads(await response.content.read(_MAX_ANSWER_BYTES))
-            return int(response.status), answer
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        return 503, {"message": "The desktop's session does not answer.", "hint": "Try again in a moment."}
