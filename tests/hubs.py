@@ -33,6 +33,7 @@ name = "{name}"
 description = "{description}"
 version = "1"
 firmware = "bios"
+shutdown = "1 s"
 
 [image]
 file = "disk.raw"
