@@ -207,7 +207,8 @@ class QemuProcess:
 
     async def connect_clipboard(self, *, connected: bool) -> None:
         """Connect the guest's clipboard agent with VNC's clients, or with nobody."""
-        data = {"clipboard": True} if connected else {}
+        # Else QEMU sends the pointer there too, past the tablet, and the guest's agent has none.
+        data = {"clipboard": True, "mouse": False} if connected else {}
         backend = {"type": "qemu-vdagent" if connected else "null", "data": data}
         await self.execute("chardev-change", id=CLIPBOARD_CHARDEV, backend=backend)
 

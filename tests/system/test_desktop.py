@@ -4,8 +4,9 @@ import asyncio
 import http.server
 import itertools
 import os
+import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,16 @@ import vms
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.session.guest import Guest
-from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand
+from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand, Watcher
 from qemuspawner.session.hooks import run_hook
 from qemuspawner.session.keyboard import parse_chord, parse_text
+from qemuspawner.session.updates import Changes
 
 # QEMU's user network gives it to the first guest, and to no other.
 GUEST_ADDRESS = "10.0.2.15"
 # Within the terminal that is open at the start.
 TERMINAL = (400, 300)
+LEFT = 165  # its first column
 
 
 class Desktop:
@@ -127,9 +130,20 @@ def host_addresses() -> list[str]:
     return sorted({line.split()[-1] for line, kind in pairs if "/32 host LOCAL" in kind})
 
 
+async def wait_until_still(hand: Hand) -> None:
+    """The agent answers when the desktop is drawn; its windows come a little later."""
+
+    async def go_on() -> None:
+        """Nobody objects."""
+
+    still = Watcher(Changes(await hand.screen(), least_px=1024), still_s=3)
+    assert await hand.watch(still, timeout_s=60, go_on=go_on)
+
+
 async def test_what_a_program_types_is_what_the_guest_reads(desktop: Desktop) -> None:
     """Every character of a US keyboard, into the terminal that a click has put in front."""
     hand = Hand(desktop.vnc_socket)
+    await wait_until_still(hand)
     text = "".join(chr(code) for code in range(0x20, 0x7F)) + "\tend\n"
 
     await hand.click(*TERMINAL, button="left", times=1)
@@ -141,6 +155,34 @@ async def test_what_a_program_types_is_what_the_guest_reads(desktop: Desktop) ->
     async with asyncio.timeout(60):
         while (await desktop.run("cat /tmp/typed"))[1] != text:
             await asyncio.sleep(0.5)
+
+
+# Reaches the display as the terminal does.
+XCLIP = """
+environ=$(tr '\\0' '\\n' < /proc/$(pgrep -o xterm)/environ | grep -E '^(DISPLAY|XAUTHORITY)=')
+runuser -u user -- env $environ xclip -selection clipboard -o
+"""
+
+
+async def test_a_program_selects_by_dragging_and_by_a_double_click(desktop: Desktop) -> None:
+    """The terminal copies what is selected in it; once more where an emulated guest was too slow for it."""
+    hand = Hand(desktop.vnc_socket)
+    x, y = TERMINAL
+    for chord in parse_text("clear; yes word | head -n 40\n"):
+        await hand.press(chord)
+        await asyncio.sleep(BETWEEN_KEYS_S)
+    await wait_until_still(hand)
+
+    async def select(act: Callable[[], Awaitable[None]], pattern: str) -> None:
+        async with asyncio.timeout(90):
+            copied = ""
+            while not re.fullmatch(pattern, copied):
+                await act()
+                await asyncio.sleep(1)
+                copied = (await desktop.run(XCLIP))[1]
+
+    await select(lambda: hand.drag(x, y, (x + 100, y + 60), button="left"), r"\n?(word\n){2,5}(word)?")
+    await select(lambda: hand.click(LEFT, y, button="left", times=2), "word")
 
 
 async def test_its_keyboard_follows_and_stays_when_x_starts_again(desktop: Desktop) -> None:
