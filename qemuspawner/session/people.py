@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qemuspawner import scopes
 from qemuspawner.errors import SessionError
 from qemuspawner.policy import Least, Role
 from qemuspawner.session import rfb
@@ -93,16 +94,18 @@ class People:
         """
         name, kind = str(model["name"]), model.get("kind", "user")
         if kind == "user" and name == self._spec.user:
-            return Person(name=name, role="owner") if has_access else None
+            # A token that was made for a program acts at the desktop, and neither ends nor shares it.
+            role: Role = "owner" if is_browser or not _is_for_program(model) else "control"
+            return Person(name=name, role=role) if has_access else None
         groups = model.get("groups") or ()
         if kind == "user" and (has_access or is_browser):
-            role = await self.shares.role_of(name, groups, by_group=is_browser)
-            if role is None and has_access:
+            shared = await self.shares.role_of(name, groups, by_group=is_browser)
+            if shared is None and has_access:
                 # The hub lets them in: by a role of its own, or by a share that is newer than our list.
                 self.shares.forget()
-                role = await self.shares.role_of(name, groups, by_group=is_browser)
-            if role is not None:
-                return Person(name=name, role=self._without_owner(role))
+                shared = await self.shares.role_of(name, groups, by_group=is_browser)
+            if shared is not None:
+                return Person(name=name, role=self._without_owner(shared))
             if self.shares.had_lately(name, groups):
                 return None
         # A service may have a user's name.
@@ -423,3 +426,9 @@ class People:
                 "copies_out": rfb.Kind.COPY_OUT in self.kinds(person),
             },
         }
+
+
+def _is_for_program(model: Model) -> bool:
+    """Whether a token was made for the agent's hand, and not for all that its owner may."""
+    granted = {scope.partition("!")[0] for scope in model.get("scopes", ())}
+    return scopes.AGENT in granted and scopes.CONTROL not in granted

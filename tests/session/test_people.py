@@ -147,6 +147,20 @@ async def test_a_token_of_the_owner_that_may_not_open_servers_opens_nothing(scen
     assert await people.find(user("alice"), has_access=False, is_browser=False) is None
 
 
+async def test_a_token_for_a_program_neither_ends_nor_shares_the_desktop(scene: MakeScene) -> None:
+    """It has the scope of the hand and not that of control; a token with all scopes is its owner."""
+    people = scene().people
+    hand = ["access:servers!server=alice/", "custom:qemuspawner:agent!server=alice/"]
+    all_ = [*hand, "custom:qemuspawner:control!user=alice"]
+
+    roles = [
+        (await people.find(user("alice") | {"scopes": granted}, has_access=True, is_browser=False)).role  # type: ignore[union-attr]
+        for granted in (hand, all_)
+    ]
+
+    assert roles == ["control", "owner"]
+
+
 async def test_a_service_with_the_owners_name_is_not_the_owner(scene: MakeScene) -> None:
     """Nor is it taken for them anywhere by its name."""
     service = {"name": "alice", "kind": "service"}
