@@ -1,27 +1,25 @@
 // The desktop: noVNC's RFB on a websocket of our own.
 
-import { keysymOf, pressChord, pressKey, typeText } from "./keys.js";
+import "./cuttext.js";
+import { canType, keysymOf, pressChord, pressKey, typeText } from "./keys.js";
 import { RFB } from "./vendor/novnc.js";
 
-const PROVIDE_TEXT = (1 << 28) | 1;
-
-/** Send the clipboard's text as it is. noVNC's own adds a NUL and carriage returns, as the extension has it;
- *  QEMU passes both on, and a terminal shows them as ^@ and ^M. And the browser's own deflate marks the
- *  stream's end, which some QEMUs want. */
-RFB.messages.extendedClipboardProvide = async (sock, _formats, [text]) => {
-  const bytes = new TextEncoder().encode(text.replaceAll("\r\n", "\n"));
-  const plain = new Uint8Array(4 + bytes.length);
-  new DataView(plain.buffer).setUint32(0, bytes.length);
-  plain.set(bytes, 4);
-  const stream = new Blob([plain]).stream().pipeThrough(new CompressionStream("deflate"));
-  const packed = new Uint8Array(await new Response(stream).arrayBuffer());
-  const message = new Uint8Array(4 + packed.length);
-  new DataView(message.buffer).setUint32(0, PROVIDE_TEXT);
-  message.set(packed, 4);
-  RFB.messages.clientCutText(sock, message, true);
+let updates = 0; // pictures, or parts of one, that were received: noVNC asks for the next one after each
+const requestUpdate = RFB.messages.fbUpdateRequest;
+RFB.messages.fbUpdateRequest = (sock, isIncremental, ...place) => {
+  updates += isIncremental ? 1 : 0;
+  requestUpdate(sock, isIncremental, ...place);
 };
 
-/** Events: `connect`; `close` with detail {code, reason}; `clipboard` with detail text. */
+const handleKey = RFB.prototype._handleKeyEvent;
+/** With keys of its own, such as a pinch's Ctrl, noVNC forgets to say that it does not know how Caps Lock and Num
+ *  Lock are here, and takes them for different from the guest's. */
+RFB.prototype._handleKeyEvent = function handleKeyEvent(keysym, code, isDown, numLock = null, capsLock = null) {
+  handleKey.call(this, keysym, code, isDown, numLock, capsLock);
+};
+
+/** Events: `connect`; `close` with detail {code, reason}; `copied` with detail a promise of the guest's text, see
+ *  cuttext.js; `used` when a key or a tap went there. */
 export class Desktop extends EventTarget {
   #element;
   #rfb = null;
@@ -29,7 +27,9 @@ export class Desktop extends EventTarget {
   #scale = "match";
   #quality = 6;
   #layout = "us";
-  #held = new Set();
+  #compression = 2;
+  #sizes = true;
+  #bytes = 0;
 
   constructor(element) {
     super();
@@ -55,7 +55,9 @@ export class Desktop extends EventTarget {
     this.#rfb = rfb;
     rfb.viewOnly = viewOnly;
     rfb.background = "transparent";
-    rfb.compressionLevel = 2;
+    socket.addEventListener("message", ({ data }) => {
+      this.#bytes += data.byteLength;
+    });
     this.#apply();
     rfb.addEventListener("connect", () => {
       this.#isConnected = true;
@@ -63,19 +65,19 @@ export class Desktop extends EventTarget {
       canvas.tabIndex = 0;
       // What is held when the keyboard goes elsewhere would stay down in the guest: noVNC lets go at `blur`.
       canvas.addEventListener("blur", () => window.dispatchEvent(new Event("blur")));
+      for (const use of ["keyup", "gestureend"]) {
+        canvas.addEventListener(use, () => this.dispatchEvent(new Event("used")));
+      }
       this.dispatchEvent(new Event("connect"));
     });
     rfb.addEventListener("disconnect", () => {
       if (this.#rfb === rfb) {
         this.#rfb = null;
         this.#isConnected = false;
-        this.#held.clear();
         this.dispatchEvent(new CustomEvent("close", { detail: farewell }));
       }
     });
-    rfb.addEventListener("clipboard", ({ detail }) => {
-      this.dispatchEvent(new CustomEvent("clipboard", { detail: detail.text }));
-    });
+    rfb.addEventListener("copied", ({ detail }) => this.dispatchEvent(new CustomEvent("copied", { detail })));
   }
 
   /** Let go without a `close` event. */
@@ -102,6 +104,41 @@ export class Desktop extends EventTarget {
     this.#apply();
   }
 
+  /** 0 to 9: how hard QEMU works to make what it sends smaller. */
+  set compression(compression) {
+    this.#compression = compression;
+    this.#apply();
+  }
+
+  /** Whether the guest's size follows this window, of all those that are open. */
+  set sizes(sizes) {
+    if (sizes === this.#sizes) {
+      return;
+    }
+    this.#sizes = sizes;
+    if (this.#rfb) {
+      // noVNC may still wait for an answer to what the relay has dropped meanwhile.
+      this.#rfb._pendingRemoteResize = false;
+    }
+    this.#apply();
+  }
+
+  get sizes() {
+    return this.#sizes;
+  }
+
+  /** Whether the guest has the window's size; some round it. */
+  get isMatched() {
+    const canvas = this.#element.querySelector("canvas");
+    const { clientWidth, clientHeight } = this.#element;
+    return Math.abs(canvas?.width - clientWidth) < 8 && Math.abs(canvas?.height - clientHeight) < 8;
+  }
+
+  /** {bytes, updates}: what was received so far, in all connections. */
+  get traffic() {
+    return { bytes: this.#bytes, updates };
+  }
+
   #apply() {
     const rfb = this.#rfb;
     if (!rfb) {
@@ -109,8 +146,9 @@ export class Desktop extends EventTarget {
     }
     // Where the guest does not follow the window, matching falls back to scaling.
     rfb.scaleViewport = this.#scale !== "actual";
-    rfb.resizeSession = this.#scale === "match" && !rfb.viewOnly;
+    rfb.resizeSession = this.#scale === "match" && this.#sizes && !rfb.viewOnly;
     rfb.qualityLevel = this.#quality;
+    rfb.compressionLevel = this.#compression;
   }
 
   /** The guest's keyboard layout, for texts that are typed as keys. */
@@ -120,22 +158,53 @@ export class Desktop extends EventTarget {
 
   chord(codes) {
     pressChord(this.#rfb, codes);
+    this.dispatchEvent(new Event("used"));
+  }
+
+  /** The same while a Mac's Cmd is down, which is no part of it in the guest. */
+  chordWithoutMeta(codes) {
+    // A key between, as Super alone would open a menu there.
+    this.hold(codes[0], true);
+    for (const code of ["MetaLeft", "MetaRight"]) {
+      this.replay([new KeyboardEvent("keyup", { key: "Meta", code })]);
+    }
+    this.chord(codes);
   }
 
   press(code) {
     pressKey(this.#rfb, code);
+    this.dispatchEvent(new Event("used"));
   }
 
-  /** Press a modifier, or let go of it; returns whether it is held now. */
-  toggleHeld(code) {
-    const isHeld = !this.#held.has(code);
-    this.#rfb.sendKey(keysymOf(code), code, isHeld);
-    this.#held[isHeld ? "add" : "delete"](code);
-    return isHeld;
+  /** Press a key, or let go of it. */
+  hold(code, isDown) {
+    this.#rfb.sendKey(keysymOf(code), code, isDown);
   }
 
-  type(text) {
-    return typeText(this.#rfb, text, this.#layout);
+  /** Have key events happen that were held back. */
+  replay(events) {
+    const canvas = this.#element.querySelector("canvas");
+    for (const event of events) {
+      const modifiers = Object.fromEntries(
+        ["AltGraph", "CapsLock", "NumLock"].map((name) => [`modifier${name}`, event.getModifierState(name)]),
+      );
+      const { type, key, code, location, ctrlKey, shiftKey, altKey, metaKey } = event;
+      const init = { key, code, location, ctrlKey, shiftKey, altKey, metaKey, ...modifiers };
+      canvas?.dispatchEvent(new KeyboardEvent(type, init));
+    }
+  }
+
+  canType(character) {
+    return canType(character, this.#layout);
+  }
+
+  /** Type a text; resolves to the number of characters that no key makes. */
+  async type(text) {
+    const rfb = this.#rfb; // which may be gone when the text is typed
+    const [first = "", ...rest] = text.replaceAll("\r\n", "\n").normalize("NFC");
+    const missing = await typeText(rfb, first, this.#layout);
+    this.dispatchEvent(new Event("used"));
+    return missing + (await typeText(rfb, rest.join(""), this.#layout));
   }
 
   /** A key event that reaches no guest (QEMU drops a release without a press) but counts as a sign of life. */

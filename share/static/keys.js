@@ -5,20 +5,31 @@ import { findStrokes } from "./layouts.js";
 const KEYSYMS = {
   AltLeft: 0xffe9,
   AltRight: 0xfe03, // AltGr
+  ArrowDown: 0xff54,
+  ArrowLeft: 0xff51,
+  ArrowRight: 0xff53,
+  ArrowUp: 0xff52,
   Backspace: 0xff08,
   ControlLeft: 0xffe3,
   Delete: 0xffff,
+  End: 0xff57,
   Enter: 0xff0d,
   Escape: 0xff1b,
-  F1: 0xffbe,
-  F4: 0xffc1,
-  F7: 0xffc4,
-  F24: 0xffd5,
+  Home: 0xff50,
+  Insert: 0xff63,
   MetaLeft: 0xffeb,
+  PageDown: 0xff56,
+  PageUp: 0xff55,
   PrintScreen: 0xff61,
   ShiftLeft: 0xffe1,
   Tab: 0xff09,
 };
+for (let number = 1; number <= 24; number += 1) {
+  KEYSYMS[`F${number}`] = 0xffbe + number - 1;
+}
+for (const letter of "abcdefghijklmnopqrstuvwxyz") {
+  KEYSYMS[`Key${letter.toUpperCase()}`] = letter.charCodeAt(0);
+}
 
 // A PS/2 keyboard remembers 16 bytes that the guest has not fetched; faster typing loses keys.
 const BETWEEN_KEYS_MS = 15;
@@ -57,6 +68,11 @@ function strokesFor(character, layout) {
     return [{ code: "Tab", keysym: KEYSYMS.Tab }];
   }
   return findStrokes(layout, character)?.map((stroke) => ({ ...stroke, keysym: keysymFor(stroke.character) }));
+}
+
+/** Whether keys of this layout make a character. */
+export function canType(character, layout) {
+  return Boolean(strokesFor(character, layout));
 }
 
 /** Type a text on a guest with this layout; resolves to the number of characters that were left out, as none

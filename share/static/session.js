@@ -7,13 +7,14 @@ import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
 import { Extension } from "./extension.js";
 import { Keyboard } from "./keyboard.js";
+import { Modifiers } from "./modifiers.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { setUpPorts } from "./ports.js";
-import { remember, remembered } from "./settings.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
 import { setUpTyping } from "./typing.js";
+import { setUpView } from "./view.js";
 import { describeClosing, describeWay, maySleep } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
@@ -21,6 +22,7 @@ const config = JSON.parse(byId("session-config").textContent);
 const api = new Api(config);
 const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
+const clipboard = new Clipboard(desktop);
 const events = new Events({ api, config });
 const people = new People({ api, config });
 const pointers = new Pointers({
@@ -289,9 +291,11 @@ async function askToCome(wants) {
 
 events.addEventListener("people", ({ detail }) => {
   people.show(detail);
-  const { role, drives } = detail.you;
+  const { role, drives, sizes } = detail.you;
+  clipboard.allow(detail.you, { isAlone: people.isAlone });
   applyRole(role);
   desktop.viewOnly = !drives;
+  desktop.sizes = sizes;
   if (status) {
     const wasWaiting = status.you.role === "waiting";
     status.you = { ...status.you, role };
@@ -330,9 +334,6 @@ desktop.addEventListener("connect", () => {
 
 desktop.addEventListener("close", ({ detail: { code, reason } }) => {
   panels?.pause();
-  for (const button of document.querySelectorAll("[data-hold]")) {
-    button.setAttribute("aria-pressed", "false");
-  }
   if (isOver) {
     return;
   }
@@ -706,27 +707,6 @@ async function saveScreenshot() {
   toast("The screenshot was saved.");
 }
 
-function setUpView() {
-  const scales = ["match", "fit", "actual"];
-  // On a phone the guest would get a desktop of 412 x 727.
-  const scale = remembered("scale", scales) ?? (matchMedia("(pointer: coarse)").matches ? "fit" : "match");
-  desktop.scale = scale;
-  document.querySelector(`[name=scale][value=${scale}]`).checked = true;
-  byId("view-menu").addEventListener("change", ({ target }) => {
-    if (target.name === "scale") {
-      desktop.scale = target.value;
-      remember("scale", target.value);
-    }
-  });
-  const quality = remembered("quality", [0, 1, 2, 3, 4, 5, 6, 7, 8]) ?? 6;
-  desktop.quality = quality;
-  byId("quality").value = quality;
-  byId("quality").addEventListener("change", ({ target }) => {
-    desktop.quality = Number(target.value);
-    remember("quality", Number(target.value));
-  });
-}
-
 function setUpTools() {
   for (const item of document.querySelectorAll("[data-chord]")) {
     item.addEventListener("click", () => {
@@ -734,13 +714,6 @@ function setUpTools() {
       if (desktop.isConnected) {
         desktop.chord(item.dataset.chord.split(" "));
         desktop.focus();
-      }
-    });
-  }
-  for (const button of document.querySelectorAll("[data-hold]")) {
-    button.addEventListener("click", () => {
-      if (desktop.isConnected) {
-        button.setAttribute("aria-pressed", String(desktop.toggleHeld(button.dataset.hold)));
       }
     });
   }
@@ -755,7 +728,7 @@ function setUpTools() {
 setUpToolbar({ onLeave: () => desktop.focus() });
 setUpTools();
 setUpPorts({ onLeave: () => desktop.focus() });
-setUpView();
-setUpTyping(desktop);
-new Clipboard(desktop);
+setUpView(desktop, { ping: () => events.ping() });
+setUpTyping(desktop, { give: (text) => clipboard.give(text) });
+new Modifiers(desktop);
 start();
