@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from PIL import Image
 from playwright.async_api import Browser, Page, async_playwright, expect
 from tiny_guest import tiny_guest
