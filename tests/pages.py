@@ -368,6 +368,18 @@ async def session(vnc_socket: Path) -> AsyncIterator[Session]:
     await session.stop()
 
 
+# A script that notes in `sent` what the page sends to QEMU, message by message.
+NOTE_MESSAGES = """
+    window.sent = [];
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (data) {
+        if (typeof data !== "string") {
+            sent.push([...data]);
+        }
+        send.call(this, data);
+    };
+"""
+
 Open = Callable[..., Awaitable[Page]]
 
 

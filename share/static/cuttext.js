@@ -8,7 +8,7 @@ const NOTIFY = 1 << 27;
 const PROVIDE = 1 << 28;
 const HEAD_BYTES = 7; // padding and length
 
-/** The longest text that is taken of the guest; more than twice of what the relay passes the other way. */
+/** The longest text that is taken of the guest; twice of what the relay passes the other way. */
 export const MAX_COPIED_BYTES = 512 * 1024;
 
 /** Send the clipboard's text as it is. noVNC's own adds a NUL and carriage returns, as the extension has it;

@@ -13,6 +13,7 @@ import pytest_asyncio
 from clipboard_peer import ClipboardPeer, clipboard_peer
 from guests import GREEN, RED
 from pages import (  # noqa: F401
+    NOTE_MESSAGES,
     Open,
     Session,
     browser,
@@ -65,8 +66,10 @@ async def guest(vnc_socket: Path) -> AsyncIterator[ClipboardPeer]:
 async def open_clipboard_page(open_page: Open) -> Open:
     """Opens the page; with what the browser says about reading the clipboard."""
 
-    async def open_one(permission: str = "denied", **options: Any) -> Page:
-        page = await open_page(**options)
+    async def open_one(permission: str = "denied", *, init_script: str = "", **options: Any) -> Page:
+        page = await open_page(init_script=NOTE_MESSAGES + init_script, **options)
+        # It has said what it can: from now on QEMU tells it of other clients' texts.
+        await page.wait_for_function("() => sent.some(([kind]) => kind === 6)")
         cdp = await page.context.new_cdp_session(page)
         target = await cdp.send("Target.getTargetInfo")
         where = {"browserContextId": target["targetInfo"]["browserContextId"]}

@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 import pytest
-from pages import Open, Session, browser, bundle, open_page, people, session, vnc_socket  # noqa: F401
+from pages import NOTE_MESSAGES, Open, Session, browser, bundle, open_page, people, session, vnc_socket  # noqa: F401
 from playwright.async_api import Page, expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -339,19 +339,6 @@ async def test_the_view_says_why_it_does_not_match(
     assert box and box["width"] > 640
     await page.get_by_label("Scale to fit").check()
     await expect(page.locator("#scale-why")).to_have_text("")
-
-
-# Notes what the page sends to the session, message by message.
-NOTE_MESSAGES = """
-    window.sent = [];
-    const send = WebSocket.prototype.send;
-    WebSocket.prototype.send = function (data) {
-        if (typeof data !== "string") {
-            sent.push([...data]);
-        }
-        send.call(this, data);
-    };
-"""
 
 
 async def test_who_is_to_set_the_size_later_asks_for_it_then(session: Session, open_page: Open) -> None:
