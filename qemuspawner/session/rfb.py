@@ -287,7 +287,7 @@ def _is_by_person(message: bytes) -> bool:
     """Whether somebody did something, as against a page that answers the guest by itself."""
     if message[0] != 6:
         return message[0] in _INPUTS
-    return len(message) == 8 or bool(int.from_bytes(message[8:12], "big") & _NOTIFY)
+    return len(message) == 8 or int.from_bytes(message[8:12], "big") & (_CAPS | _NOTIFY) == _NOTIFY
 
 
 def _copied_in(message: bytes) -> int:

@@ -5,15 +5,10 @@ import { Clipboard } from "./clipboard.js";
 import { Clock, describe } from "./clock.js";
 import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
-import { Extension } from "./extension.js";
-import { Keyboard } from "./keyboard.js";
 import { Modifiers } from "./modifiers.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
-import { People } from "./people.js";
-import { Pointers } from "./pointers.js";
 import { setUpPorts } from "./ports.js";
 import { closeAll, closeMenus, setUpToolbar } from "./toolbar.js";
-import { setUpTyping } from "./typing.js";
 import { setUpView } from "./view.js";
 import { describeClosing, describeWay, maySleep } from "./words.js";
 
@@ -24,15 +19,6 @@ const clock = new Clock();
 const desktop = new Desktop(byId("screen"));
 const clipboard = new Clipboard(desktop);
 const events = new Events({ api, config });
-const people = new People({ api, config });
-const pointers = new Pointers({
-  stage: byId("stage"),
-  screen: byId("screen"),
-  desktop,
-  onMove: (x, y) => people.isAlone || events.point(x, y),
-});
-const extension = new Extension({ api, onStatus: take });
-const keyboard = new Keyboard({ api, desktop, onStatus: take });
 
 // The relay's close codes; qemuspawner/session/visitors.py has the same numbers.
 const ENDED = 4001;
@@ -74,6 +60,7 @@ let brought = config.status && config.ticket && performance.now() < BROUGHT_MS ?
 let isFirstTry = false; // with that ticket
 let isAway = false; // the owner has left, and nobody may stay without
 let panels = null; // what the first picture need not wait for
+let people = null; // what the session told last of them
 
 // Connecting.
 
@@ -209,7 +196,6 @@ function finish(notice) {
   clearTimeout(nextPoll);
   desktop.disconnect();
   events.stop();
-  pointers.clear();
   byId("asking").hidden = true;
   panels?.pause();
   closeAll();
@@ -285,14 +271,15 @@ function showWaiting(text = "") {
 }
 
 async function askToCome(wants) {
-  await people.ask(wants);
+  await (await loadPanels()).ask(wants);
   showWaiting(`${config.owner} is asked. This page opens the desktop when you are let in.`);
 }
 
 events.addEventListener("people", ({ detail }) => {
-  people.show(detail);
+  people = detail;
+  panels?.show(detail);
   const { role, drives, sizes } = detail.you;
-  clipboard.allow(detail.you, { isAlone: people.isAlone });
+  clipboard.allow(detail.you, { isAlone: detail.people.length < 2 });
   applyRole(role);
   desktop.viewOnly = !drives;
   desktop.sizes = sizes;
@@ -308,7 +295,7 @@ events.addEventListener("people", ({ detail }) => {
     }
   }
 });
-events.addEventListener("pointers", ({ detail }) => pointers.show(detail));
+events.addEventListener("pointers", ({ detail }) => panels?.point(detail));
 events.addEventListener("status", ({ detail }) => {
   if (!isOver && detail.session_id && desktop.isConnected) {
     take(detail);
@@ -394,8 +381,7 @@ function take(newStatus) {
     showAsleep(status.message);
   } else {
     describeDesktop();
-    extension.take(status);
-    keyboard.take(status);
+    panels?.take(status);
     tick();
     schedulePoll();
     if (desktop.isConnected) {
@@ -417,9 +403,6 @@ function describeDesktop() {
   suspendButton.title = obstacle;
   byId("suspend-about").textContent =
     obstacle || "Sleep: everything stays as it is and comes back when you open it again.";
-  if (panels) {
-    panels.obstacle = obstacle;
-  }
 }
 
 function schedulePoll() {
@@ -503,13 +486,22 @@ function applyRole(role) {
   }
 }
 
-async function resumePanels() {
+async function loadPanels() {
   if (!panels) {
     const { Panels } = await import("./panels.js");
-    panels ??= new Panels({ api, config, onGoBack: goBack });
+    panels ??= new Panels({ api, config, desktop, clipboard, events, onGoBack: goBack, onStatus: take });
     panels.role = status.you.role;
-    panels.obstacle = status.suspend_obstacle ?? "";
+    panels.take(status);
+    if (people) {
+      panels.show(people);
+    }
+    byId("bar").ariaBusy = "false";
   }
+  return panels;
+}
+
+async function resumePanels() {
+  await loadPanels();
   if (desktop.isConnected) {
     panels.resume();
   }
@@ -522,7 +514,7 @@ function tick() {
   if (isOver || left_s === Infinity) {
     return;
   }
-  const mayExtend = RANK[status.you.role] >= RANK.control && (clock.canExtend || !extension.isWaiting);
+  const mayExtend = RANK[status.you.role] >= RANK.control && (clock.canExtend || !panels?.isWaiting);
   const extendLabel = clock.canExtend ? "Extend" : "Ask for more time";
   byId("time").hidden = false;
   byId("time-left").textContent = describe(left_s);
@@ -569,7 +561,7 @@ async function stir() {
 
 async function extend() {
   if (!clock.canExtend) {
-    await extension.ask();
+    await (await loadPanels()).askForTime();
     desktop.focus();
     return;
   }
@@ -729,6 +721,5 @@ setUpToolbar({ onLeave: () => desktop.focus() });
 setUpTools();
 setUpPorts({ onLeave: () => desktop.focus() });
 setUpView(desktop, { ping: () => events.ping() });
-setUpTyping(desktop, { give: (text) => clipboard.give(text) });
 new Modifiers(desktop);
 start();

@@ -146,6 +146,7 @@ def test_a_long_text_passes_as_it_comes() -> None:
         (CUT_TEXT, True),
         (extended_clipboard(NOTIFY), True),
         (extended_clipboard(REQUEST), False),
+        (extended_clipboard(1 << 24 | REQUEST | NOTIFY, bytes(4)), False),  # what a page can do, at connect
         (UPDATE_REQUEST, False),
         (SET_PIXEL_FORMAT, False),
         (set_desktop_size(800, 600), False),
