@@ -916,7 +916,7 @@ async def test_dropped_files_go_to_the_desktop_or_the_folder_that_is_shown(
     await expect(page.get_by_text("2 files were uploaded to the desktop.")).to_be_visible()
     await expect(page.locator("#drop")).to_be_hidden()
     await open_files(page)
-    await expect(page.get_by_text("Only hidden files")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Desktop", exact=True)).to_be_visible()
     await page.evaluate(DRAG, ["dragover", [("a.txt", "1")]])
     await expect(page.get_by_text("Drop to upload to ~", exact=True)).to_be_visible()
 
@@ -1069,6 +1069,7 @@ async def test_an_upload_goes_on_where_it_was_after_the_page_was_loaded_again(
     await page.unroute_all(behavior="ignoreErrors")
     await page.reload()
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
 
     await page.locator("#files-input").set_input_files(tmp_path / "data.bin")
 

@@ -194,6 +194,7 @@ async def page(hub: live.LiveHub) -> AsyncIterator[Page]:
         desktop = await hub.start_server("alice", machine="debian-desktop", memory="1 GiB", cpus=1)
         await page.goto(str(desktop))
         await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+        await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
         yield page
         await browser.close()
 
@@ -253,6 +254,7 @@ async def test_a_person_uploads_looks_and_downloads(hub: live.LiveHub, page: Pag
     await page.context.set_offline(False)
     await expect(uploads.get_by_text("Done, 5.0 MiB")).to_be_visible(timeout=120_000)
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
 
     # Once more: it asks
     if not await page.locator("#files-menu").is_visible():

@@ -146,6 +146,7 @@ async def open_desktop(hub: live.LiveHub, browser: Browser, desktop: URL, *, win
     await page.get_by_label("Password").fill(hub.password("alice"))
     await page.get_by_role("button", name="Sign in").click()
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
     # Set by the page itself, as Chromium is sure of its US keyboard here.
     await expect(page.locator("#keyboard-hint")).to_have_text(
         "The desktop has: English (US).", timeout=60_000

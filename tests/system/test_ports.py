@@ -61,6 +61,7 @@ async def test_a_terminal_works_in_a_tab(hub: live.LiveHub, desktop: URL, page: 
     await page.get_by_label("Password").fill(hub.password("alice"))
     await page.get_by_role("button", name="Sign in").click()
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
     await page.locator("#ports-button").click()
     SCREENSHOTS.mkdir(exist_ok=True)
     await page.screenshot(path=SCREENSHOTS / "web-tools.png")

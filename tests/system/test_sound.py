@@ -101,6 +101,7 @@ async def page(hub: live.LiveHub, desktop: URL) -> AsyncIterator[Page]:
         await page.get_by_label("Password").fill(hub.password("alice"))
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+        await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
         yield page
         await browser.close()
 
@@ -141,6 +142,7 @@ async def test_the_page_plays_what_the_guest_plays(hub: live.LiveHub, page: Page
     # Loaded anew: at the first thing that somebody does
     await page.reload()
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
     await expect(button).to_have_attribute("aria-pressed", "false")
     await page.locator("#screen canvas").click()
     await expect(button).to_have_attribute("data-playing", playing, timeout=20_000)

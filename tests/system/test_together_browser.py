@@ -61,6 +61,7 @@ async def shoot(page: Page, name: str) -> None:
 
 async def is_connected(page: Page) -> None:
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected")
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
 
 
 async def colour(page: Page) -> tuple[int, int, int]:
