@@ -522,7 +522,7 @@ async def test_a_stalled_viewer_slows_nobody(serve: Serve, desktop: FakeDesktop)
     before_kib = memory_kib()
     writer.write(bytes(16 * 1024 * 1024))
     for _ in range(400):
-        stalled.writer.write(frame(9, bytes(125)) * 100)
+        stalled.writer.write(frame(9, bytes(125)) * 300)
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await stalled.writer.drain()
@@ -532,7 +532,9 @@ async def test_a_stalled_viewer_slows_nobody(serve: Serve, desktop: FakeDesktop)
 
     assert await reader.readexactly(8) == KEY
     assert await other.read(7) == b"picture"
-    assert memory_kib() - before_kib < 24 * 1024  # of it 16 MiB are the desktop's, in this process
+    # The desktop and the stalled viewer are in this process too, with what the relay has not taken from them.
+    theirs = sum(one.transport.get_write_buffer_size() for one in (writer, stalled.writer))
+    assert memory_kib() - before_kib - theirs // 1024 < 10 * 1024
     stalled.writer.close()
 
 
