@@ -19,8 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 _INPUTS = ("package.json", "package-lock.json", "share/novnc.js", "hatch_build.py", "share/static/*.*")
 _STAMP = "BUILT_FROM"
 
-# A third of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), what QEMU does
-# not use as it prefers Tight, and deflate, which static/desktop.js has from the browser.
+# A third of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), what QEMU
+# does not use as the page names Tight first, and deflate, which static/desktop.js has from the browser.
 _LEFT_OUT = (
     *("ra2.js", "crypto/crypto.js", "deflator.js", "decoders/h264.js"),
     *("decoders/hextile.js", "decoders/jpeg.js", "decoders/rre.js", "decoders/zrle.js"),

@@ -21,7 +21,6 @@ from jupyterhub.tests.utils import add_user
 from traitlets.config import Config
 from yarl import URL
 
-from qemuspawner import scopes
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.paths import TEMPLATES
 
@@ -281,8 +280,6 @@ def hub_config(state: Path, machines: Path, **spawner: Any) -> Config:
                 "proxy_class": MemoryProxy,
                 "template_paths": [str(TEMPLATES)],
                 "allow_named_servers": True,
-                "custom_scopes": scopes.CUSTOM_SCOPES,
-                "extra_user_scopes": set(scopes.USER_SCOPES),
                 # Else it is written to the working directory.
                 "cookie_secret": os.urandom(32),
             },

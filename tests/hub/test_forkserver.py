@@ -18,12 +18,8 @@ StartHub = Callable[..., Awaitable[hubs.Hub]]
 
 
 @pytest.fixture
-async def start_sessions(start_hub: StartHub, machines_dir: Path) -> AsyncIterator[StartHub]:
+async def start_sessions(start_hub: StartHub) -> AsyncIterator[StartHub]:
     """Start a hub; the fork server that it may start ends with the test."""
-    toml = machines_dir / "mini" / "machine.toml"
-    # The painter does not know the power button.
-    toml.write_text('shutdown = "1 s"\n' + toml.read_text())
-
     yield start_hub
     await fork_server(tuple(hubs.SESSION_COMMAND)).close()
     fork_server.cache_clear()

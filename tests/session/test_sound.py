@@ -451,7 +451,7 @@ async def test_the_site_says_who_hears(
     """Here nobody, not even the owner: neither by the websocket, nor by a button on the page."""
     hubs.add_machine(machines_dir, state_dir, "loud")
     toml = machines_dir / "loud/machine.toml"
-    toml.write_text(toml.read_text().replace("[image]", 'sound = true\nshutdown = "1 s"\n[image]'))
+    toml.write_text(toml.read_text().replace("[image]", "sound = true\n[image]"))
     known = {"custom_scopes": scopes.CUSTOM_SCOPES, "extra_user_scopes": set(scopes.USER_SCOPES)}
     hub = await start_hub(jupyterhub=known, sound="nobody")
     alice = await hub.with_token("alice")

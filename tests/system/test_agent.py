@@ -161,7 +161,7 @@ async def test_keys_wait_while_the_desktop_is_being_saved(
     """QEMU drops what a paused machine is sent, the release of a key too."""
 
     async def save() -> int:
-        headers = {"Authorization": f"token {token}"}
+        headers = {"Authorization": f"token {await hub.new_token('alice')}"}
         async with aiohttp.ClientSession(headers=headers) as http:
             return (await http.post(desktop / "api/checkpoints", json={})).status
 
