@@ -1,6 +1,6 @@
 """What a person sees: from a key, or a change of the guest's own, to the browser's canvas; motion; the page.
 
-    QEMUSPAWNER_TEST_IMAGES=STATE/images python bench/screen.py [--rounds N]
+    QEMUSPAWNER_TEST_IMAGES=STATE/images python bench/screen.py [--rounds N] [--only keys changes motion page]
 
 Chromium through a real configurable-http-proxy, noVNC with the page's settings on both paths: our relay, and
 websockify 0.13, in turns in every round and to the same QEMU. The guest is a boot sector (screens.S) at
@@ -308,19 +308,26 @@ def render(results: Results) -> str:
     return "\n".join(lines)
 
 
+MEASURES = {"keys": measure_keys, "changes": measure_changes, "motion": measure_motion}
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", nargs="+", choices=[*MEASURES, "page"], default=[*MEASURES, "page"])
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     logging.basicConfig(level=logging.ERROR)
     results: Results = defaultdict(lambda: defaultdict(list))
     async with async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
-        for measure in (measure_keys, measure_changes, measure_motion):
-            await measure(browser, results, rounds)
-            print(render(results) + "\n", file=sys.stderr)  # what there is, should the rest fail
+        for name, measure in MEASURES.items():
+            if name in arguments.only:
+                await measure(browser, results, rounds)
+                print(render(results) + "\n", file=sys.stderr)  # what there is, should the rest fail
         print(render(results) + "\n")
-        await measure_page(browser, rounds)
+        if "page" in arguments.only:
+            await measure_page(browser, rounds)
         await browser.close()
 
 
