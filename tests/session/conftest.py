@@ -1,13 +1,15 @@
+import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import guests
 import pytest
 import vms
+from fake_desktop import FakeDesktop
 from msgspec import structs
 from processes import find_processes
 from sessions import Session, account, wait_for
@@ -48,3 +50,14 @@ def start(state: StatePaths) -> Iterator[Callable[..., Session]]:
         session.process.wait()
     for session in sessions:
         wait_for(lambda session=session: not find_processes(session.paths))
+
+
+@pytest.fixture
+async def desktop(tmp_path: Path) -> AsyncIterator[FakeDesktop]:
+    """A VNC server of ours at a unix socket, to which nobody is connected yet."""
+    fake = FakeDesktop(tmp_path / "fake-vnc")
+    server = await asyncio.start_unix_server(fake.greet, fake.path)
+    yield fake
+    server.close()
+    while not fake.connections.empty():
+        fake.connections.get_nowait()[1].close()

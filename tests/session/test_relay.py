@@ -28,16 +28,6 @@ KEY = struct.pack(">BBxxI", 4, 1, 0x61)
 UPDATE_REQUEST = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)
 
 
-@pytest.fixture
-async def desktop(tmp_path: Path) -> AsyncIterator[FakeDesktop]:
-    fake = FakeDesktop(tmp_path / "fake-vnc")
-    server = await asyncio.start_unix_server(fake.greet, fake.path)
-    yield fake
-    server.close()
-    while not fake.connections.empty():
-        fake.connections.get_nowait()[1].close()
-
-
 class Served:
     """A relay behind a Tornado server; the path says who comes: /ROLE/NAME."""
 

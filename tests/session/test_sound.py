@@ -149,16 +149,6 @@ def test_a_valid_stream_is_never_refused(stream: bytes) -> None:
 # Who listens
 
 
-@pytest.fixture
-async def desktop(tmp_path: Path) -> AsyncIterator[FakeDesktop]:
-    fake = FakeDesktop(tmp_path / "fake-vnc")
-    server = await asyncio.start_unix_server(fake.greet, fake.path)
-    yield fake
-    server.close()
-    while not fake.connections.empty():
-        fake.connections.get_nowait()[1].close()
-
-
 class Served:
     """The sound behind a Tornado server; the path says who comes: /ROLE/NAME."""
 
