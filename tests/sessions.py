@@ -21,10 +21,13 @@ def account() -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-class Session:
-    """A qemuspawner-session process of the test."""
+_PROGRAM = "from qemuspawner.session import main; main()"
 
-    def __init__(self, state: StatePaths, spec: SessionSpec) -> None:
+
+class Session:
+    """A qemuspawner-session process of the test; `program` is what its Python runs."""
+
+    def __init__(self, state: StatePaths, spec: SessionSpec, *, program: str = _PROGRAM) -> None:
         self.spec = spec
         self.paths: SessionPaths = state.session(spec.session_id)
         with socket.socket() as free:
@@ -42,7 +45,7 @@ class Session:
         }
         uid, gid = account() if os.geteuid() == 0 else (None, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from qemuspawner.session import main; main()"],
+            [sys.executable, "-c", program],
             env=environ, user=uid, group=gid, extra_groups=[] if uid else None,
         )  # fmt: skip
 

@@ -40,7 +40,8 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
     `memories` are descriptors of templates' memories, by their digest.
     """
     logging.getLogger("qemuspawner").setLevel(os.environ.get("QEMUSPAWNER_LOG_LEVEL", "INFO").upper())
-    signal.signal(signal.SIGTERM, _exit)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)
     try:
         spec = SessionSpec.from_environment()
     except QemuSpawnerError as exc:
@@ -57,7 +58,7 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
         from qemuspawner.session.app import serve
 
         with asyncio.Runner(loop_factory=_find_loop()) as runner:
-            runner.run(serve(supervisor))
+            runner.run(serve(supervisor, stopped=lambda: stop.came))
     finally:
         supervisor.close()
     return 1 if supervisor.state == "failed" else 0
@@ -73,5 +74,16 @@ def _find_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _exit(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(1)
+class _Stop:
+    """SIGTERM before the event loop runs: it ends the process where it is.
+
+    Its exception may get lost in C code that calls Python and forgives errors, as msgspec does while it
+    looks at a type for the first time; so whoever goes on asks whether it came.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        sys.exit(1)

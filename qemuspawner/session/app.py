@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
@@ -75,12 +76,17 @@ def _log_request(handler: web.RequestHandler) -> None:
     log.log(level, "%s %s %s", handler.get_status(), request.method, request.path)
 
 
-async def serve(supervisor: Supervisor) -> None:
-    """Run the session and its web side until the session has ended and pages had time to read why."""
+async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Run the session and its web side until the session has ended and pages had time to read why.
+
+    `stopped` tells of a signal that came before this took signals on.
+    """
     loop = asyncio.get_running_loop()
-    stopped = Ending(reason="The desktop was stopped.", cause="stop", linger_s=0)
+    stop = Ending(reason="The desktop was stopped.", cause="stop", linger_s=0)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, supervisor.end, stopped)
+        loop.add_signal_handler(number, supervisor.end, stop)
+    if stopped():
+        supervisor.end(stop)
 
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)

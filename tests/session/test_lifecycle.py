@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import guests
+import vms
 from processes import find_processes, find_qemu
 from sessions import Session, wait_for
 
@@ -22,6 +23,36 @@ def test_a_stopped_session_leaves_nothing(start: Callable[..., Session]) -> None
     session.process.send_signal(signal.SIGINT)
 
     assert session.process.wait(30) == 0
+    assert not find_processes(session.paths)
+    assert not session.paths.root.exists()
+
+
+_FORGIVING = """
+import contextlib, os, signal
+from qemuspawner.session import main
+from qemuspawner.session.supervisor import Supervisor
+
+prepare = Supervisor.prepare
+
+def forgive(self):
+    with contextlib.suppress(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    prepare(self)
+
+Supervisor.prepare = forgive
+main()
+"""
+
+
+def test_a_stop_that_code_in_between_forgave_still_ends_the_session(state: StatePaths) -> None:
+    """As msgspec forgives whatever is raised while it looks at a type for the first time."""
+    disk = guests.make_disk(state.root / "painter")
+    machine = Machine(name="Painter", image=Image(file=str(disk), format="raw"), shutdown=Seconds(1))
+    session = Session(state, vms.make_spec(state.root, machine), program=_FORGIVING)
+    try:
+        assert session.process.wait(30) == 0
+    finally:
+        session.process.kill()
     assert not find_processes(session.paths)
     assert not session.paths.root.exists()
 
