@@ -18,6 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _INPUTS = ("package.json", "package-lock.json", "share/novnc.js", "hatch_build.py", "share/static/*.*")
 _STAMP = "BUILT_FROM"
+_ICONS = "icons.svg"
 
 # A third of noVNC: what our relay never lets a server ask for (logins with cryptography, H.264), what QEMU
 # does not use as the page names Tight first, and deflate, which static/desktop.js has from the browser.
@@ -116,18 +117,24 @@ def _bundle_page(static: Path, vendor: Path, work: Path) -> Path:
         if "entryPoint" in out
     }
     script = entries["session.js"]
+    icons = (sources / _ICONS).read_bytes()
+    icons_digest = hashlib.sha256(icons).hexdigest()
+    icons_name = f"icons-{icons_digest[:8].upper()}.svg"
+    (made / icons_name).write_bytes(icons)
     built = {
         "script": script["name"],
         "style": entries["session.css"]["name"],
+        "icons": icons_name,
         "preloads": [
             Path(one["path"]).name for one in script["imports"] if one["kind"] == "import-statement"
         ],
         "sources": {
-            name: hashlib.sha256((sources / name).read_bytes()).hexdigest() for name in meta["inputs"]
+            _ICONS: icons_digest,
+            **{name: hashlib.sha256((sources / name).read_bytes()).hexdigest() for name in meta["inputs"]},
         },
     }
     (made / "built.json").write_text(json.dumps(built, indent=1) + "\n")
-    for path in [*made.glob("*.js"), *made.glob("*.css")]:
+    for path in [*made.glob("*.js"), *made.glob("*.css"), *made.glob("*.svg")]:
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     return made
 

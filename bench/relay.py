@@ -2,20 +2,24 @@
 
     python bench/relay.py [--rounds N]
 
-Prints a Markdown table: the median of the rounds, and their smallest and largest. Absolute figures are this
-machine's; what carries over are the ratios within a line, as each round measures all paths one by one.
+Prints a Markdown table: the median of the rounds, and their smallest and largest; in the last columns the
+median of the rounds' ratios. Absolute figures are this machine's; what carries over are the ratios within a
+line, as each round measures all paths, in an order of its own. The order matters: what an idle CPU takes to
+wake depends on what it did a millisecond ago. So pings too go around, one on each path.
 Needs websockify 0.13, QEMU and the project itself; uvloop is measured too where it is installed.
 """
 
 import argparse
 import importlib.util
+import random
 import statistics
 import struct
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -32,9 +36,12 @@ TEXT_BYTES = 128 * 1024
 VIEWERS = 20
 CROWD_S = 3
 PINGS = 300
+REST_S = 0.3  # a stream's last work, such as closing, is no part of a ping
 KEYS = 12
+KEY_ROUNDS = 7  # each takes seconds
 STALL_S = 1.5
 
+_ORDER = random.Random(1)
 _KEY_DOWN = struct.pack(">BBxxI", 4, 1, 0x61)
 _POINTER = bytes([5, 0, 0, 0, 0, 0])
 _KEY_UP = struct.pack(">BBxxI", 4, 0, 0x61)
@@ -68,16 +75,25 @@ def throughput_mib_s(channel: Channel) -> float:
     return STREAM_MIB / (time.perf_counter() - started)
 
 
-def ping_us(channel: Channel) -> tuple[float, float]:
-    """Median and 99th percentile of a pointer event's round trip."""
-    times = []
+def ping_us(channels: dict[str, Channel]) -> dict[str, tuple[float, float]]:
+    """Median and 99th percentile of a pointer event's round trip, on each channel in turn."""
+    times: dict[str, list[float]] = {name: [] for name in channels}
     for _ in range(PINGS):
-        started = time.perf_counter()
-        channel.send(_POINTER)
-        assert channel.read(len(PONG)) == PONG
-        times.append((time.perf_counter() - started) * 1e6)
-    times.sort()
-    return statistics.median(times), times[int(len(times) * 0.99)]
+        for name in shuffled(channels):
+            started = time.perf_counter()
+            channels[name].send(_POINTER)
+            assert channels[name].read(len(PONG)) == PONG
+            times[name].append((time.perf_counter() - started) * 1e6)
+    return {
+        name: (statistics.median(taken), sorted(taken)[int(len(taken) * 0.99)])
+        for name, taken in times.items()
+    }
+
+
+def shuffled(names: Iterable[str]) -> list[str]:
+    order = list(names)
+    _ORDER.shuffle(order)
+    return order
 
 
 def upstream_mib_s(channel: Channel) -> float:
@@ -99,7 +115,7 @@ def stall(path: RunningPath) -> tuple[float, float]:
     channel.send(ask_for(1024 * 2**20 // len(BLOCK)))
     time.sleep(STALL_S)
     grown = path.rss_mib() - before
-    median, _ = ping_us(other)
+    median, _ = ping_us({"other": other})["other"]
     channel.close()
     other.close()
     return grown, median
@@ -110,7 +126,7 @@ def crowd(path: RunningPath) -> tuple[float, float]:
     channels = [path.connect() for _ in range(VIEWERS)]
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)
     times = []
-    cpu_s, started = path.cpu_s(), time.perf_counter()
+    cpu, started = path.cpu(), time.perf_counter()
     for tick in range(CROWD_S * 10):
         for number, channel in enumerate(channels):
             # Spread over the tenth, as people are.
@@ -120,7 +136,7 @@ def crowd(path: RunningPath) -> tuple[float, float]:
             channel.send(request)
             channel.read(len(PICTURE))
             times.append((time.perf_counter() - asked) * 1000)
-    used = (path.cpu_s() - cpu_s) / (time.perf_counter() - started)
+    used = path.cpu_s_since(cpu) / (time.perf_counter() - started)
     for channel in channels:
         channel.close()
     return used * 100, statistics.median(times)
@@ -158,6 +174,24 @@ def read_update(channel: Channel) -> bytes:
     return pixel
 
 
+@contextmanager
+def connected(path: RunningPath | None, target: Path) -> Iterator[Channel]:
+    """A channel through a path, or straight to the target."""
+    channel = path.connect() if path else connect_unix(target)
+    yield channel
+    channel.close()
+
+
+@contextmanager
+def spent(path: RunningPath | None, mib: int) -> Iterator[list[float]]:
+    """Yields a list that holds, afterwards, the CPU seconds a GiB that the path's processes took, if any."""
+    cpu: list[float] = []
+    before = path.cpu() if path else {}
+    yield cpu
+    if path:
+        cpu.append(path.cpu_s_since(before) * 1024 / mib)
+
+
 def measure_streams(folder: Path, results: Results, rounds: int) -> None:
     target = folder / "source"
     Source(target)
@@ -167,28 +201,23 @@ def measure_streams(folder: Path, results: Results, rounds: int) -> None:
     with ExitStack() as stack:
         paths = {name: stack.enter_context(start_path(name, target)) for name in names}
         for _ in range(rounds):
-            channel = connect_unix(target)
-            results["throughput, MiB/s"]["direct"].append(throughput_mib_s(channel))
-            results["ping p50, µs"]["direct"].append(ping_us(channel)[0])
-            results["upstream, MiB/s"]["direct"].append(upstream_mib_s(channel))
-            channel.close()
-            for name, path in paths.items():
-                channel = path.connect()
-                cpu_s = path.cpu_s()
-                results["throughput, MiB/s"][name].append(throughput_mib_s(channel))
-                results["CPU, s/GiB"][name].append((path.cpu_s() - cpu_s) * 1024 / STREAM_MIB)
-                channel.close()
-                channel = path.connect()
-                median, slow = ping_us(channel)
-                results["ping p50, µs"][name].append(median)
-                results["ping p99, µs"][name].append(slow)
-                channel.close()
-                channel = path.connect()
-                cpu_s = path.cpu_s()
-                results["upstream, MiB/s"][name].append(upstream_mib_s(channel))
-                used_s = path.cpu_s() - cpu_s
-                results["upstream CPU, s/GiB"][name].append(used_s * 1024 / UPSTREAM_MIB)
-                channel.close()
+            for name in shuffled([*paths, "direct"]):
+                path = paths.get(name)
+                with connected(path, target) as channel, spent(path, STREAM_MIB) as cpu:
+                    results["throughput, MiB/s"][name].append(throughput_mib_s(channel))
+                results["CPU, s/GiB"][name] += cpu
+                with connected(path, target) as channel, spent(path, UPSTREAM_MIB) as cpu:
+                    results["upstream, MiB/s"][name].append(upstream_mib_s(channel))
+                results["upstream CPU, s/GiB"][name] += cpu
+            time.sleep(REST_S)
+            with ExitStack() as open_channels:
+                channels = {
+                    name: open_channels.enter_context(connected(paths.get(name), target))
+                    for name in [*paths, "direct"]
+                }
+                for name, (median, slow) in ping_us(channels).items():
+                    results["ping p50, µs"][name].append(median)
+                    results["ping p99, µs"][name].append(slow)
         for name, path in paths.items():
             grown, median = stall(path)
             results["growth with a stalled client, MiB"][name].append(grown)
@@ -214,16 +243,21 @@ def measure_keys(folder: Path, results: Results, rounds: int) -> None:
 def render(results: Results) -> str:
     columns = [("relay", "relay"), ("uvloop", "relay, uvloop"), ("websockify", "websockify")]
     columns += [("copy", "bare copy"), ("direct", "no path at all")]
-    columns = [column for column in columns if any(column[0] in row for row in results.values())]
-    lines = [
-        "| measure | " + " | ".join(title for _, title in columns) + " | relay : websockify |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
+    columns = [column for column in columns if any(row.get(column[0]) for row in results.values())]
+    ours = [name for name in ("relay", "uvloop") if any(row.get(name) for row in results.values())]
+    titles = ["measure", *(title for _, title in columns), *(f"{name} : websockify" for name in ours)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for measure, row in results.items():
-        cells = [summary(row[name]) if name in row else "" for name, _ in columns]
-        ratio = statistics.median(row["relay"]) / max(statistics.median(row["websockify"]), 1e-9)
-        lines.append(f"| {measure} | " + " | ".join(cells) + f" | {ratio:.2f} |")
+        cells = [summary(row[name]) if row.get(name) else "" for name, _ in columns]
+        lines.append(f"| {measure} | " + " | ".join([*cells, *(ratio(row, name) for name in ours)]) + " |")
     return "\n".join(lines)
+
+
+def ratio(row: dict[str, list[float]], name: str) -> str:
+    """The median of the rounds' ratios."""
+    pairs = zip(row.get(name, []), row["websockify"], strict=False)
+    ratios = [ours / theirs for ours, theirs in pairs if theirs]
+    return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
 def summary(values: list[float]) -> str:
@@ -237,12 +271,12 @@ def summary(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     results: Results = {measure: defaultdict(list) for measure in MEASURES}
     with tempfile.TemporaryDirectory() as folder:
         measure_streams(Path(folder), results, rounds)
-        measure_keys(Path(folder), results, rounds)
+        measure_keys(Path(folder), results, min(rounds, KEY_ROUNDS))
     print(render(results))
 
 

@@ -151,21 +151,27 @@ class RunningPath:
     def _processes(self) -> list[int]:
         """The process and its children: websockify forks one a client."""
         found = [self.process.pid]
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[1]) == self.process.pid:
-                    found.append(int(stat.parent.name))
+        for entry in list(Path("/proc").iterdir()):
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if int(fields[1]) == self.process.pid:
+                        found.append(int(entry.name))
         return found
 
-    def cpu_s(self) -> float:
-        """By the scheduler's nanoseconds; the usual ticks are 10 ms."""
-        spent_ns = 0
+    def cpu(self) -> dict[int, float]:
+        """Seconds by process, by the scheduler's nanoseconds; the usual ticks are 10 ms."""
+        spent = {}
         for pid in self._processes():
-            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with contextlib.suppress(OSError):
-                    spent_ns += int(thread.read_text().split()[0])
-        return spent_ns / 1e9
+            with contextlib.suppress(OSError):
+                threads = list(Path(f"/proc/{pid}/task").iterdir())
+                spent_ns = sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads)
+                spent[pid] = spent_ns / 1e9
+        return spent
+
+    def cpu_s_since(self, before: dict[int, float]) -> float:
+        """A process that has ended meanwhile served somebody else: it does not count."""
+        return sum(spent - before.get(pid, 0) for pid, spent in self.cpu().items())
 
     def rss_mib(self) -> float:
         pages = 0

@@ -233,6 +233,7 @@ def _application(session: Session) -> web.Application:
             config = {
                 "prefix": PREFIX,
                 "static": f"{PREFIX}static/",
+                "icons": f"{PREFIX}static/icons.svg",
                 "hub_home": "/hub/home",
                 "user": "alice",
                 "owner": "alice",

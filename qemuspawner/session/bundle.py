@@ -14,6 +14,7 @@ class Bundle:
 
     script: str
     style: str
+    icons: str
     preloads: tuple[str, ...]  # what the script imports at once
 
 
@@ -33,5 +34,6 @@ def find_bundle(static: Path) -> Bundle | None:
     return Bundle(
         script=f"{FOLDER}/{built['script']}",
         style=f"{FOLDER}/{built['style']}",
+        icons=f"{FOLDER}/{built['icons']}",
         preloads=tuple(f"{FOLDER}/{name}" for name in built["preloads"]),
     )

@@ -1,7 +1,7 @@
 // The desktop: noVNC's RFB on a websocket of our own.
 
 import "./cuttext.js";
-import { canType, keysymOf, pressChord, pressKey, typeText } from "./keys.js";
+import { keysymOf, pressChord, pressKey } from "./keys.js";
 import { RFB } from "./vendor/novnc.js";
 
 let updates = 0; // pictures, or parts of one, that were received: noVNC asks for the next one after each
@@ -11,6 +11,17 @@ RFB.messages.fbUpdateRequest = (sock, isIncremental, ...place) => {
   requestUpdate(sock, isIncremental, ...place);
 };
 
+const awaited = new WeakMap(); // an RFB -> what to call with its first part of a picture
+const handlePixels = RFB.prototype._handleDataRect;
+RFB.prototype._handleDataRect = function handleDataRect() {
+  const isComplete = handlePixels.call(this);
+  if (isComplete) {
+    awaited.get(this)?.();
+    awaited.delete(this);
+  }
+  return isComplete;
+};
+
 const handleKey = RFB.prototype._handleKeyEvent;
 /** With keys of its own, such as a pinch's Ctrl, noVNC forgets to say that it does not know how Caps Lock and Num
  *  Lock are here, and takes them for different from the guest's. */
@@ -18,7 +29,7 @@ RFB.prototype._handleKeyEvent = function handleKeyEvent(keysym, code, isDown, nu
   handleKey.call(this, keysym, code, isDown, numLock, capsLock);
 };
 
-/** Events: `connect`; `close` with detail {code, reason}; `copied` with detail a promise of the guest's text, see
+/** Events: `connect`; `picture` when the first part of one has come; `close` with detail {code, reason}; `copied` with detail a promise of the guest's text, see
  *  cuttext.js; `used` when a key or a tap went there. */
 export class Desktop extends EventTarget {
   #element;
@@ -70,6 +81,7 @@ export class Desktop extends EventTarget {
       }
       this.dispatchEvent(new Event("connect"));
     });
+    awaited.set(rfb, () => this.dispatchEvent(new Event("picture")));
     rfb.addEventListener("disconnect", () => {
       if (this.#rfb === rfb) {
         this.#rfb = null;
@@ -156,6 +168,10 @@ export class Desktop extends EventTarget {
     this.#layout = layout;
   }
 
+  get layout() {
+    return this.#layout;
+  }
+
   chord(codes) {
     pressChord(this.#rfb, codes);
     this.dispatchEvent(new Event("used"));
@@ -194,13 +210,10 @@ export class Desktop extends EventTarget {
     }
   }
 
-  canType(character) {
-    return canType(character, this.#layout);
-  }
-
   /** Type a text; resolves to the number of characters that no key makes. */
   async type(text) {
     const rfb = this.#rfb; // which may be gone when the text is typed
+    const { typeText } = await import("./strokes.js");
     const [first = "", ...rest] = text.replaceAll("\r\n", "\n").normalize("NFC");
     const missing = await typeText(rfb, first, this.#layout);
     this.dispatchEvent(new Event("used"));

@@ -35,6 +35,7 @@ const STARTING_POLL_MS = 100;
 const RUNNING_POLL_MS = 10_000;
 // A ticket lasts 30 s, and part of that was the page's way here.
 const BROUGHT_MS = 20_000;
+const LONGEST_PICTURE_MS = 2000;
 const LONGEST_WAY_BACK_MS = 15_000;
 // A session that has fallen asleep answers for some seconds more, and some later the hub looks for it.
 const LEAVING_POLL_MS = 500;
@@ -50,6 +51,7 @@ let retries = 0;
 let goneCount = 0;
 let nextTry = null;
 let nextPoll = null;
+let pictureWait = null;
 let wasConnected = false;
 let isOver = false; // nothing happens by itself any more
 let hiddenWarning = ""; // the warning that was closed
@@ -313,13 +315,23 @@ desktop.addEventListener("connect", () => {
     errand = null;
   }
   showConnection();
-  resumePanels();
+  clearTimeout(pictureWait);
+  pictureWait = setTimeout(resumePanels, LONGEST_PICTURE_MS);
   if (!document.querySelector("dialog[open]") && !byId("bar").contains(document.activeElement)) {
     desktop.focus();
   }
 });
 
+// Sooner they would be in the picture's way. A tab that is not shown draws nothing, and waits its time.
+desktop.addEventListener("picture", () => {
+  requestAnimationFrame(() => {
+    clearTimeout(pictureWait);
+    resumePanels();
+  });
+});
+
 desktop.addEventListener("close", ({ detail: { code, reason } }) => {
+  clearTimeout(pictureWait);
   panels?.pause();
   if (isOver) {
     return;

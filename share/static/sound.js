@@ -200,7 +200,7 @@ export class Sound {
 
   #show() {
     const icon = this.#isOn ? "sound" : "muted";
-    this.#button.querySelector("use").setAttribute("href", `${this.#config.static}icons.svg#${icon}`);
+    this.#button.querySelector("use").setAttribute("href", `${this.#config.icons}#${icon}`);
     this.#button.setAttribute("aria-pressed", String(this.#isOn));
     this.#button.title = this.#isOn ? "Sound is on" : "Sound";
     this.#volume.hidden = !this.#isOn;

@@ -1,6 +1,7 @@
 // A phone's keyboard, or any input method: what is written into a hidden text field goes to the desktop.
 
 import { toast } from "./notice.js";
+import { canType as canLayoutType } from "./strokes.js";
 import { closeAll } from "./toolbar.js";
 
 const byId = (id) => document.getElementById(id);
@@ -12,7 +13,7 @@ export function setUpTyping(desktop, { give }) {
   const area = byId("typing");
   const button = byId("keyboard");
   const strip = byId("strip");
-  const canType = (character) => desktop.canType(character);
+  const canType = (character) => canLayoutType(character, desktop.layout);
   let before = [];
   // One text after the other: typing takes its time.
   let queue = Promise.resolve();

@@ -39,6 +39,7 @@ class PageHandler(Handler):
         config = {
             "prefix": prefix,
             "static": prefix + "static/",
+            "icons": prefix + "static/" + (_BUNDLE.icons if _BUNDLE else "icons.svg"),
             "hub_home": url_path_join(self.hub_auth.hub_prefix, "home"),
             "user": self.person.name,
             "session_title": spec.server_name or spec.machine.name,
