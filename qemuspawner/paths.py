@@ -68,6 +68,11 @@ class StatePaths:
         return self.root / "templates"
 
     @property
+    def records(self) -> Path:
+        """`hub/records.sqlite`: the hub's own records, for its account alone."""
+        return self.root / "hub" / "records.sqlite"
+
+    @property
     def probes(self) -> Path:
         """`sessions/.probes-UID/`: what this host can do, as found by our account since the last boot."""
         return self.probes_of(os.geteuid())

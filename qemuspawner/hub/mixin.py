@@ -36,6 +36,7 @@ from qemuspawner.hub.options import (
     without_once,
 )
 from qemuspawner.hub.policies import PolicyTraits
+from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
@@ -56,7 +57,7 @@ _GIVE_UP_BEFORE_S = 2
 # Imported for its routes.
 _ROUTES = (api, share_api)
 # What the admin page shows of a server, and what a restarted hub has to know.
-_SESSION_KEYS = ("session_id", "machine", "node", "starting")
+_SESSION_KEYS = ("session_id", "machine", "node", "run", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
 # Shorter is a mistake: such as hours that were meant, and taken for seconds.
@@ -72,7 +73,7 @@ class _LaunchLinkError(Exception):
     jupyterhub_message = ""
 
 
-class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
+class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
     """Options, form, specification, progress and tokens.
 
     The spawner below it in the class order starts, polls and stops the process.
@@ -604,6 +605,7 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
     def load_state(self, state: Mapping[str, object]) -> None:
         super().load_state(state)
         self._session = {key: state[key] for key in _SESSION_KEYS if key in state}
+        self._run_id = state.get("run", 0)  # type: ignore[assignment]
 
     def clear_state(self) -> None:
         super().clear_state()
@@ -623,6 +625,23 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
 
     # Start
 
+    def begin_session(self, spec: SessionSpec, *, node: str) -> None:
+        """Note that a session starts on a host, where a hub that is killed finds it again."""
+        self.begin_run(spec, node=node)
+        self._session = {
+            "session_id": spec.session_id,
+            "machine": spec.machine.id,
+            "node": node,
+            "run": self._run_id,
+            "starting": True,
+        }
+
+    async def poll(self) -> int | None:
+        status: int | None = await super().poll()
+        if status is None:
+            self.note_run_seen()
+        return status
+
     async def progress(self) -> AsyncIterator[dict[str, object]]:
         async for event in self._progress.events():
             yield event
@@ -634,6 +653,20 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
             SpawnException: The session failed, or nothing is heard of it for too long.
         """
         try:
+            status = await self._wait_for_desktop()
+        except SpawnException as exc:
+            self.end_run(why=exc.jupyterhub_message)
+            raise
+        finally:
+            self._progress.close()
+        self._session.pop("starting", None)
+        self._entry = None
+        self.note_run_ready(way=status.way)
+        if status.way == "cold":
+            self._warm_up()
+
+    async def _wait_for_desktop(self) -> SessionStatus:
+        try:
             async with asyncio.timeout(max(self.start_timeout - _GIVE_UP_BEFORE_S, 1)):
                 status = await self._last_status()
         except TimeoutError:
@@ -641,16 +674,11 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
                 f"The desktop did not appear within {render_seconds(self.start_timeout)}.",
                 "Try again; if it happens again, tell the administrator.",
             ) from None
-        finally:
-            self._progress.close()
         if status is None:
             raise failure("The desktop's process ended without a word.", "The hub's log has the reason.")
         if status.state != "running":
             raise failure(status.message or "The desktop ended before it was ready.", status.hint)
-        self._session.pop("starting", None)
-        self._entry = None
-        if status.way == "cold":
-            self._warm_up()
+        return status
 
     def _warm_up(self) -> None:
         """Have a template made of what has just booted cold, where that is wanted and possible."""
@@ -743,6 +771,7 @@ class QemuSpawnerMixin(PolicyTraits, _Below):  # type: ignore[misc]
 
     def run_post_stop_hook(self) -> Any:
         self.delete_server_tokens()
+        self.end_run()
         return super().run_post_stop_hook()
 
     def delete_server_tokens(self, *, but: str = "") -> None:

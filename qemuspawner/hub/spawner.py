@@ -139,12 +139,7 @@ class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
     async def _start_with(self, listener: socket.socket, spec: SessionSpec) -> tuple[str, int]:
         """Start the session's process, which takes `listener` on; the hub's copy is closed."""
         self.port = listener.getsockname()[1]
-        self._session = {
-            "session_id": spec.session_id,
-            "machine": spec.machine.id,
-            "node": platform.node(),
-            "starting": True,
-        }
+        self.begin_session(spec, node=platform.node())
         # Before the process is there: a hub that is killed right after finds it by its lock.
         self.server.ip, self.server.port = self.ip, self.port
         self.server.proto = "https" if self.internal_ssl else "http"

@@ -253,7 +253,7 @@ async def test_the_state_says_who_the_process_is(hub: hubs.Hub) -> None:
     assert known.alive
     assert (state["session_id"], state["machine"]) == (session_id("alice", ""), "mini")
     # Extending moves the deadline without the hub, so the hub does not say one.
-    assert set(state) == {"pid", "start_time", "boot_id", "session_id", "machine", "node"}
+    assert set(state) == {"pid", "start_time", "boot_id", "session_id", "machine", "node", "run"}
 
 
 async def test_after_the_stop_nothing_is_left(hub: hubs.Hub) -> None:

@@ -1,0 +1,134 @@
+"""Which desktops ran: a record of each, from its start to its end. It stays when nothing else does.
+
+Who runs now is not asked here: that JupyterHub knows.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Mapped, mapped_column
+from traitlets.config import LoggingConfigurable
+
+from qemuspawner.hub.records import Base, Records
+from qemuspawner.paths import StatePaths
+from qemuspawner.spec import SessionSpec
+
+# A hub that is killed does not know to the second until when its desktops ran.
+_SEEN_EVERY_S = 60
+
+
+class Run(Base):
+    """One run of a desktop. Moments are Unix seconds."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(index=True)
+    user: Mapped[str] = mapped_column(index=True)
+    server: Mapped[str]
+    machine: Mapped[str]  # its id
+    machine_name: Mapped[str]
+    cpus: Mapped[int]
+    memory_mib: Mapped[int]
+    node: Mapped[str]  # the host
+    way: Mapped[str] = mapped_column(default="")  # cold, restored or woken
+    started: Mapped[float] = mapped_column(index=True)
+    ready: Mapped[float | None]  # None: no desktop was seen yet
+    seen: Mapped[float]  # when it was known to run
+    ended: Mapped[float | None] = mapped_column(index=True)
+    end: Mapped[str] = mapped_column(default="")  # why, in a sentence; "" where nobody knows
+
+
+def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
+    """A desktop starts; the number of its run. One that its session left open ended when it was seen last."""
+    now = time.time()
+    with records.session() as session:
+        session.execute(
+            update(Run).where(Run.session_id == spec.session_id, Run.ended.is_(None)).values(ended=Run.seen)
+        )
+        run = Run(
+            session_id=spec.session_id,
+            user=spec.user,
+            server=spec.server_name,
+            machine=spec.machine.id,
+            machine_name=spec.machine.name,
+            cpus=spec.cpus,
+            memory_mib=spec.memory_mib,
+            node=node,
+            started=now,
+            seen=now,
+        )
+        session.add(run)
+        session.flush()
+        return run.id
+
+
+def note_ready(records: Records, run_id: int, *, way: str) -> None:
+    """Its desktop is there."""
+    now = time.time()
+    with records.session() as session:
+        session.execute(update(Run).where(Run.id == run_id).values(ready=now, seen=now, way=way))
+
+
+def note_seen(records: Records, run_id: int) -> None:
+    """It still runs."""
+    with records.session() as session:
+        session.execute(update(Run).where(Run.id == run_id).values(seen=time.time()))
+
+
+def end_run(records: Records, run_id: int, *, why: str = "") -> None:
+    """It has ended; the first reason counts."""
+    now = time.time()
+    with records.session() as session:
+        session.execute(
+            update(Run).where(Run.id == run_id, Run.ended.is_(None)).values(ended=now, seen=now, end=why)
+        )
+
+
+class KeepsRuns(LoggingConfigurable):
+    """Part of `QemuSpawnerMixin`: writes down when this server's desktop ran.
+
+    A desktop does not fail for a record that cannot be written.
+    """
+
+    state_dir: Any  # the spawner's trait
+    _run_id: int = 0  # 0: none is open
+    _seen_at: float = 0  # by time.monotonic
+
+    @property
+    def records(self) -> Records:
+        return records_of(self.state_dir)
+
+    def begin_run(self, spec: SessionSpec, *, node: str) -> None:
+        self._run_id = self._noted(lambda: begin_run(self.records, spec, node=node)) or 0
+
+    def note_run_ready(self, *, way: str) -> None:
+        if self._run_id:
+            self._noted(lambda: note_ready(self.records, self._run_id, way=way))
+
+    def note_run_seen(self) -> None:
+        if self._run_id and time.monotonic() - self._seen_at > _SEEN_EVERY_S:
+            self._seen_at = time.monotonic()
+            self._noted(lambda: note_seen(self.records, self._run_id))
+
+    def end_run(self, *, why: str = "") -> None:
+        if self._run_id:
+            self._noted(lambda: end_run(self.records, self._run_id, why=why))
+            self._run_id = 0
+
+    def _noted(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except (SQLAlchemyError, OSError):
+            self.log.exception("The hub's records cannot be written")
+            return None
+
+
+@functools.cache
+def records_of(state_dir: str) -> Records:
+    """The records of the hub with this state folder."""
+    return Records(StatePaths.of(state_dir))
