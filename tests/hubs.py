@@ -230,6 +230,10 @@ class Hub:
     async def stop(self, person: Person, *, server_name: str = "", owner: str = "") -> Answer:
         return await self._ask(person, "DELETE", self._server_url(owner or person.name, server_name))
 
+    async def ask(self, person: Person, method: str, path: str, **kwargs: Any) -> Answer:
+        """A route of the hub's API; `path` comes after /hub/api/."""
+        return await self._ask(person, method, self.url / "api" / path, **kwargs)
+
     async def _ask(self, person: Person, method: str, url: URL, **kwargs: Any) -> Answer:
         """By the API, as the hub's own pages do or with a token."""
         headers = {} if person.token else {"X-XSRFToken": person.xsrf(url)}

@@ -16,7 +16,9 @@ from qemuspawner.hub.follow import ask_session
 from qemuspawner.hub.running import describe_running
 
 
-class _DesktopsHandler(APIHandler):  # type: ignore[misc]
+class DesktopsHandler(APIHandler):  # type: ignore[misc]
+    """What routes about a user's desktops have in common."""
+
     def find_spawner(self, user_name: str) -> Any:
         """The user's default spawner, which knows of all."""
         user = self.find_user(user_name)
@@ -56,7 +58,7 @@ class _DesktopsHandler(APIHandler):  # type: ignore[misc]
         self.write(json.dumps(answer))
 
 
-class RunningHandler(_DesktopsHandler):
+class RunningHandler(DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
         """The user's desktops that run, with the time that is left."""
@@ -64,7 +66,7 @@ class RunningHandler(_DesktopsHandler):
         self.write(json.dumps(await describe_running(list(spawners.values()))))
 
 
-class AskingHandler(_DesktopsHandler):
+class AskingHandler(DesktopsHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         """Everybody's desktops for which more time was asked for and nobody has answered."""
@@ -73,28 +75,28 @@ class AskingHandler(_DesktopsHandler):
         self.write(json.dumps(await describe_running(ours, asking=True)))
 
 
-class ExtendHandler(_DesktopsHandler):
+class ExtendHandler(DesktopsHandler):
     @needs_scope("access:servers")  # type: ignore[untyped-decorator]
     async def post(self, user_name: str, server_name: str) -> None:
         """As the session's own `api/extend`."""
         await self.act(user_name, server_name, "api/extend")
 
 
-class ExtensionHandler(_DesktopsHandler):
+class ExtensionHandler(DesktopsHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     async def post(self, user_name: str, server_name: str) -> None:
         """As the session's own `api/extension`."""
         await self.act(user_name, server_name, "api/extension")
 
 
-class SavedListHandler(_DesktopsHandler):
+class SavedListHandler(DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
         """What is kept of the user's desktops."""
         self.write(json.dumps(await self.find_spawner(user_name).describe_saved()))
 
 
-class SavedHandler(_DesktopsHandler):
+class SavedHandler(DesktopsHandler):
     @needs_scope("delete:servers")  # type: ignore[untyped-decorator]
     async def delete(self, user_name: str, session_id: str, name: str = "") -> None:
         """Delete everything that is kept of a session, or the one of this name."""

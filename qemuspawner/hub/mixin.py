@@ -21,7 +21,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
-from qemuspawner.hub import api, form, share_api
+from qemuspawner.hub import api, favourites_api, form, share_api
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
@@ -55,7 +55,7 @@ else:
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
 # Imported for its routes.
-_ROUTES = (api, share_api)
+_ROUTES = (api, favourites_api, share_api)
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = ("session_id", "machine", "node", "run", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
