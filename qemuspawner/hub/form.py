@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from qemuspawner.hub.fields import join_words
 from qemuspawner.hub.kept import NOTHING, Kept
 from qemuspawner.hub.options import (
     FIELDS,
@@ -14,7 +15,6 @@ from qemuspawner.hub.options import (
     RefusedOptionsError,
     check_options,
     find_obstacle,
-    join_words,
     max_lifetime_s,
 )
 from qemuspawner.hub.shown import Shown, ShownDesktop

@@ -1,11 +1,12 @@
 """The options of a start request, checked in one place for form, REST, links and stored options alike."""
 
 import re
-import reprlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qemuspawner.errors import OptionsError
+from qemuspawner.hub.fields import Field, in_range, join_words, one_of, parse_count, show
 from qemuspawner.hub.kept import NAME, NOTHING, Kept
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import missing_files
@@ -20,13 +21,8 @@ ONCE = ("sleeping", "branch")
 _IGNORED = "profile"
 
 MIN_LIFETIME_S = 60
-_MAX_SHOWN = 60
 _MAX_LISTED = 8
 _BRANCH = re.compile(rf"([^/]*)/({NAME.pattern})", re.ASCII)
-_CPUS = re.compile(r"\s*([0-9]{1,4})\s*", re.ASCII)
-# Never writes out more of a value than is shown of it.
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _MAX_SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,64 +134,49 @@ def check_options(
 
     if startable and (obstacle := find_obstacle(machine)):
         problems["machine"] = obstacle
-    longest_s = max_lifetime_s(machine, limits)
-
-    def check(field: str, default: int, parse: Callable[[object], int], bound: str) -> int:
-        if field not in user_options:
-            return default
-        value = user_options[field]
+    values: dict[str, Any] = {}
+    for field in find_fields(machine, limits, source):
         try:
-            return parse(value)
+            values[field.name] = field.read(user_options)
         except ValueError as exc:
-            why = f" ({exc})" if str(exc) else ""
-            problems[field] = f"The option '{field}' is {show(value)}{why}; '{machine.name}' {bound}."
-            return default
-
-    if source is not None:
-        cpus, memory_mib = source.cpus, source.memory_mib
-    else:
-        cpus = check(
-            "cpus",
-            machine.cpus.default,
-            _one_of(_parse_cpus, machine.cpus.offered),
-            f"offers {join_words(machine.cpus.offered)}",
-        )
-        memory_mib = check(
-            "memory",
-            int(machine.memory.default),
-            _one_of(parse_mib, machine.memory.offered),
-            f"offers {join_words(map(render_mib, machine.memory.offered))}",
-        )
-    usual_s = source.lifetime_s if source is not None else int(machine.lifetime.default)
-    lifetime_s = check(
-        "lifetime",
-        min(usual_s, longest_s),
-        _in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
-        f"lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
-    )
+            problems[field.name] = str(exc)
     if problems:
         raise RefusedOptionsError(problems)
     return Options(
         machine=machine,
-        cpus=cpus,
-        memory_mib=memory_mib,
-        lifetime_s=lifetime_s,
-        max_lifetime_s=longest_s,
+        cpus=source.cpus if source is not None else values["cpus"],
+        memory_mib=source.memory_mib if source is not None else values["memory"],
+        lifetime_s=values["lifetime"],
+        max_lifetime_s=max_lifetime_s(machine, limits),
         sleeping=sleeping,
         branch=branch,
         goes_on=source is not None,
     )
 
 
-def show(value: object) -> str:
-    """A value as it may stand in a sentence: quoted, cut short, its control characters visible."""
-    text = value if isinstance(value, str) else _SHORT.repr(value)
-    cut = "…" if len(text) > _MAX_SHOWN else ""
-    visible = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text[:_MAX_SHOWN]
+def find_fields(machine: Machine, limits: Limits, source: SessionSpec | None = None) -> Iterator[Field]:
+    """The options of a start of this machine; of what goes on from `source` the size is given."""
+    if source is None:
+        yield Field(
+            name="cpus",
+            default=machine.cpus.default,
+            parse=one_of(parse_count, machine.cpus.offered),
+            bound=f"'{machine.name}' offers {join_words(machine.cpus.offered)}",
+        )
+        yield Field(
+            name="memory",
+            default=int(machine.memory.default),
+            parse=one_of(parse_mib, machine.memory.offered),
+            bound=f"'{machine.name}' offers {join_words(map(render_mib, machine.memory.offered))}",
+        )
+    longest_s = max_lifetime_s(machine, limits)
+    usual_s = int(machine.lifetime.default) if source is None else source.lifetime_s
+    yield Field(
+        name="lifetime",
+        default=min(usual_s, longest_s),
+        parse=in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
+        bound=f"'{machine.name}' lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
     )
-    return f"'{visible}{cut}'"
 
 
 def without_once(options: Mapping[str, object]) -> dict[str, object]:
@@ -299,40 +280,3 @@ def _check_machine(user_options: Mapping[str, object], machines: Mapping[str, Ma
     if not isinstance(name, str) or name not in machines:
         raise ValueError(f"The option 'machine' is {show(name)}, which is not one of {offered}.")
     return machines[name]
-
-
-def _parse_cpus(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    match = _CPUS.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("it is not a whole number")
-    return int(match[1])
-
-
-def _one_of(parse: Callable[[object], int], offered: Collection[int]) -> Callable[[object], int]:
-    def parse_offered(value: object) -> int:
-        number = parse(value)
-        if number not in offered:
-            raise ValueError
-        return number
-
-    return parse_offered
-
-
-def _in_range(parse: Callable[[object], int], least: int, most: int) -> Callable[[object], int]:
-    def parse_in_range(value: object) -> int:
-        number = parse(value)
-        if not least <= number <= most:
-            raise ValueError
-        return number
-
-    return parse_in_range
-
-
-def join_words(values: Iterable[object], last: str = "or") -> str:
-    """(1, 2, 4) -> "1, 2 or 4"."""
-    words = [str(value) for value in values]
-    if len(words) > _MAX_LISTED:
-        words[_MAX_LISTED:] = ["others"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qemuspawner.hub.fields import show
 from qemuspawner.hub.options import (
     Limits,
     Options,
     RefusedOptionsError,
     allowed_machines,
     check_options,
-    show,
 )
 from qemuspawner.machine import Allow, Image, Machine
 
