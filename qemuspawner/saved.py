@@ -145,15 +145,18 @@ def find_suspended(paths: SessionPaths) -> Saved | None:
 
 def list_of_user(state: StatePaths, user: str) -> Iterator[tuple[SessionPaths, list[Saved]]]:
     """The user's sessions that have something saved, as far as this account may look."""
-    try:
-        roots = [root for root in state.sessions.iterdir() if not root.name.startswith(".")]
-    except OSError:
-        return
-    for root in roots:
+    for root in _session_roots(state):
         paths = SessionPaths(root=root)
         mine = [saved for saved in list_saved(paths.saved) if saved.spec and saved.spec.user == user]
         if mine:
             yield paths, mine
+
+
+def _session_roots(state: StatePaths) -> list[Path]:
+    try:
+        return [root for root in state.sessions.iterdir() if not root.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def used_mib(state: StatePaths, user: str, *, but: str = "") -> int:
@@ -161,6 +164,17 @@ def used_mib(state: StatePaths, user: str, *, but: str = "") -> int:
     return (
         sum(disk_usage(paths.saved) for paths, _ in list_of_user(state, user) if paths.root.name != but) >> 20
     )
+
+
+def used_mib_by_user(state: StatePaths, *, but: str = "") -> dict[str, int]:
+    """The same of everybody who has something saved."""
+    used: dict[str, int] = {}
+    for root in _session_roots(state):
+        paths = SessionPaths(root=root)
+        owners = {saved.spec.user for saved in list_saved(paths.saved) if saved.spec}
+        for owner in owners if root.name != but else ():
+            used[owner] = used.get(owner, 0) + disk_usage(paths.saved)
+    return {owner: size >> 20 for owner, size in used.items()}
 
 
 def disk_usage(folder: Path) -> int:

@@ -17,11 +17,27 @@ LISTEN_VARIABLE = "QEMUSPAWNER_LISTEN_FD"
 
 State = Literal["preparing", "booting", "running", "suspending", "stopping", "ended", "suspended", "failed"]
 
+# QEMU's own memory and its supervisor's, beside the guest's.
+SESSION_OVERHEAD_MIB = 224
+
 # How a desktop came up.
 Way = Literal["cold", "restored", "woken"]
 
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
+
+
+class Gpus(msgspec.Struct, frozen=True, kw_only=True):
+    """GPUs of one model for one desktop."""
+
+    count: int
+    model: str = ""  # "": whichever there is; in a spec it is a name
+
+    def __str__(self) -> str:
+        """As the option `gpu` has it."""
+        if not self.model:
+            return str(self.count)
+        return self.model if self.count == 1 else f"{self.model}:{self.count}"
 
 
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +50,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     cpus: int
     memory_mib: int
+    gpus: Gpus | None = None  # what was promised
     lifetime_s: int
     max_lifetime_s: int  # what extending can reach, counted from the start
     idle_s: int = 0  # 0: never ends for being idle

@@ -94,7 +94,7 @@ def render_form(
     another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
     kept for `keep_s` seconds then (0: for ever). `catalogue_problems` are for administrators.
     """
-    obstacles = {name: find_obstacle(machine) for name, machine in machines.items()}
+    obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
     if not isinstance(chosen, str) or obstacles.get(chosen, "unknown"):
         chosen = next((name for name, obstacle in obstacles.items() if not obstacle), "")

@@ -20,9 +20,11 @@ from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, def
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
-from qemuspawner.errors import OptionsError, QemuSpawnerError
-from qemuspawner.hub import api, favourites_api, form, share_api
+from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.hub import api, favourites_api, form, quota_api, share_api
 from qemuspawner.hub.activity import trust_sessions
+from qemuspawner.hub.admission import ShortageError
+from qemuspawner.hub.claims import ClaimsCapacity
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.options import (
@@ -55,7 +57,7 @@ else:
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
 # Imported for its routes.
-_ROUTES = (api, favourites_api, share_api)
+_ROUTES = (api, favourites_api, quota_api, share_api)
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = ("session_id", "machine", "node", "run", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
@@ -73,7 +75,7 @@ class _LaunchLinkError(Exception):
     jupyterhub_message = ""
 
 
-class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
+class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type: ignore[misc]
     """Options, form, specification, progress and tokens.
 
     The spawner below it in the class order starts, polls and stops the process.
@@ -148,6 +150,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
         default_value=20 * 1024,
         help="""What a user's sleeping desktops and checkpoints may take: MiB, or "20 GiB"; 0: no limit.
 
+        "disk" in `quotas` says something else for some.
         Beyond it no new desktop starts and no checkpoint is made. Putting a desktop to sleep always works.
         """,
     ).tag(config=True)
@@ -299,14 +302,26 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
             options = self._check(user_options)
             self._check_permission(options, user_options)
         except RefusedOptionsError as exc:
-            if self._entry is not None and self._entry.options == user_options:
-                self._entry = replace(self._entry, problems=exc.problems)
+            self._note_problems(user_options, exc.problems)
             self._store_options({})
             raise refusal(exc, reason="options") from None
         self._store_options(options.stored())
-        if not options.goes_on and self.saved_quota:
-            await self._check_quota(options)
-        self._options = options
+        try:
+            if not options.goes_on:
+                # What is deleted first takes no place.
+                await self.check_disk(but=self.session_id if options.sleeping == "discard" else "")
+            self._options = self.claim(options)
+        except ShortageError as exc:
+            shortage = exc.shortage
+            self._note_problems(user_options, {shortage.field: exc.text})
+            raise refusal(exc, reason=shortage.reason, status_code=409) from None
+        except QemuSpawnerError as exc:
+            raise refusal(exc, reason="quota", status_code=500) from None
+
+    def _note_problems(self, user_options: Mapping[str, object], problems: Mapping[str, str]) -> None:
+        """Have the form show them, where these options were typed into it."""
+        if self._entry is not None and self._entry.options == user_options:
+            self._entry = replace(self._entry, problems=problems)
 
     def _check_permission(self, options: Options, user_options: Mapping[str, object]) -> None:
         """Who may start a server may neither delete nor copy what is kept by that alone.
@@ -332,21 +347,6 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
         name = self.name if server_name is None else server_name
         # Without a request JupyterHub itself is at work.
         return self.handler is None or bool(self.handler.has_scope(f"{scope}!server={self.user.name}/{name}"))
-
-    async def _check_quota(self, options: Options) -> None:
-        """Raises SpawnException where a new desktop is one too many."""
-        # What is deleted first takes no place.
-        but = self.session_id if options.sleeping == "discard" else ""
-        used = await asyncio.to_thread(used_mib, self._state_paths, self.user.name, but=but)
-        if used >= self.saved_quota:
-            raise refusal(
-                OptionsError(
-                    f"Your sleeping desktops and checkpoints take {render_mib(used)}; "
-                    f"{render_mib(self.saved_quota)} are allowed.",
-                    hint="Delete some of them on the hub's home page, or wake one of them.",
-                ),
-                reason="quota",
-            )
 
     def _check(self, user_options: Mapping[str, object]) -> Options:
         return check_options(
@@ -412,7 +412,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
 
     @property
     def _limits(self) -> Limits:
-        return Limits(lifetime_s=self.max_lifetime or None)
+        return Limits(lifetime_s=self.max_lifetime or None, gpus=self.find_gpu_models())
 
     # What is kept while the desktop does not run; the hub's templates call some of these
 
@@ -476,8 +476,8 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
         return ShownDesktops(
             desktops=await asyncio.to_thread(show_all),
             used=render_mib(used),
-            quota=render_mib(self.saved_quota) if self.saved_quota else "",
-            is_full=0 < self.saved_quota <= used,
+            quota=render_mib(self.disk_quota_mib) if self.disk_quota_mib else "",
+            is_full=0 < self.disk_quota_mib <= used,
         )
 
     async def describe_saved(self) -> dict[str, object]:
@@ -502,7 +502,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
                 for saved in one.saved
             ],
             "used_mib": used,
-            "quota_mib": self.saved_quota,
+            "quota_mib": self.disk_quota_mib,
         }
 
     async def delete_saved(self, session_id: str, name: str = "") -> bool | None:
@@ -564,6 +564,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
             machine=structs.replace(options.machine, build=None, allow=Allow()),
             cpus=options.cpus,
             memory_mib=options.memory_mib,
+            gpus=options.gpus,
             lifetime_s=options.lifetime_s,
             max_lifetime_s=options.max_lifetime_s,
             idle_s=int(options.machine.lifetime.idle),
@@ -575,7 +576,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
             branch=options.branch,
             suspend_on=tuple(self.suspend_on),
             keep_s=self.keep_for,
-            quota_mib=self.saved_quota,
+            quota_mib=self.disk_quota_mib,
             checkpoint_every_s=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
             policy=self.make_policy(),
@@ -662,6 +663,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, _Below):  # type: ignore[misc]
         self._session.pop("starting", None)
         self._entry = None
         self.note_run_ready(way=status.way)
+        self.note_deadline(status)
         if status.way == "cold":
             self._warm_up()
 

@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.hub.fields import Field, in_range, join_words, one_of, parse_count, show
+from qemuspawner.hub.gpu_option import gpu_field
 from qemuspawner.hub.kept import NAME, NOTHING, Kept
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import missing_files
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import Gpus, SessionSpec
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 # What a new desktop is made of, and is remembered for the next one.
-FIELDS = ("machine", "cpus", "memory", "lifetime")
+FIELDS = ("machine", "cpus", "memory", "gpu", "lifetime")
 # What is done with that which was kept; for one start only.
 ONCE = ("sleeping", "branch")
 # Written by us for the hub's admin page, so it comes back with stored options; what it says is not read.
@@ -30,6 +31,7 @@ class Limits:
     """The most an administrator allows, whatever a machine says; None is no limit."""
 
     lifetime_s: int | None = None
+    gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Options:
     memory_mib: int
     lifetime_s: int
     max_lifetime_s: int
+    gpus: Gpus | None = None
     sleeping: str = "wake"
     branch: str = ""  # SESSION-ID/NAME
     goes_on: bool = False  # from something kept, whose machine and size these are
@@ -51,6 +54,7 @@ class Options:
             "machine": self.machine.id,
             "cpus": self.cpus,
             "memory": self.memory_mib,
+            **({"gpu": str(self.gpus)} if self.gpus else {}),
             "lifetime": self.lifetime_s,
             _IGNORED: self.machine.name,
         }
@@ -84,8 +88,10 @@ def max_lifetime_s(machine: Machine, limits: Limits) -> int:
     return min(int(machine.lifetime.max), limits.lifetime_s)
 
 
-def find_obstacle(machine: Machine) -> str:
+def find_obstacle(machine: Machine, limits: Limits) -> str:
     """Why the machine cannot be started at all, in a sentence; "" where it can."""
+    if machine.gpu.need == "required" and not limits.gpus:
+        return f"'{machine.name}' needs a GPU, and this hub has none for desktops."
     missing = missing_files(machine)
     if not missing:
         return ""
@@ -132,14 +138,14 @@ def check_options(
         problems["machine"] = str(exc)
         raise RefusedOptionsError(problems) from None
 
-    if startable and (obstacle := find_obstacle(machine)):
+    if startable and (obstacle := find_obstacle(machine, limits)):
         problems["machine"] = obstacle
     values: dict[str, Any] = {}
-    for field in find_fields(machine, limits, source):
+    for option in find_fields(machine, limits, source):
         try:
-            values[field.name] = field.read(user_options)
+            values[option.name] = option.read(user_options)
         except ValueError as exc:
-            problems[field.name] = str(exc)
+            problems[option.name] = str(exc)
     if problems:
         raise RefusedOptionsError(problems)
     return Options(
@@ -148,6 +154,7 @@ def check_options(
         memory_mib=source.memory_mib if source is not None else values["memory"],
         lifetime_s=values["lifetime"],
         max_lifetime_s=max_lifetime_s(machine, limits),
+        gpus=source.gpus if source is not None else values["gpu"],
         sleeping=sleeping,
         branch=branch,
         goes_on=source is not None,
@@ -169,6 +176,7 @@ def find_fields(machine: Machine, limits: Limits, source: SessionSpec | None = N
             parse=one_of(parse_mib, machine.memory.offered),
             bound=f"'{machine.name}' offers {join_words(map(render_mib, machine.memory.offered))}",
         )
+        yield gpu_field(machine, limits.gpus)
     longest_s = max_lifetime_s(machine, limits)
     usual_s = int(machine.lifetime.default) if source is None else source.lifetime_s
     yield Field(

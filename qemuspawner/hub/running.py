@@ -41,9 +41,12 @@ async def _ask(spawner: "QemuSpawnerMixin", slots: asyncio.Semaphore) -> Session
     async with slots:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ONE_TIMEOUT_S):
-                return await fetch_status(
+                status = await fetch_status(
                     spawner.server.url, token=spawner.session_token, ssl_context=spawner.session_ssl_context
                 )
+                if status is not None:
+                    spawner.note_deadline(status)
+                return status
     return None
 
 

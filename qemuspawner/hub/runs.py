@@ -5,10 +5,11 @@ Who runs now is not asked here: that JupyterHub knows.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import case, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 from traitlets.config import LoggingConfigurable
@@ -34,6 +35,7 @@ class Run(Base):
     machine_name: Mapped[str]
     cpus: Mapped[int]
     memory_mib: Mapped[int]
+    gpus: Mapped[int] = mapped_column(default=0, server_default="0")
     node: Mapped[str]  # the host
     way: Mapped[str] = mapped_column(default="")  # cold, restored or woken
     started: Mapped[float] = mapped_column(index=True)
@@ -58,6 +60,7 @@ def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
             machine_name=spec.machine.name,
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
+            gpus=spec.gpus.count if spec.gpus else 0,
             node=node,
             started=now,
             seen=now,
@@ -87,6 +90,38 @@ def end_run(records: Records, run_id: int, *, why: str = "") -> None:
         session.execute(
             update(Run).where(Run.id == run_id, Run.ended.is_(None)).values(ended=now, seen=now, end=why)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """What desktops have used: CPUs or GPUs, each times the hours that it was theirs."""
+
+    cpu: float = 0
+    gpu: float = 0
+
+
+def sum_hours(records: Records, *, users: Collection[str] | None, window_s: float) -> Hours:
+    """What the desktops of `users` (None: everybody's) have used in the last `window_s` seconds.
+
+    What runs counts up to now. A run whose end nobody has noted counts until it was seen last.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: The records cannot be read.
+    """
+    now = time.time()
+    begin = now - window_s
+    # It is looked at now and then; who was not seen for longer does not run any more.
+    still_seen = case((Run.seen > now - 3 * _SEEN_EVERY_S, now), else_=Run.seen)
+    end = func.coalesce(Run.ended, still_seen)
+    lasted_s = func.max(func.min(end, now) - func.max(Run.started, begin), 0.0)
+    query = select(func.sum(Run.cpus * lasted_s), func.sum(Run.gpus * lasted_s)).where(
+        or_(Run.ended.is_(None), Run.ended > begin)
+    )
+    if users is not None:
+        query = query.where(Run.user.in_(users))
+    with records.session() as session:
+        cpu_s, gpu_s = session.execute(query).one()
+    return Hours(cpu=(cpu_s or 0) / 3600, gpu=(gpu_s or 0) / 3600)
 
 
 class KeepsRuns(LoggingConfigurable):

@@ -16,6 +16,7 @@ from traitlets import Bool, Unicode, default
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.forking import ForkRequest, Identity, WantedTemplates
 from qemuspawner.hub import account
+from qemuspawner.hub.capacity import LocalHost
 from qemuspawner.hub.follow import desktop_answers
 from qemuspawner.hub.forkserver import ForkServer, ForkServerError, fork_server
 from qemuspawner.hub.kept import find_owner
@@ -28,7 +29,7 @@ from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
 _READ_AT_ONCE = ("LD_", "MALLOC_", "GLIBC_", "PYTHON", "JUPYTERHUB_XSRF_")
 
 
-class QemuSpawner(QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
+class QemuSpawner(LocalHost, QemuSpawnerMixin, LocalProcessSpawner):  # type: ignore[misc]
     """Sessions are processes of the hub's own host."""
 
     run_as = Unicode(

@@ -14,6 +14,7 @@ from typing import Literal
 from qemuspawner.errors import HostError
 from qemuspawner.qemu.jail import tie_to_parent
 from qemuspawner.qemu.vm import Accelerator
+from qemuspawner.spec import SESSION_OVERHEAD_MIB
 from qemuspawner.units import render_mib
 
 QEMU = "qemu-system-x86_64"
@@ -35,8 +36,6 @@ _BELIEVE_NO_S = 3600
 # Left free for the host itself.
 MEMORY_RESERVE_MIB = 512
 DISK_RESERVE_MIB = 1024
-# QEMU's own memory and its supervisor's, beside the guest's.
-SESSION_OVERHEAD_MIB = 224
 
 
 @dataclass(frozen=True, kw_only=True)

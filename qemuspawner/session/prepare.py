@@ -117,7 +117,7 @@ def prepare(
     # A predecessor that the hub has lost gives way here, and gives its memory back.
     paths = stack.enter_context(claim(state, spec.session_id))
     spec, plan = choose(spec, paths, host)
-    _check_supported(spec.machine)
+    _check_supported(spec)
     check_image(spec.machine.image)
     fits = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
     check_memory(spec.memory_mib)
@@ -242,9 +242,12 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
     return structs.replace(spec, machine=machine, cpus=saved.spec.cpus, memory_mib=saved.spec.memory_mib)
 
 
-def _check_supported(machine: Machine) -> None:
+def _check_supported(spec: SessionSpec) -> None:
+    machine = spec.machine
     if machine.gpu.need == "required":
         raise SessionError(f"'{machine.name}' needs a GPU, and this host offers none.")
+    if spec.gpus is not None:
+        raise SessionError(f"The desktop was promised a GPU ({spec.gpus}), and this host passes none on.")
     if machine.network != "none":
         raise SessionError(
             f"'{machine.name}' asks for the network '{machine.network}', and this host offers 'none' only.",

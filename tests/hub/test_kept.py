@@ -224,9 +224,9 @@ async def test_a_full_quota_refuses_a_new_desktop_with_the_numbers(standin: Star
 
     answer = await hub.start(alice)
 
-    assert answer.status == 400
+    assert answer.status == 409
     assert json.loads(answer.text)["message"] == (
-        "Your sleeping desktops and checkpoints take 3 MiB; 2 MiB are allowed. "
+        "Quota 'Saved desktops' of 'alice': 3 MiB of 2 MiB are used. "
         "Delete some of them on the hub's home page, or wake one of them."
     )
 
