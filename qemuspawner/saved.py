@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -166,14 +166,14 @@ def used_mib(state: StatePaths, user: str, *, but: str = "") -> int:
     )
 
 
-def used_mib_by_user(state: StatePaths, *, but: str = "") -> dict[str, int]:
-    """The same of everybody who has something saved."""
+def used_mib_by_user(state: StatePaths, users: Collection[str], *, but: str = "") -> dict[str, int]:
+    """The same of each of `users` who has something saved."""
     used: dict[str, int] = {}
     for root in _session_roots(state):
-        paths = SessionPaths(root=root)
-        owners = {saved.spec.user for saved in list_saved(paths.saved) if saved.spec}
+        saved = SessionPaths(root=root).saved
+        owners = {one.spec.user for one in list_saved(saved) if one.spec and one.spec.user in users}
         for owner in owners if root.name != but else ():
-            used[owner] = used.get(owner, 0) + disk_usage(paths.saved)
+            used[owner] = used.get(owner, 0) + disk_usage(saved)
     return {owner: size >> 20 for owner, size in used.items()}
 
 

@@ -192,7 +192,8 @@ class ClaimsCapacity(KeepsPromise):
         if not scopes:
             return []
         (kind,) = (kind for kind in KINDS if kind.name == "disk")
-        used = await asyncio.to_thread(used_mib_by_user, StatePaths.of(self.state_dir), but=but)
+        users = {member for scope in scopes for member in scope.members}
+        used = await asyncio.to_thread(used_mib_by_user, StatePaths.of(self.state_dir), users, but=but)
         return [
             self._row(scope, kind, used=sum(used.get(member, 0) for member in scope.members))
             for scope in scopes

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from qemuspawner.hub.fields import join_words
+from qemuspawner.hub.gpu_option import offered_gpus
 from qemuspawner.hub.kept import NOTHING, Kept
 from qemuspawner.hub.options import (
     FIELDS,
@@ -17,6 +18,7 @@ from qemuspawner.hub.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.quotas import ShownRow
 from qemuspawner.hub.shown import Shown, ShownDesktop
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import icon_uri
@@ -86,13 +88,15 @@ def render_form(
     branch: Branch | None = None,
     suspend_on: Collection[str] = (),
     keep_s: int = 0,
+    quotas: Iterable[ShownRow] = (),
     catalogue_problems: Iterable[str] = (),
 ) -> str:
     """The form's HTML, without the <form> element.
 
     `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
     another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
-    kept for `keep_s` seconds then (0: for ever). `catalogue_problems` are for administrators.
+    kept for `keep_s` seconds then (0: for ever). `quotas` are the user's; `catalogue_problems` are for
+    administrators.
     """
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
@@ -114,6 +118,7 @@ def render_form(
             [*(text for end, text in _ENDS.items() if end not in suspend_on), "it is shut down"]
         ),
         kept_for=render_seconds(keep_s) if keep_s else "",
+        quotas=list(quotas),
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,
@@ -168,6 +173,7 @@ def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> d
         "selects": {
             "cpus": _choices(machine.cpus.offered, preferred.cpus, str),
             "memory": _choices(machine.memory.offered, preferred.memory_mib, render_mib),
+            **({"gpu": _gpu_choices(machine, preferred, limits)} if limits.gpus else {}),
             "lifetime": _choices(lifetimes | {preferred.lifetime_s}, preferred.lifetime_s, render_seconds),
         },
     }
@@ -188,6 +194,15 @@ def _preferred(machine: Machine, entry: Entry, limits: Limits) -> Options:
             except RefusedOptionsError:
                 del options[name]
     return checked()
+
+
+def _gpu_choices(machine: Machine, preferred: Options, limits: Limits) -> list[dict[str, object]]:
+    """What the hub's hosts could give; where none is chosen for a machine that needs one, any single one."""
+    titles = {} if machine.gpu.need == "required" else {"none": "None"}
+    for gpus in offered_gpus(machine, limits.gpus):
+        titles[str(gpus)] = gpus.model if gpus.count == 1 else f"{gpus.count} of {gpus.model}"
+    chosen = str(preferred.gpus) if preferred.gpus else "none"
+    return [{"value": value, "label": title, "selected": value == chosen} for value, title in titles.items()]
 
 
 def _choices(values: Iterable[int], preferred: int, render: Any) -> list[dict[str, object]]:

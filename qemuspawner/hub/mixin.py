@@ -382,6 +382,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
             branch=branch,
             suspend_on=self.suspend_on,
             keep_s=self.keep_for,
+            quotas=await self.describe_quotas(),
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import NullPool, create_engine, event
+from sqlalchemy import NullPool, create_engine, event, inspect
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.schema import CreateColumn
 
 from qemuspawner.paths import StatePaths
 
@@ -50,7 +51,18 @@ class Records:
         if missing or not self._path.exists():
             _make_private(self._path)
             Base.metadata.create_all(self._engine)
+            self._add_columns()
             self._are_made |= missing
+
+    def _add_columns(self) -> None:
+        """Add what an older version's tables lack; such a column has a default that the file can keep."""
+        with self._engine.begin() as connection:
+            for table in Base.metadata.sorted_tables:
+                there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+                for column in table.columns:
+                    if column.name not in there:
+                        definition = CreateColumn(column).compile(self._engine)
+                        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
 
 
 def _make_private(path: Path) -> None:
