@@ -1,5 +1,6 @@
 """Admission: whether a desktop is within the quotas and fits on its host; else why not, and when it will."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def _missing(
 def _when(free_at: float | None) -> str:
     if free_at is None:
         return ""
-    left = render_seconds(max(60, free_at - time.time()))
+    left = render_seconds(60 * max(1, math.ceil((free_at - time.time()) / 60)))
     return f"Unless desktops are extended, enough is free in {left}; choose less, or try again then."
 
 

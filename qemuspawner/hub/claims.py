@@ -135,7 +135,11 @@ class ClaimsCapacity(KeepsPromise):
     def disk_quota_mib(self) -> int:
         """What this user's sleeping desktops and checkpoints may take; 0: no limit."""
         groups = [group.name for group in self.user.groups]
-        return int(self.read_quotas().of_user(self.user.name, groups).get("disk", 0))
+        try:
+            return int(self.read_quotas().of_user(self.user.name, groups).get("disk", 0))
+        except QemuSpawnerError:
+            # Pages show it, and it refuses no start: those are refused already.
+            return int(self.saved_quota)
 
     def read_quotas(self) -> Quotas:
         """Raises QemuSpawnerError where the administrator's function fails."""

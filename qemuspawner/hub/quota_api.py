@@ -27,7 +27,8 @@ class QuotasHandler(APIHandler):  # type: ignore[misc]
 
 
 class CapacityHandler(APIHandler):  # type: ignore[misc]
-    @needs_scope("read:servers")  # type: ignore[untyped-decorator]
+    # Whosever servers they may read: what is free is the same for everybody.
+    @needs_scope("read:servers", post_filter=True)  # type: ignore[untyped-decorator]
     async def get(self) -> None:
         """All hosts with what is free of their CPUs, memory and GPUs; of nobody it says who has the rest."""
         spawner = self._find_spawner()

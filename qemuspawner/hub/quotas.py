@@ -150,7 +150,7 @@ def _parse_limit(value: object, kind: Kind, where: str) -> float | None:
 
 def _parse_number(value: object, *, whole: bool) -> float:
     """Raises ValueError with a reason."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN
         raise ValueError("it is not a number, or None for no limit")
     if value < 0:
         raise ValueError("it is negative")

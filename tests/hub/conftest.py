@@ -30,6 +30,17 @@ def standin(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> Callable[..., Awai
 
 
 @pytest.fixture
+def quick_hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> Callable[..., Awaitable[hubs.Hub]]:
+    """Start a hub whose sessions are ready at once, and do nothing else; see quick_standin.py."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("quick_standin.py"))]
+
+    async def start(**settings: Any) -> hubs.Hub:
+        return await start_hub(cmd=command, **settings)
+
+    return start
+
+
+@pytest.fixture
 async def hub(standin: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
     """A hub whose sessions are stand-ins that are soon ready."""
     return await standin()

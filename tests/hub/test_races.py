@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import hubs
@@ -26,17 +24,6 @@ class GpuSpawner(QemuSpawner):
 def gpu_machine(machines_dir: Any, state_dir: Any) -> str:
     hubs.add_machine(machines_dir, state_dir, "gpu", more='\n[gpu]\nneed = "optional"\n')
     return "gpu"
-
-
-@pytest.fixture
-async def quick_hub(start_hub: Start) -> Start:
-    """Start a hub whose sessions are there at once."""
-    script = str(Path(__file__).with_name("quick_standin.py"))
-
-    async def start(**settings: Any) -> hubs.Hub:
-        return await start_hub(cmd=[sys.executable, "-I", "-S", script], **settings)
-
-    return start
 
 
 async def race(hub: hubs.Hub, options: dict[str, object], *starts: tuple[hubs.Person, str]) -> list[str]:

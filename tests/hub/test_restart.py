@@ -149,3 +149,17 @@ async def test_a_session_that_ended_while_the_hub_was_dead_is_stopped(hub_proces
     after = await hub_process.wait_for_server("stopped", True)
 
     assert not after["ready"]
+
+
+async def test_a_hub_that_is_killed_still_knows_what_it_has_promised(hub_process: HubProcess) -> None:
+    await hub_process.ask("POST", "/users/alice/server")
+    await hub_process.wait_for_server("ready", True)
+    before = await hub_process.ask("GET", "/desktops/capacity")
+
+    hub_process.kill()
+    await hub_process.start()
+    after = await hub_process.ask("GET", "/desktops/capacity")
+
+    (host,) = after["hosts"]
+    assert after == before
+    assert host["cpus"]["free"] == host["cpus"]["total"] - 1
