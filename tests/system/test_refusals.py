@@ -9,6 +9,8 @@ from pathlib import Path
 import hubs
 import pytest
 
+from qemuspawner.hub.spawner import QemuSpawner
+
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 
 TOOLS = ("sh", "setpriv", "unshare", "bwrap", "choom", "true", "qemu-img", "qemu-system-x86_64")
@@ -26,10 +28,10 @@ def programs(state_dir: Path) -> Path:
     return folder
 
 
-async def refusal(hub: hubs.Hub) -> str:
+async def refusal(hub: hubs.Hub, **fields: str) -> str:
     """What the user reads when the machine is started; nothing may be left of it."""
     alice = await hub.log_in("alice")
-    await hub.submit_form(alice, machine="mini")
+    await hub.submit_form(alice, machine="mini", **fields)
     async with asyncio.timeout(60):
         while hub.spawner("alice").pending:
             await asyncio.sleep(0.1)
@@ -104,7 +106,21 @@ async def test_a_machine_larger_than_the_hosts_memory_is_refused_with_the_number
     toml.write_text(toml.read_text().replace('"128 MiB"', '"64 TiB"').replace('"256 MiB"', '"65 TiB"'))
     hub = await start_hub()
 
-    assert "of memory; " in await refusal(hub)
+    assert "of memory for desktops in all; the desktop needs" in await refusal(hub)
+
+
+async def test_a_session_that_passes_no_gpu_on_does_not_start_without_it(
+    start_hub: StartHub, machines_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its hub believes."""
+    toml = machines_dir / "mini" / "machine.toml"
+    toml.write_text(toml.read_text() + '\n[gpu]\nneed = "optional"\n')
+    monkeypatch.setattr(QemuSpawner, "can_pass_gpus", True)
+    hub = await start_hub(gpu_units={"A100": 1})
+
+    text = await refusal(hub, gpu="A100")
+
+    assert "The desktop was promised a GPU (A100), and this host passes none on." in text
 
 
 async def test_a_state_folder_that_cannot_be_written_is_told(start_hub: StartHub, state_dir: Path) -> None:
