@@ -104,7 +104,10 @@ class _Fetching:
         # No limit for the whole: nobody knows how large it is. Silence has one.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
         headers = {"User-Agent": f"qemuspawner/{__version__}", "Accept-Encoding": "identity"}
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers, auto_decompress=False) as http:
+        # trust_env: many sites reach the world by a proxy.
+        async with aiohttp.ClientSession(
+            timeout=timeout, headers=headers, auto_decompress=False, trust_env=True
+        ) as http:
             tries = 0
             while True:
                 before = self._size()

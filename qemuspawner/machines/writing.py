@@ -39,7 +39,10 @@ def make_folder(path: Path) -> None:
     """
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
-            folder.mkdir()
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue  # somebody else was quicker
             folder.chmod(0o755)
             owner = folder.parent.stat()
             os.chown(folder, owner.st_uid, owner.st_gid)

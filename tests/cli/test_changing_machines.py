@@ -20,8 +20,14 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     def machines(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
             main(
-                ["--state", str(tmp_path / "state"), "--machines", str(tmp_path / "machines"), "machines"]
-                + list(arguments)
+                [
+                    "--state",
+                    str(tmp_path / "state"),
+                    "--machines",
+                    str(tmp_path / "machines"),
+                    "machines",
+                    *arguments,
+                ]
             )
         said = capsys.readouterr()
         assert isinstance(caught.value.code, int)
@@ -80,7 +86,7 @@ def test_the_editor_changes_the_text(run: Run, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.usefixtures("alma")
 def test_history_and_undo(run: Run) -> None:
     run("hide", "alma")
-    run("edit", "alma", "--set", "version=2")
+    run("edit", "alma", "--set", "version=v2")
 
     versions = json.loads(run("history", "alma", "--json")[1])
     assert [(one["by"], one["what"]) for one in versions] == [

@@ -310,7 +310,7 @@ def test_a_folder_of_another_account_is_said_so(own: OwnMachines, state: StatePa
     """Here a file is in its place, which root cannot write into either."""
     state.machines.write_text("")
 
-    with pytest.raises(CatalogueError, match="cannot be changed: File exists") as error:
+    with pytest.raises(CatalogueError, match="cannot be changed: Not a directory") as error:
         own.add("alma", describe_new(name="Alma", image_format="raw"))
 
     assert kind_of_trouble(error) == "denied"
