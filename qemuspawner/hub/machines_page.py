@@ -1,4 +1,4 @@
-"""The hub's page of the machines, for administrators; what it does it does by `machines_api` and `images_api`."""
+"""The hub's page of the machines, for administrators; it acts by `machines_api` and `images_api`."""
 
 from typing import get_args
 
@@ -11,7 +11,7 @@ from qemuspawner.machine import ImageFormat
 
 
 class MachinesPageHandler(BaseHandler):  # type: ignore[misc]
-    @web.authenticated  # type: ignore[untyped-decorator]
+    @web.authenticated
     @for_administrators
     async def get(self) -> None:
         self.finish(await self.render_template("machines.html", formats=get_args(ImageFormat)))
