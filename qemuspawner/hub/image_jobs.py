@@ -122,7 +122,7 @@ class ImageJobs:
                 _note_progress(job, line)
             code = await process.wait()
             error = await errors
-        except asyncio.CancelledError:
+        except BaseException:
             self._end()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TERMINATE_S):

@@ -2,10 +2,9 @@
 
 import re
 
-_HEADER = re.compile(r"\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?")
 _NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
-_KEY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
-_INDEX = re.compile(r"\[[^\]]*\]")
+_KEY = re.compile(rf"({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
+_INDEX = re.compile(r"\[[0-9]+\]")
 
 
 def find_line(text: str, key: str) -> int:
@@ -17,10 +16,10 @@ def find_line(text: str, key: str) -> int:
     wanted = _INDEX.sub("", key)
     table, found = "", 0
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.fullmatch(line):
-            table = _plain(header[1])
-            name = table
-        elif match := _KEY.match(line):
+        header = _find_table(line)
+        if header:
+            name = table = header
+        elif match := _KEY.match(line.lstrip()):
             name = f"{table}.{_plain(match[1])}" if table else _plain(match[1])
         else:
             continue
@@ -30,6 +29,17 @@ def find_line(text: str, key: str) -> int:
         if not found and name and wanted.startswith(f"{name}."):
             found = number
     return found
+
+
+def _find_table(line: str) -> str:
+    """The name of the table that begins on this line; "" where none does."""
+    # By no regular expression: a line of 256 KiB takes those long.
+    line = line.strip()
+    name, bracket, rest = line.lstrip("[").partition("]")
+    rest = rest.lstrip("]").lstrip()
+    # What has a comma is a list of values.
+    is_header = line.startswith("[") and bracket and (not rest or rest.startswith("#")) and "," not in name
+    return _plain(name) if is_header else ""
 
 
 def _plain(dotted: str) -> str:

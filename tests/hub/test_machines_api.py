@@ -403,3 +403,13 @@ async def test_a_fetch_is_cancelled(hub: hubs.Hub, admin: hubs.Person) -> None:
     server.close()
 
     assert (busy, status, job["state"]) == (409, 204, "cancelled")
+
+
+async def test_where_an_image_came_from_is_not_told_to_sessions(hub: hubs.Hub, admin: hubs.Person) -> None:
+    values = {"image.url": "https://images.example.org/secret-path"}
+    body = {"set": values, "digest": await digest_of(hub, admin, "mini")}
+    await ask(hub, admin, "PATCH", "machines/mini", body)
+
+    assert (await hub.start(admin, {"machine": "mini"})).status == 201
+
+    assert "secret-path" not in hub.spawner("admin").make_spec().to_json()
