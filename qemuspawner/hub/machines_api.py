@@ -8,6 +8,7 @@ would be in no role of an administrator, until each hub's configuration puts it 
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from tornado import web
 from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.hub.image_jobs import ImageJobs
 from qemuspawner.hub.kept import find_owner
-from qemuspawner.hub.options import find_obstacle
+from qemuspawner.hub.options import Limits, find_obstacle
 from qemuspawner.machine import encode_unit
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.machines.history import load_version
@@ -46,7 +47,7 @@ def for_administrators(method: Callable[..., Any]) -> Callable[..., Any]:
 class MachineHandler(APIHandler):  # type: ignore[misc]
     """What routes about machines have in common."""
 
-    @property
+    @cached_property
     def spawner(self) -> Any:
         """One of the hub's spawners that is nobody's, for its traits; raises 404 where it is not ours."""
         spawner = self.settings["spawner_class"](config=self.config)
@@ -54,7 +55,7 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
             raise web.HTTPError(404)
         return spawner
 
-    @property
+    @cached_property
     def own(self) -> OwnMachines:
         spawner = self.spawner
         return OwnMachines(
@@ -95,7 +96,8 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
             raise web.HTTPError(400, f"The request's body does not fit: {exc}.") from exc
 
     def describe(self, entry: Entry, uses: Mapping[str, Uses]) -> dict[str, object]:
-        return {**_describe(entry, uses.get(entry.id)), "job": self.describe_job(entry.id)}
+        limits = Limits(gpus=self.spawner.find_gpu_models())
+        return {**_describe(entry, uses.get(entry.id), limits), "job": self.describe_job(entry.id)}
 
     def describe_job(self, machine_id: str) -> dict[str, object] | None:
         job = self.jobs.find(machine_id)
@@ -279,9 +281,9 @@ class RestoreHandler(MachineHandler):
         await self.write_machine(entry)
 
 
-def _describe(entry: Entry, uses: Uses | None) -> dict[str, object]:
+def _describe(entry: Entry, uses: Uses | None, limits: Limits) -> dict[str, object]:
     machine = entry.machine
-    obstacle = find_obstacle(machine) if machine is not None else ""
+    obstacle = find_obstacle(machine, limits) if machine is not None else ""
     if machine is None:
         state = "broken"
     elif obstacle:
