@@ -35,6 +35,17 @@ class MachineError(QemuSpawnerError):
     """A machine of the catalogue cannot be read, built or started."""
 
 
+CatalogueTrouble = Literal["missing", "exists", "changed", "used", "invalid", "denied"]
+
+
+class CatalogueError(MachineError):
+    """A machine cannot be changed as an administrator asks; `trouble` tells programs why."""
+
+    def __init__(self, trouble: CatalogueTrouble, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.trouble = trouble
+
+
 class ImageError(QemuSpawnerError):
     """A disk image is missing, not what it claims to be, or cannot be made."""
 

@@ -35,6 +35,7 @@ class Image(_Table, frozen=True, kw_only=True):
     file: Name  # relative to the machine's image folder; absolute after loading
     format: ImageFormat
     digest: Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
+    url: Annotated[str, Meta(max_length=2000)] = ""  # where `qemuspawner machines fetch` takes it from
     kernel: str = ""  # with firmware = "direct": the kernel to start, beside the image
     initrd: str = ""
     cmdline: Annotated[str, Meta(max_length=1000)] = ""

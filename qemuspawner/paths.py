@@ -58,6 +58,16 @@ class StatePaths:
         return self.root / "images"
 
     @property
+    def machines(self) -> Path:
+        """`machines/ID/`: the machines that administrators add and change on the hub; they count first."""
+        return self.root / "machines"
+
+    @property
+    def removed_machines(self) -> Path:
+        """`removed-machines/ID-MOMENT/`: machines that were removed with their images, for some days."""
+        return self.root / "removed-machines"
+
+    @property
     def sessions(self) -> Path:
         """`sessions/ID/`: one directory a session."""
         return self.root / "sessions"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qemuspawner.errors import HostError
 from qemuspawner.machine import Machine
-from qemuspawner.machines.catalogue import load_catalogue, missing_files
+from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.machines.warm import list_templates
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.host import (
@@ -110,7 +110,7 @@ def _find_on_host(state: StatePaths) -> Iterator[Finding]:
 
 
 def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:
-    catalogue = load_catalogue(folders, state.images)
+    catalogue = load_all_machines(state, folders)
     for problem in catalogue.problems:
         yield Finding(level="error", text=str(problem))
     for machine in catalogue.machines.values():

@@ -3,14 +3,16 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qemuspawner.errors import MachineError
+from qemuspawner.cli import images, own_machines
+from qemuspawner.cli.finding import find_machine
+from qemuspawner.cli.tables import print_table
 from qemuspawner.machine import Machine
 from qemuspawner.machines.build import build_machine, find_image_state
-from qemuspawner.machines.catalogue import Catalogue, digest_fits, load_catalogue, missing_files
+from qemuspawner.machines.catalogue import Catalogue, digest_fits, load_all_machines, missing_files
 from qemuspawner.paths import StatePaths
 from qemuspawner.units import render_mib, render_seconds
 
@@ -39,9 +41,12 @@ def add_commands(commands: "_SubParsersAction[ArgumentParser]") -> None:
     parser.add_argument("--mirror", default="", metavar="URL", help="take the packages from this repository")
     parser.set_defaults(command=build)
 
+    own_machines.add_actions(actions)
+    images.add_actions(actions)
+
 
 def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    catalogue = load_catalogue(folders, state.images)
+    catalogue = load_all_machines(state, folders)
     if arguments.json:
         rows = [
             {
@@ -85,6 +90,7 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
         ("version", machine.version),
         ("folder", machine.folder),
         ("image", f"{machine.image.file} ({machine.image.format}, {_image_state(machine, state)})"),
+        ("url", machine.image.url),
         ("firmware", machine.firmware),
         ("display", machine.display),
         ("cpus", _offer(machine.cpus.offered, machine.cpus.default, str)),
@@ -107,7 +113,7 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
 
 
 def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    catalogue = load_catalogue(folders, state.images)
+    catalogue = load_all_machines(state, folders)
     problems = [str(problem) for problem in catalogue.problems]
     for machine in catalogue.machines.values():
         how = f"; 'qemuspawner machines build {machine.id}' makes it" if machine.build else ""
@@ -136,22 +142,6 @@ def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
     return 0
 
 
-def find_machine(machine_id: str, folders: list[Path], state: StatePaths) -> Machine:
-    """Raises MachineError where there is none, or with everything that is wrong with it."""
-    catalogue = load_catalogue(folders, state.images)
-    machine = catalogue.machines.get(machine_id)
-    if machine is not None:
-        return machine
-    wrong = [str(problem) for problem in catalogue.problems if problem.machine_id == machine_id]
-    if wrong:
-        raise MachineError("\n".join(wrong), hint="docs/machines.md describes every key of machine.toml.")
-    known = ", ".join(catalogue.machines) or "none"
-    raise MachineError(
-        f"There is no machine '{machine_id}'; known: {known}.",
-        hint="Another folder is given with --machines.",
-    )
-
-
 def _image_state(machine: Machine, state: StatePaths) -> str:
     if machine.build is not None:
         return find_image_state(machine, images=state.images)
@@ -160,13 +150,6 @@ def _image_state(machine: Machine, state: StatePaths) -> str:
 
 def _offer(offered: tuple[int, ...], default: int, render: Callable[[int], str]) -> str:
     return ", ".join(f"{render(value)} (default)" if value == default else render(value) for value in offered)
-
-
-def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    lines: list[tuple[str, ...]] = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def print_problems(catalogue: Catalogue) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qemuspawner.cli.machines import find_machine, print_table
+from qemuspawner.cli.finding import find_machine
+from qemuspawner.cli.tables import print_table
 from qemuspawner.errors import MachineError, QemuSpawnerError
 from qemuspawner.machine import Machine
-from qemuspawner.machines.catalogue import load_catalogue, missing_files
+from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.machines.templates import find_template_obstacle, find_templates
 from qemuspawner.machines.warm import TemplateState, list_templates, warm_machine
 from qemuspawner.paths import StatePaths
@@ -220,7 +221,7 @@ def remove(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> i
 
 
 def _load(state: StatePaths, folders: list[Path]) -> dict[str, Machine]:
-    return load_catalogue(folders, state.images).machines
+    return load_all_machines(state, folders).machines
 
 
 def _size(text: str) -> int:

@@ -166,6 +166,7 @@ def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> d
         "name": machine.name,
         "version": machine.version,
         "description": machine.description,
+        "hidden": machine.hidden,
         "icon": icon_uri(machine),
         "obstacle": obstacle,
         "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",

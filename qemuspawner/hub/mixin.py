@@ -21,7 +21,16 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub import api, favourites_api, form, quota_api, share_api
+from qemuspawner.hub import (
+    api,
+    favourites_api,
+    form,
+    images_api,
+    machines_api,
+    machines_page,
+    quota_api,
+    share_api,
+)
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import ShortageError
 from qemuspawner.hub.claims import ClaimsCapacity
@@ -42,7 +51,7 @@ from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
-from qemuspawner.machines.catalogue import Catalogue, load_catalogue
+from qemuspawner.machines.catalogue import Catalogue, load_all_machines
 from qemuspawner.machines.templates import find_template_obstacle
 from qemuspawner.saved import used_mib
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
@@ -57,7 +66,7 @@ else:
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
 # Imported for its routes.
-_ROUTES = (api, favourites_api, quota_api, share_api)
+_ROUTES = (api, favourites_api, quota_api, share_api, machines_api, images_api, machines_page)
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = ("session_id", "machine", "node", "run", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
@@ -159,6 +168,11 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         default_value=0,
         help="""How often a desktop makes a checkpoint by itself: seconds, or text like "1 h"; 0: never.""",
     ).tag(config=True)
+    max_image = Union(
+        [Integer(), Unicode()],
+        default_value=256 * 1024,
+        help="""How large an image may be that an administrator adds on the hub: MiB, or "64 GiB".""",
+    ).tag(config=True)
     max_checkpoints = Integer(10, min=0, help="How many checkpoints a desktop may have.").tag(config=True)
 
     # Logged once for the whole hub, not at each form.
@@ -204,7 +218,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
             raise TraitError(f"{name} is {seconds} s; it is 0, or at least {_LEAST_S} s.")
         return seconds
 
-    @validate("saved_quota", "templates_disk")
+    @validate("saved_quota", "templates_disk", "max_image")
     def _as_mib(self, proposal: Any) -> int:
         try:
             return parse_mib(proposal["value"])
@@ -400,7 +414,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         self.user._qemuspawner_entry = entry
 
     def _catalogue(self) -> Catalogue:
-        catalogue = load_catalogue([Path(folder) for folder in self.machines], self._state_paths.images)
+        catalogue = load_all_machines(self._state_paths, self.machine_folders)
         for problem in catalogue.problems:
             if str(problem) not in self._logged_problems:
                 self._logged_problems.add(str(problem))
@@ -409,7 +423,21 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
 
     def _my_machines(self, catalogue: Catalogue) -> dict[str, Machine]:
         groups = {group.name for group in self.user.groups}
-        return allowed_machines(catalogue.machines, user=self.user.name, groups=groups)
+        return allowed_machines(
+            catalogue.machines, user=self.user.name, groups=groups, is_admin=self.user.admin
+        )
+
+    @property
+    def machine_folders(self) -> list[Path]:
+        """Those of the trait `machines`."""
+        return [Path(folder).absolute() for folder in self.machines]
+
+    @property
+    def host_command(self) -> list[str]:
+        """The administrator's command, with this hub's folders."""
+        program = Path(sys.executable).with_name("qemuspawner")
+        folders = [f"--machines={folder}" for folder in self.machine_folders]
+        return [str(program), f"--state={self.state_dir}", *folders]
 
     @property
     def _limits(self) -> Limits:
@@ -561,8 +589,13 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
             user=self.user.name,
             server_name=self.name,
             state_dir=self.state_dir,
-            # How its image was built and who may start it is long, and nothing to a session.
-            machine=structs.replace(options.machine, build=None, allow=Allow()),
+            # How its image was made and who may start it is long, and nothing to a session.
+            machine=structs.replace(
+                options.machine,
+                build=None,
+                allow=Allow(),
+                image=structs.replace(options.machine.image, url=""),
+            ),
             cpus=options.cpus,
             memory_mib=options.memory_mib,
             gpus=options.gpus,
@@ -696,9 +729,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
 
     @property
     def _warm_command(self) -> list[str]:
-        folders = [f"--machines={Path(folder).absolute()}" for folder in self.machines]
-        program = Path(sys.executable).with_name("qemuspawner")
-        return [str(program), f"--state={self.state_dir}", *folders, "warm"]
+        return [*self.host_command, "warm"]
 
     def _warm_arguments(self) -> list[str]:
         arguments = ["--nice", "--accelerator", self.accelerator]

@@ -69,14 +69,19 @@ class RefusedOptionsError(OptionsError):
 
 
 def allowed_machines(
-    machines: Mapping[str, Machine], *, user: str, groups: Collection[str]
+    machines: Mapping[str, Machine], *, user: str, groups: Collection[str], is_admin: bool = False
 ) -> dict[str, Machine]:
-    """What this user may start; anything else does not exist for them."""
+    """What this user may start; anything else does not exist for them.
+
+    What is hidden is for administrators to try.
+    """
 
     def is_allowed(machine: Machine) -> bool:
+        if machine.hidden:
+            return is_admin
         users, in_groups = machine.allow.users, machine.allow.groups
         everybody = not users and not in_groups
-        return not machine.hidden and (everybody or user in users or not set(in_groups).isdisjoint(groups))
+        return everybody or user in users or not set(in_groups).isdisjoint(groups)
 
     return {machine.id: machine for machine in machines.values() if is_allowed(machine)}
 

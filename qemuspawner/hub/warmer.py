@@ -5,17 +5,15 @@ import atexit
 import contextlib
 import functools
 import logging
-import os
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qemuspawner.hub.commands import start_command
+
 log = logging.getLogger(__name__)
 
 _AFTER_FAILURE_S = 3600
-# What the command needs. The hub's own environment holds its proxy's token and its users' secrets.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 # As QEMU of an interrupted command gets.
 _TERMINATE_S = 20
 
@@ -72,16 +70,8 @@ class Warmer:
 
     async def _run(self, command: Sequence[str]) -> bool:
         log.info("Making a template: %s", " ".join(command))
-        self._process = process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd="/",
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            stdin=subprocess.DEVNULL,
-            # Both to the hub's log.
-            stdout=2,
-            # The terminal's Ctrl-C is for the hub, which ends it.
-            start_new_session=True,
-        )
+        # All that it says goes to the hub's log.
+        self._process = process = await start_command(command, stdout=2)
         try:
             code = await process.wait()
         except asyncio.CancelledError:

@@ -4,7 +4,6 @@ Needs root, but no loop device and no mount on the host. The finished files take
 in one rename each; a session that runs on the old image keeps it, and so does one that is suspended.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +21,7 @@ import msgspec
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Build, Machine, encode_unit
 from qemuspawner.machines.old_images import keep_image
+from qemuspawner.machines.writing import locked_folder, make_folder
 from qemuspawner.units import render_mib
 
 Progress = Callable[[str], None]
@@ -108,7 +108,7 @@ def build_machine(
         return False
     _check_host(machine, build, images)
     target = images / machine.id
-    _make_folder(target)
+    make_folder(target)
     with _lock(target, machine), _work_folder(target) as work:
         log = target / LOG
         log.unlink(missing_ok=True)
@@ -168,32 +168,15 @@ def _check_host(machine: Machine, build: Build, images: Path) -> None:
         )
 
 
-def _make_folder(path: Path) -> None:
-    """A folder that sessions of any account can read, whatever our umask; existing ones stay as they are.
-
-    It belongs to whom the folder above belongs to, who called us with sudo and may want to remove it.
-    """
-    for folder in (*reversed(path.parents), path):
-        if not folder.is_dir():
-            folder.mkdir()
-            folder.chmod(0o755)
-            owner = folder.parent.stat()
-            os.chown(folder, owner.st_uid, owner.st_gid)
-
-
 @contextmanager
 def _lock(target: Path, machine: Machine) -> Iterator[None]:
-    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise MachineError(
-                f"'{machine.id}' is being built already.", hint="Wait for that build to end."
-            ) from exc
-        yield
-    finally:
-        os.close(descriptor)
+        with locked_folder(target):
+            yield
+    except BlockingIOError as exc:
+        raise MachineError(
+            f"'{machine.id}' is being built already.", hint="Wait for that build to end."
+        ) from exc
 
 
 @contextmanager

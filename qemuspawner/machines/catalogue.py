@@ -14,21 +14,24 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Cpus, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
-from qemuspawner.paths import MACHINE_FILE
+from qemuspawner.machines.lines import find_line
+from qemuspawner.paths import MACHINE_FILE, StatePaths
 from qemuspawner.units import render_mib, render_seconds
 
 _ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_TOML_LINE = re.compile(r"\(at line ([0-9]+), column [0-9]+\)$")
 _PORT_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_MAX_FILE_BYTES = 256 * 1024
+MAX_FILE_BYTES = 256 * 1024
 _MAX_ICON_BYTES = 64 * 1024
 _MIN_MEMORY = Mib(16)
 _MIN_DURATION = Seconds(60)
@@ -44,6 +47,7 @@ class Problem:
     machine_id: str
     key: str  # dotted, such as "cpus.default"; "" for the file as a whole
     reason: str  # without a full stop
+    line: int = 0  # counted from 1; 0 where it is not known
 
     def __str__(self) -> str:
         key = f", key '{self.key}'" if self.key else ""
@@ -59,16 +63,28 @@ class Catalogue:
     problems: tuple[Problem, ...] = ()
 
 
-def load_catalogue(folders: Sequence[Path], images: Path) -> Catalogue:
+def machine_folders(state: StatePaths, folders: Sequence[Path]) -> list[Path]:
+    """Where machines are looked for: before `folders` what administrators add and change on the hub."""
+    own = [state.machines] if state.machines.is_dir() else []
+    return list(dict.fromkeys([*own, *folders]))
+
+
+def load_all_machines(state: StatePaths, folders: Sequence[Path]) -> Catalogue:
+    """The catalogue of a host; see `machine_folders`."""
+    return load_catalogue(machine_folders(state, folders), state.images, replacing=state.machines)
+
+
+def load_catalogue(folders: Sequence[Path], images: Path, *, replacing: Path | None = None) -> Catalogue:
     """All machines of `folders`; where two have the same id, the first one's folder wins.
 
-    Quick enough to be called whenever the form is shown: a file that did not change is not parsed again.
+    That is a problem, unless the first one is in the folder `replacing`, where it is meant. Quick enough to
+    be called whenever the form is shown: a file that did not change is not parsed again.
     """
     machines: dict[str, Machine] = {}
     problems: list[Problem] = []
     for folder in folders:
         try:
-            found = sorted(path for path in folder.iterdir() if _has_machine_file(path))
+            found = list_machine_folders(folder)
         except OSError as exc:
             problems.append(Problem(path=folder, machine_id="", key="", reason=_os_reason(exc)))
             continue
@@ -78,6 +94,8 @@ def load_catalogue(folders: Sequence[Path], images: Path) -> Catalogue:
             if machine is None:
                 continue
             if machine.id in machines:
+                if Path(machines[machine.id].folder).parent == replacing:
+                    continue
                 reason = f"hidden by the machine of the same name in {machines[machine.id].folder}"
                 problems.append(_problem(path, "", reason))
                 continue
@@ -98,6 +116,28 @@ def load_machine(folder: Path, images: Path) -> Machine:
             "\n".join(map(str, problems)), hint="docs/machines.md describes every key of machine.toml."
         )
     return machine
+
+
+def list_machine_folders(folder: Path) -> list[Path]:
+    """The machines of a folder of machines, also those that cannot be read; raises OSError."""
+    return sorted(path for path in folder.iterdir() if _has_machine_file(path))
+
+
+def is_machine_id(name: str) -> bool:
+    return _ID.fullmatch(name) is not None
+
+
+def check_text(text: str, folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
+    """The machine that this text in the machine.toml of `folder` makes; or None, and all that is wrong."""
+    machine, problems = _load(folder, images, text)
+    return machine, [
+        replace(problem, line=problem.line or find_line(text, problem.key)) for problem in problems
+    ]
+
+
+def read_text(folder: Path) -> str:
+    """The text of the machine.toml in `folder`; raises OSError or ValueError."""
+    return _read(folder / MACHINE_FILE, max_bytes=MAX_FILE_BYTES).decode()
 
 
 def missing_files(machine: Machine) -> list[Path]:
@@ -132,10 +172,19 @@ def icon_uri(machine: Machine) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
 
 
-def _load(folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
-    """The machine in `folder`, or None and what is wrong with it; raises nothing."""
+def _load(folder: Path, images: Path, text: str | None = None) -> tuple[Machine | None, list[Problem]]:
+    """The machine in `folder`, or None and what is wrong with it; raises nothing.
+
+    `text` stands for what machine.toml says.
+    """
     try:
-        return _load_unguarded(folder, images)
+        return _load_unguarded(folder, images, text)
+    except tomllib.TOMLDecodeError as exc:
+        where = _TOML_LINE.search(str(exc))
+        reason = str(exc).removesuffix(".")
+        # Else it is at the end of the document.
+        line = int(where[1]) if where else len((text or "").splitlines())
+        return None, [replace(_problem(folder, "", reason), line=line)]
     except OSError as exc:
         reason = _os_reason(exc)
     except RecursionError:
@@ -145,7 +194,7 @@ def _load(folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
     return None, [_problem(folder, "", reason)]
 
 
-def _load_unguarded(folder: Path, images: Path) -> tuple[Machine | None, list[Problem]]:
+def _load_unguarded(folder: Path, images: Path, text: str | None) -> tuple[Machine | None, list[Problem]]:
     """As `_load`.
 
     Raises:
@@ -154,7 +203,11 @@ def _load_unguarded(folder: Path, images: Path) -> tuple[Machine | None, list[Pr
     if not _ID.fullmatch(folder.name):
         reason = f"the folder's name '{folder.name}' must be 1 to 40 of a-z, 0-9 and '-', a letter first"
         return None, [_problem(folder, "", reason)]
-    table = _parse(_read(folder / MACHINE_FILE, max_bytes=_MAX_FILE_BYTES).decode())
+    if text is None:
+        text = read_text(folder)
+    elif len(text.encode()) > MAX_FILE_BYTES:
+        raise ValueError(f"'{MACHINE_FILE}' is larger than {MAX_FILE_BYTES // 1024} KiB")
+    table = _parse(text)
     values, wrong = _convert(Machine, table, prefix="")
     if not wrong:
         machine = _complete(Machine(**values), folder, images)
@@ -370,6 +423,8 @@ def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
         name = said.get(key, "")
         if ".." in Path(name).parts or "\0" in name:
             yield f"image.{key}", f"{_quote(name)} leads out of the machine's image folder"
+    if image.url and (reason := find_url_problem(image.url, digest=image.digest)):
+        yield "image.url", reason
     if machine.firmware == "direct":
         if not image.kernel:
             yield "image.kernel", 'it is missing; firmware = "direct" starts this kernel'
@@ -377,6 +432,27 @@ def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
         for key in ("kernel", "initrd", "cmdline", "cmdline_tcg"):
             if getattr(image, key):
                 yield f"image.{key}", f'it needs firmware = "direct"; the machine has "{machine.firmware}"'
+
+
+def find_url_problem(url: str, *, digest: str) -> str:
+    """Why no image is fetched from there, as half a sentence; "" where one may be."""
+    try:
+        parts = urlsplit(url)
+        host, scheme = parts.hostname, parts.scheme
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return f"{_quote(url)} is not a URL"
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return f"{_quote(url)} is not a URL: other characters than ASCII's must be percent-encoded"
+    if scheme == "file":
+        return "" if parts.path.startswith("/") and not host else f"{_quote(url)} names no file of this host"
+    if scheme not in ("http", "https") or not host:
+        return f"{_quote(url)} is not of the form https://, http:// or file:///"
+    if parts.username is not None:
+        return "it holds a name or password, which everybody would see who may see the machine"
+    if scheme == "http" and not digest:
+        return "what comes by http:// can be changed on its way: give image.digest too, or use https://"
+    return ""
 
 
 def _check_build(machine: Machine, build: Build, folder: Path, said: dict[str, Any]) -> Iterator[Wrong]:

@@ -9,8 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import structs
@@ -18,15 +16,14 @@ from msgspec import structs
 from qemuspawner.errors import SessionError
 from qemuspawner.locks import find_holder
 from qemuspawner.machine import Image, Machine
+from qemuspawner.machines.uses import load_spec, session_folders
 from qemuspawner.paths import SessionPaths
 from qemuspawner.qemu.saving import image_identity
 from qemuspawner.saved import list_saved
-from qemuspawner.spec import SessionSpec
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "old-"
-_MAX_SPEC_BYTES = 1 << 20
 
 
 def machine_of_saved(machine: Machine, identity: str) -> Machine:
@@ -99,12 +96,12 @@ class _Users:
         self._images: set[str] = set()  # of what is saved, and of sessions that run, which may be saved yet
         # An image in place now may not be the one that was there when a session began.
         self._started_at: list[float] = []
-        for root in _folders(sessions):
+        for root in session_folders(sessions):
             paths = SessionPaths(root=root)
             self._images |= {saved.fingerprint.image for saved in list_saved(paths.saved)}
             # ValueError: a file's name, which anybody may have written, may hold a NUL.
             with contextlib.suppress(OSError, SessionError, ValueError):
-                spec, started_at = _read_spec(paths.spec)
+                spec, started_at = load_spec(paths.spec)
                 if spec.machine.id == machine.id and find_holder(paths.lock) is not None:
                     self._started_at.append(started_at)
                     # It may have begun later than that, from a checkpoint on an image replaced long ago.
@@ -113,17 +110,3 @@ class _Users:
     def stand_on(self, identity: str, *, replaced_at: float = float("inf")) -> bool:
         """Whether anybody does, or may: a session that began before the image was replaced."""
         return identity in self._images or any(moment <= replaced_at for moment in self._started_at)
-
-
-def _read_spec(path: Path) -> tuple[SessionSpec, float]:
-    """A session's specification, and when it was written; its folder is another account's than ours."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        content = file.read(_MAX_SPEC_BYTES) if stat.S_ISREG(status.st_mode) else b""
-    return SessionSpec.from_json(content), status.st_mtime
-
-
-def _folders(sessions: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        yield from (entry for entry in sessions.iterdir() if not entry.name.startswith("."))

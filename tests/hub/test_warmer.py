@@ -12,6 +12,7 @@ import hubs
 import pytest
 
 from qemuspawner.hub import warmer as module
+from qemuspawner.hub.commands import ENVIRONMENT
 from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.warmer import Missing, Warmer
 
@@ -105,7 +106,7 @@ async def test_the_command_is_told_no_secret_of_the_hub(
 
     [_, _, environment, folder], _ = program.notes()
     # The stand-in's Python adds the locale.
-    assert set(environment) <= {*module._ENVIRONMENT, "LC_CTYPE"}
+    assert set(environment) <= {*ENVIRONMENT, "LC_CTYPE"}
     assert folder == "/"
 
 
