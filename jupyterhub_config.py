@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from qemuspawner import paths, scopes
+from qemuspawner import paths, scopes, staff
 
 c = get_config()  # noqa: F821
 
@@ -67,6 +67,9 @@ c.JupyterHub.named_server_limit_per_user = 3
 # and let programs drive it, with tokens of their own.
 c.JupyterHub.custom_scopes = scopes.CUSTOM_SCOPES
 c.JupyterHub.extra_user_scopes = set(scopes.USER_SCOPES)
+
+# A page for administrators: everybody's desktops, to stop them or tell their people something, and hosts.
+c.JupyterHub.services = [staff.service(url=f"http://127.0.0.1:{PORT + 82}")]
 
 # Desktops live on while the hub is restarted, and the new hub finds them again.
 c.JupyterHub.cleanup_servers = False

@@ -124,6 +124,14 @@ class Extension(msgspec.Struct, frozen=True, kw_only=True):
     comment: str = ""
 
 
+class StaffMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the site's staff told everybody at this desktop."""
+
+    by: str
+    text: str
+    at: float  # Unix seconds, as in the status
+
+
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How a session is doing. Moments are Unix seconds by this host's clock; compare them with `now`."""
 
@@ -147,6 +155,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     awake: tuple[Busy, ...] = ()  # what kept it awake when its load was looked at last
     keyboard: str = ""  # the layout that was set from here; "": the guest has its own
     extension: Extension | None = None
+    staff_message: StaffMessage | None = None  # the newest
     viewers: int = 0
     qemu_pid: int = 0
     way: Literal["", "cold", "restored", "woken"] = ""

@@ -32,7 +32,7 @@ from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
-from qemuspawner.spec import Extension, SessionStatus, Step
+from qemuspawner.spec import Extension, SessionStatus, StaffMessage, Step
 
 PREFIX = "/user/alice/desk/"
 
@@ -73,6 +73,7 @@ class Session:
         self.web_tools: dict[str, Any] = {}
         self.is_staff = False
         self.extension: Extension | None = None
+        self.staff_message: StaffMessage | None = None
         self.keyboard = "us"  # what the browser in these tests has
         self.brings_ticket = True  # the page comes with its first status and ticket
         self.forgets_first_ticket = False
@@ -121,6 +122,7 @@ class Session:
             idle_deadline=now + self.idle_left_s if self.idle_left_s else 0,
             viewers=self.relay.viewers,
             extension=self.extension,
+            staff_message=self.staff_message,
             keyboard=self.keyboard,
             way=self.way,  # type: ignore[arg-type]
             why=self.why,

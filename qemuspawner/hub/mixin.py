@@ -21,21 +21,15 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub import (
-    api,
-    favourites_api,
-    form,
-    images_api,
-    machines_api,
-    machines_page,
-    quota_api,
-    share_api,
-)
+from qemuspawner.hub import form, metrics, routes
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import ShortageError
+from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
 from qemuspawner.hub.claims import ClaimsCapacity
+from qemuspawner.hub.drains import DrainedError, HeedsDrains
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
+from qemuspawner.hub.known import Known
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
     ONCE,
@@ -65,10 +59,10 @@ else:
 
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
-# Imported for its routes.
-_ROUTES = (api, favourites_api, quota_api, share_api, machines_api, images_api, machines_page)
+# Imported for what it adds to the hub.
+_ROUTES = routes.MODULES
 # What the admin page shows of a server, and what a restarted hub has to know.
-_SESSION_KEYS = ("session_id", "machine", "node", "run", "starting")
+_SESSION_KEYS = ("session_id", "machine", "cpus", "memory_mib", "node", "run", "starting")
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
 # Shorter is a mistake: such as hours that were meant, and taken for seconds.
@@ -84,7 +78,14 @@ class _LaunchLinkError(Exception):
     jupyterhub_message = ""
 
 
-class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type: ignore[misc]
+class QemuSpawnerMixin(
+    PolicyTraits,
+    KeepsRuns,
+    ClaimsCapacity,
+    HeedsDrains,
+    HeedsAnnouncements,
+    _Below,  # type: ignore[misc]
+):
     """Options, form, specification, progress and tokens.
 
     The spawner below it in the class order starts, polls and stops the process.
@@ -191,6 +192,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         # Without a user it is only asked for its traits.
         if self.user is not None and "proxy" in self.user.settings:
             trust_sessions(self.user.settings["proxy"])
+            metrics.DESKTOPS.watch(self.user.settings)
 
     @validate("state_dir")
     def _absolute_state_dir(self, proposal: Any) -> str:
@@ -321,10 +323,16 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
             raise refusal(exc, reason="options") from None
         self._store_options(options.stored())
         try:
+            self.check_acknowledged()
+            self.check_drained()
             if not options.goes_on:
                 # What is deleted first takes no place.
                 await self.check_disk(but=self.session_id if options.sleeping == "discard" else "")
             self._options = self.claim(options)
+        except UnreadError as exc:
+            raise refusal(exc, reason="announcement", status_code=403) from None
+        except DrainedError as exc:
+            raise refusal(exc, reason="drain", status_code=503) from None
         except ShortageError as exc:
             shortage = exc.shortage
             self._note_problems(user_options, {shortage.field: exc.text})
@@ -568,6 +576,11 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         return paths.session_id(self.user.name, self.name)
 
     @property
+    def known(self) -> Known:
+        """What the hub knows of the session, without asking it; empty where none was started."""
+        return Known.of(self._session)
+
+    @property
     def _state_paths(self) -> paths.StatePaths:
         return paths.StatePaths.of(self.state_dir)
 
@@ -666,6 +679,8 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         self._session = {
             "session_id": spec.session_id,
             "machine": spec.machine.id,
+            "cpus": spec.cpus,
+            "memory_mib": spec.memory_mib,
             "node": node,
             "run": self._run_id,
             "starting": True,
@@ -698,6 +713,7 @@ class QemuSpawnerMixin(PolicyTraits, KeepsRuns, ClaimsCapacity, _Below):  # type
         self._entry = None
         self.note_run_ready(way=status.way)
         self.note_deadline(status)
+        metrics.STARTS.labels(status.way).observe(max(status.now - status.started, 0))
         if status.way == "cold":
             self._warm_up()
 
@@ -829,7 +845,8 @@ def failure(message: str, hint: str) -> SpawnException:
 
 
 def refusal(exc: QemuSpawnerError, *, reason: str, status_code: int = 400) -> SpawnException:
-    """An error as JupyterHub shows it to the user and counts it."""
+    """An error as JupyterHub shows it to the user; it is counted here and there."""
+    metrics.REFUSALS.labels(reason).inc()
     refusal = SpawnException(exc.text, reason=reason, status_code=status_code)
     # The form and the pending page show this; else they would show the exception's name as well.
     refusal.jupyterhub_message = exc.text

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub.utils import url_escape_path, url_path_join
@@ -22,19 +22,25 @@ _ALL_TIMEOUT_S = 8
 async def describe_running(spawners: Iterable["QemuSpawnerMixin"], *, asking: bool = False) -> dict[str, Any]:
     """The desktops of `spawners` that run; with `asking` only those that wait for an answer."""
     asked = [spawner for spawner in spawners if spawner.ready]
-    slots = asyncio.Semaphore(_AT_A_TIME)
-    tasks = [asyncio.create_task(_ask(spawner, slots)) for spawner in asked]
-    if tasks:
-        await asyncio.wait(tasks, timeout=_ALL_TIMEOUT_S)
-    statuses = [task.result() if task.done() else None for task in tasks]
-    for task in tasks:
-        task.cancel()
+    statuses = await ask_all(asked)
     shown = [
         _describe(spawner, status)
         for spawner, status in zip(asked, statuses, strict=True)
         if status is not None and (not asking or _waits(status))
     ]
     return {"desktops": shown, "silent": statuses.count(None)}
+
+
+async def ask_all(spawners: Sequence["QemuSpawnerMixin"]) -> list[SessionStatus | None]:
+    """The status of each desktop, all of which are ready; None where a session does not answer in time."""
+    slots = asyncio.Semaphore(_AT_A_TIME)
+    tasks = [asyncio.create_task(_ask(spawner, slots)) for spawner in spawners]
+    if tasks:
+        await asyncio.wait(tasks, timeout=_ALL_TIMEOUT_S)
+    statuses = [task.result() if task.done() else None for task in tasks]
+    for task in tasks:
+        task.cancel()
+    return statuses
 
 
 async def _ask(spawner: "QemuSpawnerMixin", slots: asyncio.Semaphore) -> SessionStatus | None:

@@ -1,10 +1,12 @@
-"""What is shown inside the guest before it ends or falls asleep, where its page may be out of sight."""
+"""What is shown inside the guest, where its page may be out of sight: its end, and what staff say."""
 
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from qemuspawner.machines.templates import find_saving_obstacle
 from qemuspawner.session.clocks import Clocks
-from qemuspawner.spec import SessionSpec, SuspendOn
+from qemuspawner.spec import SessionSpec, StaffMessage, SuspendOn
 from qemuspawner.units import render_seconds
 
 # The page warns at the same moments; see clock.js.
@@ -26,9 +28,27 @@ class Notices:
         self._spec = spec
         self._said_lifetime = (0.0, 0)
         self._said_idle = 0.0
+        self._told: StaffMessage | None = None
+        self._told_at = 0.0
+        self._shows_told = False
+
+    @property
+    def told(self) -> StaffMessage | None:
+        """The newest message of the site's staff."""
+        # By the wall clock of now, as all moments of a status.
+        return self._told and structs.replace(self._told, at=self._clocks.unix(self._told_at))
+
+    def tell(self, text: str, *, by: str) -> None:
+        """The site's staff has something to say; it takes the place of what they said before."""
+        self._told = StaffMessage(by=by, text=text, at=0)
+        self._told_at = self._clocks.now()
+        self._shows_told = True
 
     def due(self) -> Notice | None:
         """The one to show now; None where there is nothing new to say."""
+        if self._told is not None and self._shows_told:
+            self._shows_told = False
+            return Notice(title=f"From the administrators ({self._told.by})", text=self._told.text)
         now, deadline, idle = self._clocks.now(), self._clocks.deadline, self._clocks.idle_deadline
         lead_s = next((lead for lead in _LIFETIME_LEADS_S if deadline - now <= lead), 0)
         if lead_s and self._said_lifetime != (deadline, lead_s):

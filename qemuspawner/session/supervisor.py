@@ -142,6 +142,7 @@ class Supervisor:
             awake=self._awake,
             keyboard=self._guest.keyboard if self._guest else "",
             extension=self._extensions.newest,
+            staff_message=self._notices.told,
             viewers=self.count_viewers(),
             qemu_pid=self._guest.qemu.pid if self._guest else 0,
             way=plan.way if plan else "",
@@ -550,6 +551,12 @@ class Supervisor:
         """Grant so many seconds more, or refuse with 0. Raises SessionError where nobody waits for it."""
         self._extensions.answer(by=by, granted_s=granted_s, comment=comment)
         self.log.info("More time: %d s granted by %s", granted_s, by)
+        self._note_change()
+
+    def tell(self, text: str, *, by: str) -> None:
+        """Show a message of the site's staff on every page, and in the guest at the next look."""
+        self._notices.tell(text, by=by)
+        self.log.info("A message of %s is shown", by)
         self._note_change()
 
     async def set_keyboard(self, name: str, *, by: str) -> None:

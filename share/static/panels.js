@@ -1,4 +1,4 @@
-// What the first picture need not wait for: people, files, checkpoints, sound, keyboards, more time.
+// What the first picture need not wait for: people, files, checkpoints, sound, keyboards, more time, messages.
 
 import { Checkpoints } from "./checkpoints.js";
 import { Extension } from "./extension.js";
@@ -7,6 +7,7 @@ import { Keyboard } from "./keyboard.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { Sound } from "./sound.js";
+import { StaffMessage } from "./staffmessage.js";
 import { setUpTyping } from "./typing.js";
 
 const byId = (id) => document.getElementById(id);
@@ -18,6 +19,7 @@ export class Panels {
   #people;
   #pointers;
   #extension;
+  #staffMessage;
   #keyboard;
 
   /** `onGoBack` is called with the checkpoint that somebody wants back, and means it; `onStatus` takes the status
@@ -34,6 +36,7 @@ export class Panels {
       onMove: (x, y) => this.#people.isAlone || events.point(x, y),
     });
     this.#extension = new Extension({ api, onStatus });
+    this.#staffMessage = new StaffMessage();
     this.#keyboard = new Keyboard({ api, desktop, onStatus });
     setUpTyping(desktop, { give: (text) => clipboard.give(text) });
     // Who was quicker than this module has opened a menu that nobody has filled.
@@ -45,6 +48,7 @@ export class Panels {
   /** Take a status that is new. */
   take(status) {
     this.#extension.take(status);
+    this.#staffMessage.take(status);
     this.#keyboard.take(status);
     this.#checkpoints.obstacle = status.suspend_obstacle ?? "";
   }

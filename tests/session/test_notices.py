@@ -55,3 +55,19 @@ def test_a_desktop_that_nobody_uses_is_told_once_until_it_is_used() -> None:
     clocks.note_input()
     clock.seconds += 3300
     assert notices.due() is not None
+
+
+def test_what_the_staff_say_is_shown_once_and_comes_first() -> None:
+    clock = Clock()
+    _, notices = make(clock, lifetime_s=600, max_lifetime_s=600)
+    assert notices.told is None
+
+    notices.tell("The host is serviced at noon.", by="root")
+
+    first = notices.due()
+    assert first == Notice(title="From the administrators (root)", text="The host is serviced at noon.")
+    second = notices.due()
+    assert second is not None
+    assert second.title == "The time is nearly over"
+    assert notices.told is not None
+    assert notices.told.text == "The host is serviced at noon."

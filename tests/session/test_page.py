@@ -31,7 +31,7 @@ from PIL import Image
 from playwright.async_api import Locator, Page, Route, expect
 
 from qemuspawner.session.visitors import CloseCode
-from qemuspawner.spec import Extension, Step
+from qemuspawner.spec import Extension, StaffMessage, Step
 
 # One browser for all tests, so one event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -245,6 +245,21 @@ async def test_more_than_the_longest_lifetime_is_asked_for_with_a_reason(
     )
     await page.locator("#more-time-close").click()
     await expect(page.locator("#more-time")).to_be_hidden()
+
+
+async def test_what_the_administrators_say_is_shown_as_text_until_it_is_hidden(
+    session: Session, open_page: Open
+) -> None:
+    session.staff_message = StaffMessage(by="root", text=HOSTILE, at=0)
+    page = await open_page()
+    await expect(page.locator("#staff-message-text")).to_have_text(
+        f"From the administrators (root): {HOSTILE}"
+    )
+
+    await page.locator("#staff-message").get_by_role("button", name="Hide").click()
+
+    await expect(page.locator("#staff-message")).to_be_hidden()
+    assert await page.title() != "owned"
 
 
 async def test_staff_answer_who_asks_for_more_time(session: Session, open_page: Open) -> None:

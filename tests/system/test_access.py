@@ -72,6 +72,9 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     # Staff may answer who asked for more time, also where they only wait to be let in; here nobody did.
     ("POST", "api/extension"): (403, 403, 403, 409, 403, 403, 403, 403),
     ("POST!", "api/extension"): forged(403),
+    # Neither does staff have to be let in to say something; here without a text.
+    ("POST", "api/message"): (403, 403, 403, 400, 403, 403, 403, 403),
+    ("POST!", "api/message"): forged(403),
     ("POST", "api/keyboard"): (403, 403, 403, 403, 403, 409, 409, 409),  # this machine has no agent to set it
     ("POST!", "api/keyboard"): forged(409),
     ("POST", "api/power"): OWNER,

@@ -85,6 +85,22 @@ class ExtensionHandler(Handler):
         self.write_status()
 
 
+class MessageHandler(Handler):
+    """A word of the site's staff to everybody at the desktop; also where they may not see it."""
+
+    least = "waiting"
+
+    async def post(self) -> None:
+        if not self.person.is_staff:
+            raise web.HTTPError(403, "Only the site's staff can tell everybody something.")
+        text = _text(self.body(), "text")
+        if not text:
+            raise web.HTTPError(400, "'text' is what everybody is to read.")
+        self.supervisor.tell(text, by=self.person.name)
+        self.audit("message", text=text)
+        self.write_status()
+
+
 def _is_span(value: object) -> TypeGuard[int]:
     return type(value) is int and 60 <= value <= 366 * 86400
 
