@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from traitlets import Dict, TraitError, Union, validate
 
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub.admission import Admission, Shortage, ShortageError, used_up
+from qemuspawner.hub.admission import Admission, ShortageError, used_up
 from qemuspawner.hub.capacity import HostCapacity
 from qemuspawner.hub.options import Options
 from qemuspawner.hub.promises import KeepsPromise, Need, Promise, list_promises
@@ -84,10 +84,6 @@ class ClaimsCapacity(KeepsPromise):
         """
         return Admission(rows=tuple(self._count_now()), host=self.count_host())
 
-    def find_shortage(self, options: Options) -> Shortage | None:
-        """Why a desktop with these options could not start now."""
-        return self.look().find_shortage(_need(options))
-
     def claim(self, options: Options) -> Options:
         """Promise this server's desktop what it needs; its options with the GPUs that it gets.
 
@@ -95,7 +91,8 @@ class ClaimsCapacity(KeepsPromise):
             ShortageError: It is not there, and nothing was promised.
             QemuSpawnerError: The administrator's quotas cannot be read.
         """
-        now, need = self.look(), _need(options)
+        now = self.look()
+        need = Need(cpus=options.cpus, memory_mib=options.memory_mib, gpus=options.gpus)
         shortage = now.find_shortage(need)
         if shortage is not None:
             raise ShortageError(shortage)
@@ -213,7 +210,3 @@ class ClaimsCapacity(KeepsPromise):
             window_s=scope.window_s,
             promises=promises,
         )
-
-
-def _need(options: Options) -> Need:
-    return Need(cpus=options.cpus, memory_mib=options.memory_mib, gpus=options.gpus)

@@ -9,10 +9,12 @@ import hubs
 import keeping
 import pytest
 from sqlalchemy import create_engine, text
+from traitlets import TraitError
 
 from qemuspawner.hub.quotas import Quotas, parse_quotas
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.runs import Hours, Run, sum_hours
+from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.paths import StatePaths
 
 Start = Callable[..., Awaitable[hubs.Hub]]
@@ -59,6 +61,11 @@ def test_what_is_no_quota_is_refused_with_its_place(written: object, sentence: s
         parse_quotas(written)
 
     assert sentence in str(refusal.value)
+
+
+def test_a_spawner_is_not_made_with_such_quotas() -> None:
+    with pytest.raises(TraitError, match="'cpus' in the quotas in 'user' is '-1': it is negative"):
+        QemuSpawner(quotas={"user": {"cpus": -1}})
 
 
 def limits_of(written: object, *groups: str, name: str = "alice") -> dict[str, float]:
