@@ -40,6 +40,22 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True):
         return self.model if self.count == 1 else f"{self.model}:{self.count}"
 
 
+class DataFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of the host with data of a proposal."""
+
+    name: str  # unique in the proposal, and fit for a file's name
+    path: str  # absolute
+    read_only: bool = True
+
+
+class ChosenProposal(msgspec.Struct, frozen=True, kw_only=True):
+    """The proposal (experiment) that a session was started on, one of its user's."""
+
+    id: str
+    title: str
+    data: tuple[DataFolder, ...] = ()
+
+
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the hub asks for: one run of one machine for one user."""
 
@@ -68,6 +84,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every_s: int = 0  # 0: only when asked for
     max_checkpoints: int = 10
     policy: Policy = Policy()  # who may do what
+    proposal: ChosenProposal | None = None
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()

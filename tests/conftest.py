@@ -34,12 +34,21 @@ def machines_dir(state_dir: Path, tmp_path: Path) -> Path:
 async def start_hub(
     hub_app: Any, state_dir: Path, machines_dir: Path
 ) -> AsyncIterator[Callable[..., Awaitable[hubs.Hub]]]:
-    """Start a hub with other settings of the spawner, or in `jupyterhub` of the hub, than the usual ones."""
+    """Start a hub with other settings of the spawner, or in `jupyterhub` of the hub, than the usual ones.
+
+    `more` are the settings of other classes, by their names.
+    """
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(*, jupyterhub: Mapping[str, Any] | None = None, **spawner: Any) -> hubs.Hub:
+        async def start(
+            *,
+            jupyterhub: Mapping[str, Any] | None = None,
+            more: Mapping[str, Any] | None = None,
+            **spawner: Any,
+        ) -> hubs.Hub:
             config = hubs.hub_config(state_dir, machines_dir, **spawner)
             config.JupyterHub.update(jupyterhub or {})
+            config.update(more or {})
             running = hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir)
             return await stack.enter_async_context(running)
 

@@ -12,7 +12,7 @@ from msgspec import structs
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths, session_id
 from qemuspawner.saved import Fingerprint, Saved, write_manifest
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ChosenProposal, SessionSpec
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"picture"
 
@@ -34,6 +34,7 @@ def keep(
     kind: str = "suspended",
     machine: dict[str, Any] | None = None,
     size: int = 1,
+    proposal: ChosenProposal | None = None,
     **more: Any,
 ) -> SavedPaths:
     """Put a saved VM there as a session would have left it, with `size` MiB on the disk."""
@@ -55,6 +56,7 @@ def keep(
         memory_mib=128,
         lifetime_s=1800,
         max_lifetime_s=3600,
+        proposal=proposal,
     )
     saved = Saved(
         kind=kind,  # type: ignore[arg-type]

@@ -9,6 +9,11 @@ import pytest
 
 from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.policies import PolicyTraits
+from qemuspawner.hub.proposals.groups import GroupProposals
+from qemuspawner.hub.proposals.http import HttpProposals
+from qemuspawner.hub.proposals.source import ProposalSource
+from qemuspawner.hub.proposals.toml import TomlProposals
+from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
 from qemuspawner.session.routes import ROUTES
@@ -19,7 +24,16 @@ MANUAL = Path(__file__).parent.parent / "docs"
 
 TRAITS = [
     name
-    for kind in (PolicyTraits, QemuSpawnerMixin, QemuSpawner)
+    for kind in (
+        PolicyTraits,
+        ProposalTraits,
+        QemuSpawnerMixin,
+        QemuSpawner,
+        ProposalSource,
+        TomlProposals,
+        GroupProposals,
+        HttpProposals,
+    )
     for name in sorted(kind.class_own_traits(config=True))
 ]
 

@@ -138,6 +138,11 @@ class Progress:
         if new:
             self._wake()
 
+    def say(self, text: str) -> None:
+        """Note what the hub itself has done for the desktop that is there."""
+        self._events.append({"progress": 100, "message": text})
+        self._wake()
+
     def close(self) -> None:
         """Nothing more will happen: readers end."""
         self._closed = True

@@ -18,6 +18,7 @@ from qemuspawner.hub.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.proposals.shown import ShownProposals
 from qemuspawner.hub.quotas import ShownRow
 from qemuspawner.hub.shown import Shown, ShownDesktop
 from qemuspawner.machine import Machine
@@ -73,7 +74,7 @@ def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
     lifetime = options.pop(KEPT_LIFETIME, None)
     goes_on = options.get("sleeping", "discard") != "discard" or "branch" in options
     if lifetime is not None and goes_on:
-        options = {name: value for name, value in options.items() if name not in FIELDS}
+        options = {name: value for name, value in options.items() if name not in (*FIELDS, "invite")}
         options["lifetime"] = lifetime
     return options
 
@@ -89,14 +90,15 @@ def render_form(
     suspend_on: Collection[str] = (),
     keep_s: int = 0,
     quotas: Iterable[ShownRow] = (),
+    proposals: ShownProposals | None = None,
     catalogue_problems: Iterable[str] = (),
 ) -> str:
     """The form's HTML, without the <form> element.
 
     `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
     another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
-    kept for `keep_s` seconds then (0: for ever). `quotas` are the user's; `catalogue_problems` are for
-    administrators.
+    kept for `keep_s` seconds then (0: for ever). `quotas` are the user's, `proposals` is the picker of
+    theirs; `catalogue_problems` are for administrators.
     """
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
@@ -117,6 +119,7 @@ def render_form(
         is_deleted_when=_join(
             [*(text for end, text in _ENDS.items() if end not in suspend_on), "it is shut down"]
         ),
+        proposals=proposals,
         kept_for=render_seconds(keep_s) if keep_s else "",
         quotas=list(quotas),
         problems=entry.problems,

@@ -41,6 +41,8 @@ from qemuspawner.hub.options import (
     without_once,
 )
 from qemuspawner.hub.policies import PolicyTraits
+from qemuspawner.hub.proposals.mine import MyProposals
+from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
@@ -62,7 +64,17 @@ _GIVE_UP_BEFORE_S = 2
 # Imported for what it adds to the hub.
 _ROUTES = routes.MODULES
 # What the admin page shows of a server, and what a restarted hub has to know.
-_SESSION_KEYS = ("session_id", "machine", "cpus", "memory_mib", "node", "run", "starting")
+_SESSION_KEYS = (
+    "session_id",
+    "machine",
+    "cpus",
+    "memory_mib",
+    "node",
+    "run",
+    "proposal",
+    "invited",
+    "starting",
+)
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
 # Shorter is a mistake: such as hours that were meant, and taken for seconds.
@@ -80,6 +92,7 @@ class _LaunchLinkError(Exception):
 
 class QemuSpawnerMixin(
     PolicyTraits,
+    ProposalTraits,
     KeepsRuns,
     ClaimsCapacity,
     HeedsDrains,
@@ -277,7 +290,7 @@ class QemuSpawnerMixin(
     ) -> Callable[["QemuSpawnerMixin", Mapping[str, object]], Awaitable[None]]:
         return QemuSpawnerMixin._apply_options
 
-    def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
+    async def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
         """A link with `opt-` parameters fills in the form: were it a start, any site could cause one."""
         options = form.unpack_form(query)
         problems = {}
@@ -288,7 +301,7 @@ class QemuSpawnerMixin(
                 "A link cannot ask for 'discard'; what is to be deleted only you can choose."
             )
         try:
-            self._check(options)
+            self._check(options, await self.my_proposals())
         except RefusedOptionsError as exc:
             problems.update(exc.problems)
         self._entry = form.Entry(options=options, problems=problems, from_link=True, server_name=self.name)
@@ -315,8 +328,11 @@ class QemuSpawnerMixin(
         """
         self._options = None
         try:
-            options = self._check(user_options)
+            goes_on = "branch" in user_options or bool(self._find_kept(self.name))
+            proposals = await self.proposals_for_start(user_options, goes_on=goes_on)
+            options = self._check(user_options, proposals)
             self._check_permission(options, user_options)
+            self.plan_invitation(options, proposals)
         except RefusedOptionsError as exc:
             self._note_problems(user_options, exc.problems)
             self._store_options({})
@@ -370,13 +386,14 @@ class QemuSpawnerMixin(
         # Without a request JupyterHub itself is at work.
         return self.handler is None or bool(self.handler.has_scope(f"{scope}!server={self.user.name}/{name}"))
 
-    def _check(self, user_options: Mapping[str, object]) -> Options:
+    def _check(self, user_options: Mapping[str, object], proposals: MyProposals) -> Options:
         return check_options(
             user_options,
             machines=self._my_machines(self._catalogue()),
             limits=self._limits,
             kept=self._find_kept(self.name),
             find_kept=self._find_kept,
+            proposals=proposals,
         )
 
     def _store_options(self, options: dict[str, object]) -> None:
@@ -405,6 +422,7 @@ class QemuSpawnerMixin(
             suspend_on=self.suspend_on,
             keep_s=self.keep_for,
             quotas=await self.describe_quotas(),
+            proposals=await self.shown_proposals(entry.options),
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
@@ -627,6 +645,7 @@ class QemuSpawnerMixin(
             checkpoint_every_s=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
             policy=self.make_policy(),
+            proposal=options.proposal,
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
             raise refusal(
@@ -683,6 +702,7 @@ class QemuSpawnerMixin(
             "memory_mib": spec.memory_mib,
             "node": node,
             "run": self._run_id,
+            "proposal": {"id": spec.proposal.id, "title": spec.proposal.title} if spec.proposal else None,
             "starting": True,
         }
 
@@ -704,6 +724,8 @@ class QemuSpawnerMixin(
         """
         try:
             status = await self._wait_for_desktop()
+            for sentence in self.invite_members():
+                self._progress.say(sentence)
         except SpawnException as exc:
             self.end_run(why=exc.jupyterhub_message)
             raise

@@ -9,15 +9,17 @@ from qemuspawner.errors import OptionsError
 from qemuspawner.hub.fields import Field, in_range, join_words, one_of, parse_count, show
 from qemuspawner.hub.gpu_option import gpu_field
 from qemuspawner.hub.kept import NAME, NOTHING, Kept
+from qemuspawner.hub.proposals.choice import check_proposal
+from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import missing_files
-from qemuspawner.spec import Gpus, SessionSpec
+from qemuspawner.spec import ChosenProposal, Gpus, SessionSpec
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 # What a new desktop is made of, and is remembered for the next one.
-FIELDS = ("machine", "cpus", "memory", "gpu", "lifetime")
-# What is done with that which was kept; for one start only.
-ONCE = ("sleeping", "branch")
+FIELDS = ("machine", "cpus", "memory", "gpu", "lifetime", "proposal")
+# What is done with that which was kept, and who else is to come; for one start only.
+ONCE = ("sleeping", "branch", "invite")
 # Written by us for the hub's admin page, so it comes back with stored options; what it says is not read.
 _IGNORED = "profile"
 
@@ -46,6 +48,8 @@ class Options:
     gpus: Gpus | None = None
     sleeping: str = "wake"
     branch: str = ""  # SESSION-ID/NAME
+    proposal: ChosenProposal | None = None
+    invite: str = ""  # as what members of the proposal are invited: "view" or "control"; "": they are not
     goes_on: bool = False  # from something kept, whose machine and size these are
 
     def stored(self) -> dict[str, object]:
@@ -56,6 +60,7 @@ class Options:
             "memory": self.memory_mib,
             **({"gpu": str(self.gpus)} if self.gpus else {}),
             "lifetime": self.lifetime_s,
+            **({"proposal": self.proposal.id} if self.proposal else {}),
             _IGNORED: self.machine.name,
         }
 
@@ -116,13 +121,15 @@ def check_options(
     startable: bool = True,
     kept: Kept = NOTHING,
     find_kept: Callable[[str], Kept] = lambda _server_name: NOTHING,
+    proposals: MyProposals = NO_PROPOSALS,
 ) -> Options:
     """The options of a start of one of `machines`, which are those that the user may start.
 
     A missing option takes the machine's default, a missing machine the only one there is. With `startable`
     the machine's files have to be there. `kept` is what is kept of this server, `find_kept` of another one of
     the user's. What goes on from something kept has the machine and the size of that, whatever else is asked
-    for: it is the user's own work, also where the machine is not in the catalogue any more.
+    for: it is the user's own work, also where the machine is not in the catalogue any more. `proposals` are
+    the user's.
 
     Raises:
         RefusedOptionsError: With a sentence for each option that cannot be accepted.
@@ -151,6 +158,7 @@ def check_options(
             values[option.name] = option.read(user_options)
         except ValueError as exc:
             problems[option.name] = str(exc)
+    proposal, invite = check_proposal(user_options, proposals, source, problems)
     if problems:
         raise RefusedOptionsError(problems)
     return Options(
@@ -162,6 +170,8 @@ def check_options(
         gpus=source.gpus if source is not None else values["gpu"],
         sleeping=sleeping,
         branch=branch,
+        proposal=proposal,
+        invite=invite,
         goes_on=source is not None,
     )
 

@@ -11,6 +11,7 @@ from qemuspawner.hub import (
     share_api,
     staff_api,
 )
+from qemuspawner.hub.proposals import api as proposals_api
 
 MODULES = (
     announcements_api,
@@ -19,6 +20,7 @@ MODULES = (
     images_api,
     machines_api,
     machines_page,
+    proposals_api,
     quota_api,
     share_api,
     staff_api,

@@ -75,6 +75,7 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
         "sleeps": "lifetime" in status.suspends and not status.suspend_obstacle,
         "awake": list(status.awake),
         "viewers": status.viewers,
+        **spawner.on_proposal,
         "extension": None
         if extension is None
         else {

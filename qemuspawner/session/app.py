@@ -91,7 +91,7 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)
     audit = Audit(state.audit, spec)
-    audit.note("started", by=spec.user)
+    audit.note("started", by=spec.user, proposal=spec.proposal.id if spec.proposal else "")
     hub = Hub.from_environment()
     shares = Shares(hub, owner=spec.user, server_name=spec.server_name)
     people = People(spec, shares, Logins.instance(), audit=audit)

@@ -123,7 +123,7 @@ def test_every_problem_is_told_at_once() -> None:
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
     assert problems({"run\nas": 1}) == {
         "'run\\nas'": "There is no option 'run\\nas'; the options are machine, cpus, memory, gpu, lifetime, "
-        "sleeping and branch."
+        "proposal, sleeping, branch and others."
     }
 
 
