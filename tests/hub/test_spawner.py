@@ -81,8 +81,8 @@ async def test_a_start_without_options_takes_the_last_ones(hub: hubs.Hub) -> Non
         ({"machine": None}, "The option 'machine' is 'None', which is not one of 'mini'."),
         (
             {"prologue": "rm -rf"},
-            "There is no option 'prologue'; the options are machine, cpus, memory, gpu, lifetime, sleeping and "
-            "branch.",
+            "There is no option 'prologue'; the options are machine, cpus, memory, gpu, lifetime, "
+            "proposal, sleeping, branch and others.",
         ),
     ],
 )  # fmt: skip
@@ -253,7 +253,9 @@ async def test_the_state_says_who_the_process_is(hub: hubs.Hub) -> None:
     assert known.alive
     assert (state["session_id"], state["machine"]) == (session_id("alice", ""), "mini")
     # Extending moves the deadline without the hub: what was promised has the one that is known.
-    assert set(state) == {"pid", "start_time", "boot_id", "session_id", "machine", "node", "run", "promise"}
+    process = {"pid", "start_time", "boot_id"}
+    session = {"session_id", "machine", "cpus", "memory_mib", "node", "run", "promise", "proposal"}
+    assert set(state) == process | session
 
 
 async def test_after_the_stop_nothing_is_left(hub: hubs.Hub) -> None:
