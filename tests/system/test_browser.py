@@ -103,6 +103,11 @@ async def test_from_the_login_to_work_on_the_desktop_and_back(hub: live.LiveHub,
 
     # The waiting page, with the session's own steps
     await expect(page.get_by_text("The machine is booting")).to_be_visible(timeout=60_000)
+    await expect(page.get_by_text("It has been starting for")).to_be_visible()
+    # What the firmware and the kernel write, as soon as the display answers
+    await expect(page.get_by_role("img", name="The screen of the machine while it starts")).to_be_visible(
+        timeout=60_000
+    )
     await shoot(page, "starting")
 
     # The desktop
@@ -167,7 +172,7 @@ async def test_stop_on_the_waiting_page_stops_the_named_server_that_starts(
     await page.get_by_role("button", name="Start").click()
     await expect(page.get_by_text("The machine is booting")).to_be_visible(timeout=60_000)
 
-    await page.get_by_role("button", name="Stop").click()
+    await page.get_by_role("button", name="Cancel").click()
 
     async with asyncio.timeout(60):
         while "slow" in await hub.servers("bob"):
