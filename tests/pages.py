@@ -13,12 +13,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import chromium
 import jinja2
 import pytest
 import pytest_asyncio
 from msgspec import structs
 from PIL import Image
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from tiny_guest import tiny_guest
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
@@ -388,12 +389,8 @@ Open = Callable[..., Awaitable[Page]]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
+    async with chromium.running_browser() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

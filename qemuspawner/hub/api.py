@@ -3,17 +3,24 @@
 JupyterHub's `extra_handlers` are a setting of each hub; these come with the spawner.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 from jupyterhub import apihandlers, orm
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.hub.follow import ask_session
+from qemuspawner.errors import printable
+from qemuspawner.hub.follow import SUSPEND_TIMEOUT, TIMEOUT, ask_session
 from qemuspawner.hub.running import describe_running
+
+# Of a session's own words.
+_MAX_WHY = 1000
 
 
 class DesktopsHandler(APIHandler):  # type: ignore[misc]
@@ -22,7 +29,7 @@ class DesktopsHandler(APIHandler):  # type: ignore[misc]
     def find_spawner(self, user_name: str) -> Any:
         """The user's default spawner, which knows of all."""
         user = self.find_user(user_name)
-        if user is None or not hasattr(user.spawner, "saved_desktops"):
+        if user is None or not hasattr(user.spawner, "desktop_cards"):
             raise web.HTTPError(404)
         return user.spawner
 
@@ -34,24 +41,39 @@ class DesktopsHandler(APIHandler):  # type: ignore[misc]
             raise web.HTTPError(404, "This desktop does not run.")
         return spawner
 
-    async def act(self, user_name: str, server_name: str, path: str) -> None:
-        """Do what this request asks for at a session in the name of who sent it; its answer becomes ours."""
-        spawner = self.find_running(user_name, server_name)
+    @contextlib.contextmanager
+    def token_for(self, spawner: Any) -> Iterator[str]:
+        """With it a session takes us for who sent this request. Raises HTTPError 403 without access."""
         try:
             token = spawner.new_token_for(self.current_user)
         except ValueError as exc:
             raise web.HTTPError(403, "This needs access to the desktop.") from exc
         try:
+            yield token
+        finally:
+            if found := orm.APIToken.find(self.db, token):
+                self.db.delete(found)
+                self.db.commit()
+
+    async def act(
+        self,
+        user_name: str,
+        server_name: str,
+        path: str,
+        *,
+        timeout: aiohttp.ClientTimeout = TIMEOUT,  # noqa: ASYNC109
+    ) -> None:
+        """Do what this request asks for at a session in the name of who sent it; its answer becomes ours."""
+        spawner = self.find_running(user_name, server_name)
+        with self.token_for(spawner) as token:
             status, answer = await ask_session(
                 "POST",
                 url_path_join(spawner.server.url, path),
                 self.get_json_body() or {},
                 token=token,
                 ssl_context=spawner.session_ssl_context,
+                timeout=timeout,
             )
-        finally:
-            self.db.delete(orm.APIToken.find(self.db, token))
-            self.db.commit()
         if not status:
             raise web.HTTPError(503, "The desktop's session does not answer. Try again in a moment.")
         self.set_status(status)
@@ -71,7 +93,7 @@ class AskingHandler(DesktopsHandler):
     async def get(self) -> None:
         """Everybody's desktops for which more time was asked for and nobody has answered."""
         spawners = [spawner for user in list(self.users.values()) for spawner in user.spawners.values()]
-        ours = [spawner for spawner in spawners if hasattr(spawner, "saved_desktops")]
+        ours = [spawner for spawner in spawners if hasattr(spawner, "desktop_cards")]
         self.write(json.dumps(await describe_running(ours, asking=True)))
 
 
@@ -80,6 +102,37 @@ class ExtendHandler(DesktopsHandler):
     async def post(self, user_name: str, server_name: str) -> None:
         """As the session's own `api/extend`."""
         await self.act(user_name, server_name, "api/extend")
+
+
+class SuspendHandler(DesktopsHandler):
+    @needs_scope("access:servers")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/suspend`: the answer comes when the desktop is saved."""
+        await self.act(user_name, server_name, "api/suspend", timeout=SUSPEND_TIMEOUT)
+
+
+class EndHandler(DesktopsHandler):
+    """Why a session ended: it says so while it still can."""
+
+    @needs_scope("users:activity")  # type: ignore[untyped-decorator]
+    def post(self, user_name: str, server_name: str) -> None:
+        """`{"why": TEXT}`, by the server's own token or its user's, as JupyterHub takes activity."""
+        body = self.get_json_body()
+        why = body.get("why") if isinstance(body, dict) else None
+        if not isinstance(why, str):
+            raise web.HTTPError(400, "'why' is a text.")
+        spawner = self.find_spawner(user_name).user.spawners.get(server_name)
+        if spawner is None or not spawner.active:
+            raise web.HTTPError(404, "This desktop does not run.")
+        spawner.end_run(why=printable(why)[:_MAX_WHY])
+        self.set_status(204)
+
+
+class CardsHandler(DesktopsHandler):
+    @needs_scope("read:servers")  # type: ignore[untyped-decorator]
+    async def get(self, user_name: str) -> None:
+        """All desktops of the user, whatever their state, with what their sessions say."""
+        self.write(json.dumps(await self.find_spawner(user_name).desktop_cards(ask=True)))
 
 
 class ExtensionHandler(DesktopsHandler):
@@ -114,6 +167,9 @@ apihandlers.default_handlers += [
     (r"/api/users/([^/]+)/desktops", RunningHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extend", ExtendHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extension", ExtensionHandler),
+    (r"/api/users/([^/]+)/desktops/([^/]*)/suspend", SuspendHandler),
+    (r"/api/users/([^/]+)/desktop-cards", CardsHandler),
+    (r"/api/users/([^/]+)/desktop-ends/([^/]*)", EndHandler),
     (r"/api/users/([^/]+)/saved", SavedListHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})", SavedHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})/([0-9a-f]{6,20})", SavedHandler),

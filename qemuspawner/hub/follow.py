@@ -15,10 +15,14 @@ from qemuspawner.spec import SessionStatus
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = aiohttp.ClientTimeout(total=5)
+TIMEOUT = aiohttp.ClientTimeout(total=5)
 # A session holds a request for 10 s at most, and one that is not serving yet holds it by not answering.
 _LONG_TIMEOUT = aiohttp.ClientTimeout(total=15)
+# A large memory takes its time to be saved.
+SUSPEND_TIMEOUT = aiohttp.ClientTimeout(total=300)
 _MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_THUMBNAIL_BYTES = 256 * 1024
+_JPEG = b"\xff\xd8\xff"
 # How soon a process is missed that ended without closing the connection.
 _ALIVE_EVERY_S = 1
 # Between requests that bring nothing new.
@@ -83,7 +87,13 @@ async def fetch_status(
 
 
 async def ask_session(
-    method: str, url: str, body: object = None, *, token: str, ssl_context: ssl.SSLContext | None
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    token: str,
+    ssl_context: ssl.SSLContext | None,
+    timeout: aiohttp.ClientTimeout = TIMEOUT,  # noqa: ASYNC109
 ) -> tuple[int, dict[str, Any]]:
     """A route of a session: HTTP status and JSON object of its answer; 0 and {} where it does not answer."""
     try:
@@ -92,7 +102,7 @@ async def ask_session(
             method=method,
             data=None if body is None else json.dumps(body),
             headers={"Authorization": f"token {token}"},
-            timeout=_TIMEOUT,
+            timeout=timeout,
             allow_redirects=False,
             raise_for_status=False,
             ssl=True if ssl_context is None else ssl_context,
@@ -103,12 +113,37 @@ async def ask_session(
     return (int(response.status), answer) if isinstance(answer, dict) else (0, {})
 
 
+async def fetch_thumbnail(url: str, *, token: str, ssl_context: ssl.SSLContext | None) -> tuple[int, bytes]:
+    """The session's thumbnail: HTTP status and a JPEG; 0 where it does not answer, or with something else."""
+    try:
+        async with await fetch(
+            f"{url}api/thumbnail",
+            headers={"Authorization": f"token {token}"},
+            timeout=TIMEOUT,
+            allow_redirects=False,
+            raise_for_status=False,
+            ssl=True if ssl_context is None else ssl_context,
+        ) as response:
+            status = int(response.status)
+            # `read(n)` gives what is there by now.
+            picture = b""
+            async for piece in response.content.iter_chunked(_MAX_THUMBNAIL_BYTES):
+                picture += piece
+                if len(picture) > _MAX_THUMBNAIL_BYTES:
+                    return 0, b""
+    except (aiohttp.ClientError, TimeoutError):
+        return 0, b""
+    if status != 200:
+        return status, b""
+    return (200, picture) if picture.startswith(_JPEG) else (0, b"")
+
+
 async def desktop_answers(url: str, *, ssl_context: ssl.SSLContext | None) -> bool:
     """Whether the session says, without being asked who we are, that its desktop is there."""
     try:
         async with await fetch(
             f"{url}api",
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
             allow_redirects=False,
             raise_for_status=False,
             ssl=True if ssl_context is None else ssl_context,
@@ -125,6 +160,7 @@ class Progress:
         self._events: list[dict[str, object]] = []
         self._steps = 0
         self._closed = False
+        self.knows_usual = False
         self._changed = asyncio.Event()
 
     def update(self, status: SessionStatus) -> None:
@@ -142,6 +178,13 @@ class Progress:
         """Note what the hub itself has done for the desktop that is there."""
         self._events.append({"progress": 100, "message": text})
         self._wake()
+
+    def note_usual(self, usual_s: float | None) -> None:
+        """Note how long such a start usually takes; None where nobody knows."""
+        self.knows_usual = True
+        if usual_s is not None:
+            self._events.append({"usual_s": round(usual_s, 1)})
+            self._wake()
 
     def close(self) -> None:
         """Nothing more will happen: readers end."""

@@ -25,6 +25,7 @@ from qemuspawner.hub import form, metrics, routes
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import ShortageError
 from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
+from qemuspawner.hub.cards import ShowsCards
 from qemuspawner.hub.claims import ClaimsCapacity
 from qemuspawner.hub.drains import DrainedError, HeedsDrains
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
@@ -44,14 +45,14 @@ from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs import KeepsRuns
-from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
+from qemuspawner.hub.shown import ShownDesktop, show_kept, show_saved
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_all_machines
 from qemuspawner.machines.templates import find_template_obstacle
 from qemuspawner.saved import used_mib
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
-from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
+from qemuspawner.units import parse_mib, parse_seconds, render_seconds
 
 if TYPE_CHECKING:
     from jupyterhub.spawner import Spawner as _Below
@@ -97,6 +98,7 @@ class QemuSpawnerMixin(
     ClaimsCapacity,
     HeedsDrains,
     HeedsAnnouncements,
+    ShowsCards,
     _Below,  # type: ignore[misc]
 ):
     """Options, form, specification, progress and tokens.
@@ -410,14 +412,13 @@ class QemuSpawnerMixin(
         kept = self._find_kept(self.name if asked_for is None else asked_for)
         if entry.server_name not in (None, kept.server_name):
             entry = replace(entry, options=without_once(entry.options))
-        pictures = Pictures(self._state_paths)
-        branch = None if kept.suspended else await self._find_branch(entry, pictures)
+        branch = None if kept.suspended else self._find_branch(entry)
         return form.render_form(
             entry,
             machines=self._my_machines(catalogue),
             limits=self._limits,
             kept=kept,
-            desktop=await asyncio.to_thread(show_kept, kept, pictures),
+            desktop=show_kept(kept, self.pictures),
             branch=branch,
             suspend_on=self.suspend_on,
             keep_s=self.keep_for,
@@ -475,7 +476,7 @@ class QemuSpawnerMixin(
         """What is kept of a server of this user, and is not running."""
         return load_kept(self._state_paths, user=self.user.name, server_name=server_name)
 
-    async def _find_branch(self, entry: form.Entry, pictures: Pictures) -> form.Branch | None:
+    def _find_branch(self, entry: form.Entry) -> form.Branch | None:
         """The checkpoint that the form is about; its link or what was typed says it."""
         option = entry.options.get("branch")
         if not isinstance(option, str):
@@ -485,10 +486,10 @@ class QemuSpawnerMixin(
         saved = kept.find_checkpoint(name)
         if saved is None or saved.spec is None or not self._is_permitted("access:servers", server_name):
             return None
-        shown = await asyncio.to_thread(show_saved, kept.session_id, saved, pictures)
+        shown = show_saved(kept.session_id, saved, self.pictures)
         return form.Branch(option=option, server_name=server_name, spec=saved.spec, shown=shown)
 
-    async def sleeping_desktop(self, scopes: Collection[str]) -> ShownDesktop | None:
+    def sleeping_desktop(self, scopes: Collection[str]) -> ShownDesktop | None:
         """What sleeps here, for the page of a server that is not running; for somebody with these scopes.
 
         JupyterHub shows that page also to who has access to another one of the user's servers.
@@ -499,7 +500,7 @@ class QemuSpawnerMixin(
         if not kept.suspended:
             return None
         # The page shows no checkpoints.
-        return await asyncio.to_thread(show_kept, replace(kept, checkpoints=()), Pictures(self._state_paths))
+        return show_kept(replace(kept, checkpoints=()), self.pictures)
 
     def may_be_started_by(self, scopes: Collection[str]) -> bool:
         """Whether somebody with these scopes may start this server on the hub's pages."""
@@ -513,27 +514,6 @@ class QemuSpawnerMixin(
     def _is_within(self, scope: str, scopes: Collection[str]) -> bool:
         wanted = f"{scope}!server={self.user.name}/{self.name}"
         return bool(has_scope(wanted, set(scopes), db=self._database))
-
-    async def saved_desktops(self) -> ShownDesktops:
-        """All that is kept for this user, of whatever server, for the hub's home page."""
-        self._sweeper.sweep(self._state_paths)
-        kept, used = await asyncio.to_thread(self._find_all_kept)
-        # Asked here: the hub's database is not for threads.
-        are_active = [self._is_active(one.server_name) for one in kept]
-        pictures = Pictures(self._state_paths)
-
-        def show_all() -> list[ShownDesktop]:
-            return [
-                show_kept(one, pictures, is_active=is_active)
-                for one, is_active in zip(kept, are_active, strict=True)
-            ]
-
-        return ShownDesktops(
-            desktops=await asyncio.to_thread(show_all),
-            used=render_mib(used),
-            quota=render_mib(self.disk_quota_mib) if self.disk_quota_mib else "",
-            is_full=0 < self.disk_quota_mib <= used,
-        )
 
     async def describe_saved(self) -> dict[str, object]:
         """The same for scripts."""
@@ -583,9 +563,9 @@ class QemuSpawnerMixin(
         state, user = self._state_paths, self.user.name
         return list_kept(state, user), used_mib(state, user)
 
-    def _is_active(self, server_name: str) -> bool:
-        spawners = self.user.spawners
-        return server_name in spawners and bool(spawners[server_name].active)
+    async def desktop_cards(self, *, ask: bool = False) -> dict[str, object]:
+        self._sweeper.sweep(self._state_paths)
+        return await super().desktop_cards(ask=ask)
 
     # The session's specification
 
@@ -794,6 +774,9 @@ class QemuSpawnerMixin(
         ) as statuses:
             async for status in statuses:
                 self._progress.update(status)
+                if status.way and not self._progress.knows_usual:
+                    machine = str(self._session["machine"])
+                    self._progress.note_usual(self.usual_start_s(machine, status.way))
                 if status.state not in ("preparing", "booting"):
                     return status
         return None
@@ -806,6 +789,12 @@ class QemuSpawnerMixin(
         key, cert, ca = (self.user.settings[f"internal_ssl_{part}"] for part in ("key", "cert", "ca"))
         context: ssl.SSLContext = make_ssl_context(key, cert, cafile=ca)
         return context
+
+    @property
+    def session_url(self) -> str:
+        """Where its session can be asked, also while it boots; "" where there is none."""
+        # Before it has begun, the hub's own row names a port that may be anybody's.
+        return str(self.server.url) if self._session and self.server is not None else ""
 
     async def ask_session(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
         """A route of the running session, asked as its owner; see `follow.ask_session`."""

@@ -56,7 +56,7 @@ def overview_of(settings: dict[str, Any]) -> Overview:
 def find_spawners(users: Mapping[Any, Any]) -> list["QemuSpawnerMixin"]:
     """All spawners of ours that JupyterHub has made, whether they run or not."""
     spawners = [spawner for user in list(users.values()) for spawner in user.spawners.values()]
-    return [spawner for spawner in spawners if hasattr(spawner, "saved_desktops")]
+    return [spawner for spawner in spawners if hasattr(spawner, "desktop_cards")]
 
 
 def state_of(spawner: "QemuSpawnerMixin") -> str:

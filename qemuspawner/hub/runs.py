@@ -4,9 +4,11 @@ Who runs now is not asked here: that JupyterHub knows.
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from sqlalchemy import case, func, or_, select, update
@@ -20,6 +22,11 @@ from qemuspawner.spec import SessionSpec
 
 # A hub that is killed does not know to the second until when its desktops ran.
 _SEEN_EVERY_S = 60
+# What is usual is the middle of so many, where there were that many at least.
+_USUAL_OF = 20
+_LEAST_FOR_USUAL = 3
+
+log = logging.getLogger(__name__)
 
 
 class Run(Base):
@@ -124,6 +131,62 @@ def sum_hours(records: Records, *, users: Collection[str] | None, window_s: floa
     return Hours(cpu=(cpu_s or 0) / 3600, gpu=(gpu_s or 0) / 3600)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastRun:
+    """The newest run of a session, and since when there are any."""
+
+    machine_name: str
+    cpus: int
+    memory_mib: int
+    ready: float | None
+    ended: float | None
+    end: str
+    first_started: float
+
+
+def last_runs(records: Records, user: str) -> dict[str, LastRun]:
+    """Of each of the user's sessions, by its id; none where the records cannot be read."""
+    newest = (
+        select(func.max(Run.id).label("id"), func.min(Run.started).label("first_started"))
+        .where(Run.user == user)
+        .group_by(Run.session_id)
+        .subquery()
+    )
+    try:
+        with records.session() as session:
+            rows = session.execute(
+                select(Run, newest.c.first_started).join(newest, Run.id == newest.c.id)
+            ).all()
+    except (SQLAlchemyError, OSError):
+        log.exception("The hub's records cannot be read")
+        return {}
+    return {
+        run.session_id: LastRun(
+            machine_name=run.machine_name,
+            cpus=run.cpus,
+            memory_mib=run.memory_mib,
+            ready=run.ready,
+            ended=run.ended,
+            end=run.end,
+            first_started=first_started,
+        )
+        for run, first_started in rows
+    }
+
+
+def usual_start_s(records: Records, machine: str, way: str) -> float | None:
+    """How long this machine usually takes to come up in this way; None where too few did to say."""
+    took = (
+        select(Run.ready - Run.started)
+        .where(Run.machine == machine, Run.way == way, Run.ready.is_not(None))
+        .order_by(Run.id.desc())
+        .limit(_USUAL_OF)
+    )
+    with records.session() as session:
+        seconds = [one for one in session.scalars(took) if one is not None]
+    return median(seconds) if len(seconds) >= _LEAST_FOR_USUAL else None
+
+
 class KeepsRuns(LoggingConfigurable):
     """Part of `QemuSpawnerMixin`: writes down when this server's desktop ran.
 
@@ -149,6 +212,10 @@ class KeepsRuns(LoggingConfigurable):
         if self._run_id and time.monotonic() - self._seen_at > _SEEN_EVERY_S:
             self._seen_at = time.monotonic()
             self._noted(lambda: note_seen(self.records, self._run_id))
+
+    def usual_start_s(self, machine: str, way: str) -> float | None:
+        usual: float | None = self._noted(lambda: usual_start_s(self.records, machine, way))
+        return usual
 
     def end_run(self, *, why: str = "") -> None:
         if self._run_id:

@@ -1,20 +1,16 @@
 """What is kept of desktops as the hub's pages show it: text and pictures, no moments and no paths."""
 
-import base64
 import time
 from dataclasses import dataclass
 
-from qemuspawner.hub.kept import Kept, load_picture
-from qemuspawner.paths import StatePaths
+from jupyterhub.utils import url_path_join
+
+from qemuspawner.hub.kept import Kept
 from qemuspawner.saved import Saved
 from qemuspawner.units import render_mib, render_seconds
 
 # Said with more weight from then on.
 _EXPIRES_SOON_S = 2 * 86400
-# A page with many pictures has to load all the same.
-_MAX_PICTURES_BYTES = 4 * 1024 * 1024
-# Of a desktop's checkpoints, the newest.
-_MAX_PICTURED = 4
 # A clock that was set back, or a manifest that lies, is no reason for a page to fail.
 _LONGEST_S = 100 * 365 * 86400
 
@@ -32,7 +28,7 @@ class Shown:
     expires_in: str  # "" where it never does
     expires_soon: bool
     disk: str
-    picture: str  # a data: URI, or ""
+    picture: str  # its URL
     is_lost: bool  # the memory is gone, the disk is kept
     problem: str
 
@@ -45,11 +41,6 @@ class ShownDesktop:
     server_name: str
     suspended: Shown | None
     checkpoints: list[Shown]
-    is_active: bool = False
-
-    @property
-    def sleeps(self) -> bool:
-        return self.suspended is not None and not self.is_active
 
     @property
     def wakes_by_itself(self) -> bool:
@@ -57,47 +48,28 @@ class ShownDesktop:
         return self.suspended is not None and not self.suspended.is_lost and not self.suspended.problem
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShownDesktops:
-    """All of a user's."""
-
-    desktops: list[ShownDesktop]
-    used: str
-    quota: str  # "" where there is no limit
-    is_full: bool
-
-
 class Pictures:
-    """The pictures of one page, as long as they are not too much."""
+    """Where the pictures of a user's saved VMs are, for a page to load those that are in view."""
 
-    def __init__(self, state: StatePaths) -> None:
-        self._state = state
-        self._left = _MAX_PICTURES_BYTES
+    def __init__(self, *, base_url: str, escaped_user: str) -> None:
+        self._url = url_path_join(base_url, "api/users", escaped_user, "saved")
 
     def find(self, session_id: str, saved: Saved) -> str:
-        picture = load_picture(self._state.session(session_id), saved.name)
-        if not picture or len(picture) > self._left:
-            return ""
-        self._left -= len(picture)
-        return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        return f"{self._url}/{session_id}/{saved.name}/picture"
 
 
-def show_kept(kept: Kept, pictures: Pictures, *, is_active: bool = False) -> ShownDesktop:
-    """It reads pictures, so not on an event loop."""
+def show_kept(kept: Kept, pictures: Pictures) -> ShownDesktop:
+    """What the form and the page of a desktop that is not running show of it."""
     suspended = show_saved(kept.session_id, kept.suspended, pictures) if kept.suspended else None
     return ShownDesktop(
         session_id=kept.session_id,
         server_name=kept.server_name,
         suspended=suspended,
-        checkpoints=[
-            show_saved(kept.session_id, saved, pictures if number < _MAX_PICTURED else None)
-            for number, saved in enumerate(kept.checkpoints)
-        ],
-        is_active=is_active,
+        checkpoints=[show_saved(kept.session_id, saved, pictures) for saved in kept.checkpoints],
     )
 
 
-def show_saved(session_id: str, saved: Saved, pictures: Pictures | None) -> Shown:
+def show_saved(session_id: str, saved: Saved, pictures: Pictures) -> Shown:
     spec = saved.spec
     now = time.time()
     left_s = saved.expires - now
@@ -111,7 +83,7 @@ def show_saved(session_id: str, saved: Saved, pictures: Pictures | None) -> Show
         expires_in=_render(left_s) if saved.expires else "",
         expires_soon=bool(saved.expires) and left_s < _EXPIRES_SOON_S,
         disk=render_mib(max(1, saved.size_bytes >> 20)),
-        picture=pictures.find(session_id, saved) if pictures else "",
+        picture=pictures.find(session_id, saved),
         is_lost=saved.memory == "lost",
         problem=saved.problem,
     )

@@ -190,7 +190,7 @@ async def test_the_home_page_asks_for_the_desktops_itself(hub: hubs.Hub) -> None
     mine = (await alice.request("GET", hub.url / "home")).text
     theirs = (await admin.request("GET", hub.url / "home")).text
 
-    assert 'id="qs-running"' in mine
+    assert 'id="qs-cards"' in mine
     assert 'id="qs-asking"' not in mine
     assert 'id="qs-asking"' in theirs
 

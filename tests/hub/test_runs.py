@@ -4,10 +4,11 @@ import stat
 from collections.abc import Awaitable, Callable
 
 import hubs
+import pytest
 from sqlalchemy import select
 
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Run
+from qemuspawner.hub.runs import Run, usual_start_s
 from qemuspawner.paths import StatePaths
 
 Start = Callable[..., Awaitable[hubs.Hub]]
@@ -70,3 +71,36 @@ async def test_the_records_are_the_hubs_accounts_alone(hub: hubs.Hub) -> None:
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+async def test_what_is_usual_is_known_after_a_few_starts(hub: hubs.Hub) -> None:
+    """And told while a desktop starts, with its real steps."""
+    records = Records(StatePaths(root=hub.state_dir))
+    alice = await hub.log_in("alice")
+    usual = []
+    for _ in range(3):
+        usual.append(usual_start_s(records, "mini", "cold"))
+        await hub.start(alice, {"machine": "mini"})
+        await hub.wait_until_ready("alice")
+        await hub.stop(alice)
+        await hub.wait_until_stopped("alice")
+
+    await hub.start(alice, {"machine": "mini"})
+    events = [event async for event in hub.spawner("alice").progress()]
+
+    assert usual == [None, None, None]
+    [told] = [event["usual_s"] for event in events if "usual_s" in event]
+    assert told == pytest.approx(usual_start_s(records, "mini", "cold"), abs=2)
+
+
+async def test_the_card_of_a_start_that_failed_says_why(standin: Start) -> None:
+    hub = await standin("fail")
+    alice = await hub.log_in("alice")
+    await hub.start(alice, {"machine": "mini"})
+    await hub.wait_until_stopped("alice")
+
+    [card] = (await hub.spawner("alice").desktop_cards())["cards"]
+
+    assert (card["state"], card["machine"]) == ("off", "Mini")
+    assert card["end"]["failed"] is True
+    assert "The host's disk is <full>." in card["end"]["why"]

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import chromium
 import hubs
 import pytest
 from jupyterhub import orm
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from qemuspawner import scopes
 
@@ -24,10 +25,7 @@ async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
     """The home page of alice, who has a server "desk"."""
     add_server(hub, "alice", "desk")
     hub.user("alice", groups=("team",))
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
+    async with chromium.running_browser() as browser:
         page = await browser.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -37,7 +35,6 @@ async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
         await page.get_by_role("button", name="Sign in").click()
         await page.get_by_role("button", name="Share “desk”").wait_for()
         yield page
-        await browser.close()
     assert problems == []
 
 

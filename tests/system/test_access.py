@@ -65,6 +65,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "api"): NOT_SO,
     ("GET", "api/status"): KNOWN,
     ("GET", "api/screenshot"): MEMBERS,
+    ("GET", "api/thumbnail"): MEMBERS,
     ("POST", "api/ticket"): KNOWN,
     ("POST!", "api/ticket"): forged(200),
     ("POST", "api/extend"): CONTROL,

@@ -16,8 +16,9 @@ import live
 import pytest
 import pytest_asyncio
 import vms
+from chromium import LogIn
 from files_app import Served, serve_files
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from tusclient.client import TusClient
 
 from qemuspawner.machines.catalogue import load_machine
@@ -179,24 +180,13 @@ async def test_an_upload_goes_on_after_the_desktop_slept(served: Served, desktop
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(hub: live.LiveHub) -> AsyncIterator[Page]:
+async def page(hub: live.LiveHub, log_in: LogIn) -> Page:
     """Of alice, at her demo desktop."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1280, "height": 800})
-        await page.goto(str((hub.url / "hub/login").with_query(next="/hub/home")))
-        await page.get_by_label("Username").fill("alice")
-        await page.get_by_label("Password").fill(hub.password("alice"))
-        await page.get_by_role("button", name="Sign in").click()
-        await page.wait_for_url(re.compile("/hub/home"))
-        desktop = await hub.start_server("alice", machine="debian-desktop", memory="1 GiB", cpus=1)
-        await page.goto(str(desktop))
-        await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
-        await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
-        yield page
-        await browser.close()
+    desktop = await hub.start_server("alice", machine="debian-desktop", memory="1 GiB", cpus=1)
+    page = await log_in("alice", to=desktop)
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
+    return page
 
 
 async def shoot(page: Page, name: str) -> None:

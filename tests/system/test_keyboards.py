@@ -12,7 +12,8 @@ from typing import NamedTuple
 import live
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, CDPSession, Page, async_playwright, expect
+from chromium import LogIn, visitors
+from playwright.async_api import Browser, CDPSession, Page, expect
 from yarl import URL
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -121,30 +122,14 @@ class Keys:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desktop(hub: live.LiveHub) -> URL:
     """Alice's, booted once for all tests here."""
     return await hub.start_server("alice", "keys", machine="debian-desktop", memory="1 GiB")
 
 
-async def open_desktop(hub: live.LiveHub, browser: Browser, desktop: URL, *, windows: bool = False) -> Page:
-    context = await browser.new_context(viewport={"width": 1280, "height": 800})
-    if windows:
-        await context.add_init_script("Object.defineProperty(navigator, 'platform', { get: () => 'Win32' })")
-    page = await context.new_page()
-    await page.goto(str((hub.url / "hub/login").with_query(next=desktop.path)))
-    await page.get_by_label("Username").fill("alice")
-    await page.get_by_label("Password").fill(hub.password("alice"))
-    await page.get_by_role("button", name="Sign in").click()
+async def open_desktop(log_in: LogIn, desktop: URL, *, windows: bool = False) -> Page:
+    script = "Object.defineProperty(navigator, 'platform', { get: () => 'Win32' })" if windows else ""
+    page = await log_in("alice", to=desktop, init_script=script)
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
     await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
     # Set by the page itself, as Chromium is sure of its US keyboard here.
@@ -186,9 +171,16 @@ async def press_all(keys: Keys, strokes: Sequence[Stroke]) -> None:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def page(hub: live.LiveHub, browser: Browser, desktop: URL) -> Page:
+async def log_in(hub: live.LiveHub, browser: Browser) -> AsyncIterator[LogIn]:
+    """One page serves all tests here."""
+    async with visitors(hub, browser) as log_in:
+        yield log_in
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def page(log_in: LogIn, desktop: URL) -> Page:
     """The desktop's page; in its terminal the shell that answers with the clipboard."""
-    page = await open_desktop(hub, browser, desktop)
+    page = await open_desktop(log_in, desktop)
     await page.locator("#screen canvas").click(position={"x": 500, "y": 420})
     # The guest follows the window's size; a key typed meanwhile may be lost.
     async with asyncio.timeout(120):
@@ -224,10 +216,10 @@ async def test_a_text_is_typed_as_keys_of_the_guests_layout(layout: str, page: P
 
 
 async def test_windows_reports_altgr_as_two_keys_and_the_guest_gets_one(
-    hub: live.LiveHub, browser: Browser, desktop: URL, page: Page
+    log_in: LogIn, desktop: URL, page: Page
 ) -> None:
     """Control and Alt together would make a shortcut of each of them."""
-    windows = await open_desktop(hub, browser, desktop, windows=True)
+    windows = await open_desktop(log_in, desktop, windows=True)
     await choose(windows, "German")
     keys = Keys(await windows.context.new_cdp_session(windows), windows=True)
     pressed = [(strokes, wanted) for strokes, wanted in parse(KEYBOARDS["German"]) if strokes[0].altgr]

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import hubs
@@ -10,7 +9,8 @@ import live
 import pytest
 import pytest_asyncio
 import vms
-from playwright.async_api import Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import expect
 from yarl import URL
 
 from qemuspawner.machines.catalogue import load_machine
@@ -36,16 +36,6 @@ async def desktop(hub: live.LiveHub) -> URL:
     return url
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def page() -> AsyncIterator[Page]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield await browser.new_page(viewport={"width": 1280, "height": 800})
-        await browser.close()
-
-
 async def ask(person: hubs.Person, desktop: URL, method: str = "GET", **headers: str) -> hubs.Answer:
     mode = {"Sec-Fetch-Mode": "navigate" if method == "GET" else "cors"}
     return await person.request(
@@ -53,13 +43,10 @@ async def ask(person: hubs.Person, desktop: URL, method: str = "GET", **headers:
     )
 
 
-async def test_a_terminal_works_in_a_tab(hub: live.LiveHub, desktop: URL, page: Page) -> None:
+async def test_a_terminal_works_in_a_tab(desktop: URL, log_in: LogIn) -> None:
     """Opened from the desktop's page; what is typed there happens in the machine."""
     problems: list[str] = []
-    await page.goto(str((hub.url / "hub/login").with_query(next=desktop.path)))
-    await page.get_by_label("Username").fill("alice")
-    await page.get_by_label("Password").fill(hub.password("alice"))
-    await page.get_by_role("button", name="Sign in").click()
+    page = await log_in("alice", to=desktop)
     await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
     await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
     await page.locator("#ports-button").click()

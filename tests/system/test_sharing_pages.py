@@ -1,19 +1,16 @@
 """Sharing on the hub's pages, as people do it in real browsers: the dialog, links, asking for access."""
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import live
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Locator, Page, expect
 from yarl import URL
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
-
-LogIn = Callable[[str], Awaitable[Page]]
 
 # For people to look at; not compared.
 SCREENSHOTS = live.PROJECT / "screenshots"
@@ -22,42 +19,10 @@ SOON_MS = 30_000
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desktop(hub: live.LiveHub) -> URL:
     for user in live.USERS:
         await hub.ask("POST", f"users/{user}")
     return await hub.start_server("alice", "desk", machine="painter")
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def log_in(hub: live.LiveHub, browser: Browser) -> AsyncIterator[LogIn]:
-    """Open the home page of somebody, in a browser of their own; no page may have a script that fails."""
-    problems: list[str] = []
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def log_in(name: str) -> Page:
-            context = await browser.new_context(viewport={"width": 1280, "height": 800})
-            stack.push_async_callback(context.close)
-            page = await context.new_page()
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            await page.goto(str((hub.url / "hub/login").with_query(next="/hub/home")))
-            await page.get_by_label("Username").fill(name)
-            await page.get_by_label("Password").fill(hub.password(name))
-            await page.get_by_role("button", name="Sign in").click()
-            await page.wait_for_url(re.compile("/hub/home"))
-            return page
-
-        yield log_in
-    assert problems == []
 
 
 async def shoot(page: Page, name: str) -> None:
@@ -117,6 +82,9 @@ async def test_a_person_is_let_in_raised_and_sent_off_by_the_dialog(
     bob = await log_in("bob")
     row = bob.get_by_role("row", name=re.compile("desk of alice"))
     await expect(row).to_contain_text("View only")
+    await expect(row.get_by_role("img", name="The screen of “desk” of alice")).to_have_js_property(
+        "complete", True
+    )
     await shoot(bob, "shared-with-me")
     await row.get_by_role("link", name="Open").click()
     await enter(bob)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -14,8 +13,9 @@ import live
 import pytest
 import pytest_asyncio
 import vms
+from chromium import LogIn
 from listening import FRAME_BYTES, NEAR_TONE, RATE_HZ, listen, loudest_hz
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from yarl import URL
 
 from qemuspawner.machines.catalogue import load_machine
@@ -89,21 +89,12 @@ async def test_a_machine_without_a_card_has_no_sound(hub: live.LiveHub) -> None:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(hub: live.LiveHub, desktop: URL) -> AsyncIterator[Page]:
+async def page(log_in: LogIn, desktop: URL) -> Page:
     """The desktop of alice, who has logged in."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1280, "height": 800})
-        await page.goto(str((hub.url / "hub/login").with_query(next=desktop.path)))
-        await page.get_by_label("Username").fill("alice")
-        await page.get_by_label("Password").fill(hub.password("alice"))
-        await page.get_by_role("button", name="Sign in").click()
-        await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
-        await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
-        yield page
-        await browser.close()
+    page = await log_in("alice", to=desktop)
+    await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=60_000)
+    await expect(page.locator("#bar")).to_have_attribute("aria-busy", "false")
+    return page
 
 
 async def test_the_page_plays_what_the_guest_plays(hub: live.LiveHub, page: Page) -> None:

@@ -1,14 +1,14 @@
 """People together at one desktop, each in a browser of their own: share, ask, drive, take back."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import live
 import pytest
 import pytest_asyncio
+from chromium import LogIn
 from guests import GREEN, RED
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from yarl import URL
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -29,29 +29,18 @@ async def desktop(hub: live.LiveHub) -> URL:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def open_desktop(hub: live.LiveHub, desktop: URL) -> AsyncIterator[Open]:
+async def open_desktop(log_in: LogIn, desktop: URL) -> Open:
     """Opens alice's desktop in a new browser of somebody who has just logged in."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
 
-        async def open_one(user: str) -> Page:
-            context = await browser.new_context(viewport={"width": 1100, "height": 760})
-            page = await context.new_page()
-            await page.goto(str((hub.url / "hub/login").with_query(next="/hub/home")))
-            await page.get_by_label("Username").fill(user)
-            await page.get_by_label("Password").fill(hub.password(user))
-            await page.get_by_role("button", name="Sign in").click()
-            await page.wait_for_url(re.compile("/hub/home"))
-            await page.goto(str(desktop))
-            if "oauth2/authorize" in page.url:
-                await page.get_by_role("button", name="Authorize").click()
-            await expect(page.locator("#title")).to_have_text("desk")
-            return page
+    async def open_one(user: str) -> Page:
+        page = await log_in(user, viewport={"width": 1100, "height": 760})
+        await page.goto(str(desktop))
+        if "oauth2/authorize" in page.url:
+            await page.get_by_role("button", name="Authorize").click()
+        await expect(page.locator("#title")).to_have_text("desk")
+        return page
 
-        yield open_one
-        await browser.close()
+    return open_one
 
 
 async def shoot(page: Page, name: str) -> None:

@@ -22,6 +22,7 @@ from qemuspawner.session.routes.control import (
     ScreenshotHandler,
     StatusHandler,
     SuspendHandler,
+    ThumbnailHandler,
     TicketHandler,
 )
 from qemuspawner.session.routes.events import EventsHandler
@@ -64,6 +65,7 @@ ROUTES = (
     Route("api", ProbeHandler),
     Route("api/status", StatusHandler),
     Route("api/screenshot", ScreenshotHandler),
+    Route("api/thumbnail", ThumbnailHandler),
     Route("api/ticket", TicketHandler),
     Route("api/extend", ExtendHandler),
     Route("api/extension", ExtensionHandler),

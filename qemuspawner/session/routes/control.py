@@ -10,6 +10,7 @@ from qemuspawner.errors import printable
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.keyboards import KEYBOARDS
 from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.thumbnails import Thumbnails
 
 # Shorter than the proxies in between wait.
 _LONGEST_POLL_S = 10
@@ -35,6 +36,18 @@ class ScreenshotHandler(Handler):
     async def get(self) -> None:
         picture = await self.supervisor.screenshot()
         self.set_header("Content-Type", "image/png")
+        self.finish(picture)
+
+
+class ThumbnailHandler(Handler):
+    """The screen made small, as often as pages like; whoever looks at it is not at the desktop by that."""
+
+    async def get(self) -> None:
+        if refusal := self.people.refuse_screen(self.person):
+            raise web.HTTPError(403, refusal[1])
+        thumbnails: Thumbnails = self.settings["thumbnails"]
+        picture = await thumbnails.newest()
+        self.set_header("Content-Type", "image/jpeg")
         self.finish(picture)
 
 

@@ -1,0 +1,142 @@
+"""The home page in a real browser: very many desktops, hostile words, new ones, and what keeps nobody out."""
+
+import io
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import chromium
+import hubs
+import keeping
+import live
+import pytest
+from axe import find_barriers
+from jupyterhub import orm
+from PIL import Image
+from playwright.async_api import Page, Request, expect
+
+from qemuspawner import scopes
+
+HOSTILE = "<img src=x onerror=document.title='ran'>\"'& 😀"
+# For people to look at; not compared.
+SCREENSHOTS = live.PROJECT / "screenshots"
+MANY = 120
+PICTURE = re.compile("/(picture|thumbnail)")
+
+
+@pytest.fixture
+async def hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
+    """A hub that is configured as the example is."""
+    settings = {"custom_scopes": scopes.CUSTOM_SCOPES, "extra_user_scopes": set(scopes.USER_SCOPES)}
+    return await start_hub(jupyterhub=settings)
+
+
+@pytest.fixture
+async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+    """The home page of alice."""
+    async with chromium.running_browser() as browser:
+        page = await browser.new_page(viewport={"width": 1280, "height": 800})
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        await page.goto(str(hub.url / "home"))
+        for field in ("Username", "Password"):
+            await page.get_by_label(field).fill("alice")
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_function("window._jupyterhub_page_loaded")
+        yield page
+    assert problems == []
+
+
+def draw() -> bytes:
+    """A screenshot that compresses as badly as a busy desktop: 300 KiB."""
+    noise = Image.frombytes("L", (640, 400), os.urandom(640 * 400))
+    file = io.BytesIO()
+    noise.convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def add_server(hub: hubs.Hub, name: str, options: dict[str, object] | None = None) -> None:
+    user = hub.user("alice").orm_user
+    hub.app.db.add(orm.Spawner(name=name, user=user, user_options=options or {"machine": "mini"}))
+    hub.app.db.commit()
+
+
+async def test_a_page_of_very_many_desktops_asks_for_the_pictures_in_view(hub: hubs.Hub, page: Page) -> None:
+    picture = draw()
+    for number in range(MANY):
+        add_server(hub, f"desk-{number:03}")
+        if number % 2:
+            keeping.keep(hub, "alice", f"desk-{number:03}", size=0).picture.write_bytes(picture)
+    requests: list[Request] = []
+    page.on("requestfinished", lambda request: requests.append(request))
+
+    await page.reload()
+    await page.wait_for_load_state("networkidle")
+
+    assert await page.get_by_role("article").count() == MANY + 1
+    at_first = [request for request in requests if PICTURE.search(request.url)]
+    assert 3 <= len(at_first) <= MANY / 4
+
+    last = page.get_by_role("article", name="“desk-119”")
+    await last.scroll_into_view_if_needed()
+    await expect(last.get_by_role("img")).to_have_js_property("naturalWidth", 640)
+
+
+async def test_what_people_write_is_text(hub: hubs.Hub, page: Page) -> None:
+    add_server(hub, "desk", {"machine": "mini", "name": HOSTILE, "notes": HOSTILE * 20})
+    keeping.keep(hub, "alice", "desk", machine={"name": HOSTILE}, problem=HOSTILE)
+    keeping.keep(hub, "alice", "desk", name="19a0000001", kind="checkpoint", title=HOSTILE)
+    await page.reload()
+
+    card = page.get_by_role("article", name=HOSTILE)
+    await expect(card).to_contain_text(f"It could not be woken the last time: {HOSTILE}")
+    await card.get_by_text("1 checkpoint").click()
+    await expect(card.get_by_role("button", name=f"Delete: {HOSTILE} of")).to_be_visible()
+    assert await page.locator("img[src=x]").count() == 0
+    assert await page.title() != "ran"
+    SCREENSHOTS.mkdir(exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / "home-hostile.png", full_page=True)
+
+
+async def test_a_new_desktop_has_a_name_and_is_started_by_the_form(hub: hubs.Hub, page: Page) -> None:
+    """Nothing starts by that alone."""
+    await page.get_by_label("Name of a new desktop").fill("Fit of Run 7")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(re.compile("/spawn/alice/"))
+
+    [server] = [spawner for name, spawner in hub.user("alice").orm_user.orm_spawners.items() if name]
+    assert server.display_name == "Fit of Run 7"
+    assert page.url.endswith(f"/spawn/alice/{server.name}")
+    assert server.server is None
+    await page.goto(str(hub.url / "home"))
+    card = page.get_by_role("article", name="“Fit of Run 7”")
+    await expect(card.get_by_role("link", name="Start: “Fit of Run 7”")).to_be_visible()
+
+    # And gone again
+    page.on("dialog", lambda dialog: dialog.accept())
+    await card.get_by_role("button", name="Delete").click()
+    await expect(card).to_have_count(0)
+    await expect(page.get_by_role("heading", name="Your desktops")).to_be_focused()
+
+
+async def test_a_start_that_is_refused_says_so_at_the_cards(hub: hubs.Hub, page: Page) -> None:
+    add_server(hub, "desk", {"machine": "gone"})
+    await page.reload()
+
+    await page.get_by_role("button", name="Start again: “desk”").click()
+
+    await expect(page.get_by_role("alert")).to_contain_text("gone")
+    assert page.url.endswith("/home")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_the_page_keeps_nobody_out(hub: hubs.Hub, page: Page, theme: str) -> None:
+    add_server(hub, "desk")
+    keeping.keep(hub, "alice", "asleep", expires=time.time() + 3600)
+    keeping.keep(hub, "alice", "asleep", name="19a0000001", kind="checkpoint", title="Before")
+    await page.reload()
+    await page.evaluate(f"document.documentElement.setAttribute('data-bs-theme', '{theme}')")
+    await page.get_by_text("1 checkpoint").click()
+
+    assert await find_barriers(page, within="main") == []
