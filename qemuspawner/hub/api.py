@@ -82,6 +82,15 @@ class ExtendHandler(DesktopsHandler):
         await self.act(user_name, server_name, "api/extend")
 
 
+class AboutHandler(DesktopsHandler):
+    @needs_scope("access:servers")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/about`; the next start has the same name and notes."""
+        await self.act(user_name, server_name, "api/about")
+        if self.get_status() == 200:
+            self.find_running(user_name, server_name).note_about(self.get_json_body())
+
+
 class ExtensionHandler(DesktopsHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     async def post(self, user_name: str, server_name: str) -> None:
@@ -113,6 +122,7 @@ apihandlers.default_handlers += [
     (r"/api/desktops/asking", AskingHandler),
     (r"/api/users/([^/]+)/desktops", RunningHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extend", ExtendHandler),
+    (r"/api/users/([^/]+)/desktops/([^/]*)/about", AboutHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extension", ExtensionHandler),
     (r"/api/users/([^/]+)/saved", SavedListHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})", SavedHandler),

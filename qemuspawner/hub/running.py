@@ -68,6 +68,8 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
         "server": spawner.name,
         "url": url_path_join(spawner.user.url, url_escape_path(spawner.name), "/"),
         "machine": status.machine,
+        "name": status.name,
+        "notes": status.notes,
         "state": status.state,
         "left_s": max(0, round(status.deadline - status.now)),
         "gain_s": max(0, round(status.max_deadline - status.deadline)),
