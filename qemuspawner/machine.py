@@ -21,6 +21,7 @@ class Seconds(int):
 
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Label = Annotated[str, Meta(min_length=1, max_length=60)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 ImageFormat = Literal["qcow2", "raw", "iso", "vmdk", "vdi", "vhd", "vhdx", "qed"]
 
@@ -79,6 +80,24 @@ class WebTool(_Table, frozen=True, kw_only=True):
     absolute_url: bool = False  # it knows under which path it is shown, and is asked for the whole of it
 
 
+class Software(_Table, frozen=True, kw_only=True):
+    """A program that is installed."""
+
+    name: Label
+    gpu: bool = False  # it uses a GPU where there is one
+
+
+class Preset(_Table, frozen=True, kw_only=True):
+    """A choice of size and time under one name; what it leaves out is as the machine has it."""
+
+    name: Label
+    description: Annotated[str, Meta(max_length=200)] = ""
+    cpus: Annotated[int, Meta(ge=1, le=512)] | None = None
+    memory: Mib | None = None
+    gpu: Annotated[str, Meta(max_length=200)] = ""  # as the option of a start; "": as without a preset
+    lifetime: Seconds | None = None
+
+
 class Build(_Table, frozen=True, kw_only=True):
     """How `qemuspawner machines build` makes the image with mmdebstrap."""
 
@@ -99,6 +118,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     description: Annotated[str, Meta(max_length=2000)] = ""
     icon: str = ""  # an SVG beside machine.toml
     version: Annotated[str, Meta(max_length=50)] = ""
+    software: Annotated[tuple[Label | Software, ...], Meta(max_length=100)] = ()
     hidden: bool = False  # not offered to anybody
     machine_type: Literal["q35", "pc"] = "q35"
     firmware: Literal["bios", "uefi", "direct"] = "bios"
@@ -115,6 +135,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     memory: Memory = Memory()
     gpu: Gpu = Gpu()
     lifetime: Lifetime = Lifetime()
+    presets: Annotated[tuple[Preset, ...], Meta(max_length=12)] = ()
     allow: Allow = Allow()
     build: Build | None = None
 
@@ -125,6 +146,14 @@ class Machine(_Table, frozen=True, kw_only=True):
             name: port if isinstance(port, WebTool) else WebTool(port=port)
             for name, port in self.ports.items()
         }
+
+    @property
+    def programs(self) -> list[Software]:
+        """`software`, each in its long form."""
+        return [item if isinstance(item, Software) else Software(name=item) for item in self.software]
+
+    def find_preset(self, name: object) -> Preset | None:
+        return next((preset for preset in self.presets if preset.name == name), None)
 
 
 def decode_unit(kind: type, value: object) -> object:

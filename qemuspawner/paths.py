@@ -13,6 +13,7 @@ SHARE = _INSTALLED_SHARE if _INSTALLED_SHARE.is_dir() else _PACKAGE.parent / "sh
 TEMPLATES = SHARE / "templates"  # Jinja: the options form, the desktop page, the hub's pages that we extend
 STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ holds the noVNC bundle
 PERSONALISE_SCRIPT = SHARE / "guest" / "personalise.sh"  # what the guest agent runs after each start
+START_SCRIPT = SHARE / "guest" / "script.sh"  # what runs a user's own script in a new desktop
 FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done with the user's files
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 

@@ -77,6 +77,11 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     # With what was saved earlier: "wake" it, where there is something; "boot" its disk; "discard" it all.
     # Anything else is the name of one of this session's checkpoints.
     sleeping: str = "wake"
+    name: str = ""  # what its user calls the desktop
+    notes: str = ""  # what they want to remember about it; may have several lines
+    keyboard: str = ""  # a layout of `keyboards`, set at the start; "": the page sets what the browser says
+    resolution: str = ""  # one of `resolutions`, kept from start to end; "": as the owner's window
+    script: str = ""  # run once as root in a new desktop; begins with #!
     branch: str = ""  # SESSION-ID/NAME: start from that checkpoint of another session of the same user
     suspend_on: tuple[SuspendOn, ...] = ()
     keep_s: int = 14 * 86400  # how long saved VMs are kept
@@ -159,6 +164,8 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...] = ()
     progress: int = 0  # percent of the way to the desktop
     machine: str = ""  # the machine's name
+    name: str = ""  # what its user calls the desktop
+    notes: str = ""  # what they want to remember about it
     cpus: int = 0
     memory_mib: int = 0
     accelerator: Literal["", "kvm", "tcg"] = ""

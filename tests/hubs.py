@@ -207,7 +207,9 @@ class Hub:
         user = self.user(name, admin=admin)
         return await self.person(name, token=user.new_api_token(), admin=admin)
 
-    async def get_form(self, person: Person, *, server_name: str = "", query: str = "") -> Answer:
+    async def get_form(
+        self, person: Person, *, server_name: str = "", query: str | Mapping[str, str] = ""
+    ) -> Answer:
         return await person.request("GET", self._spawn_url(person, server_name).with_query(query))
 
     async def submit_form(self, person: Person, *, server_name: str = "", **fields: str) -> Answer:

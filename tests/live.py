@@ -189,7 +189,7 @@ class LiveHub:
         _, model = await self.ask("POST", f"users/{user}/tokens")
         return str(model["token"])
 
-    async def start_server(self, user: str, name: str = "", **options: object) -> URL:
+    async def start_server(self, user: str, name: str = "", /, **options: object) -> URL:
         """Start a server and wait until it is ready; its URL."""
         await self.ask("POST", f"users/{user}")
         path = f"users/{user}/servers/{name}" if name else f"users/{user}/server"

@@ -7,6 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 
+from qemuspawner.hub.limits import LimitTraits
 from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.groups import GroupProposals
@@ -15,6 +16,7 @@ from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.spawner import QemuSpawner
+from qemuspawner.hub.terms import TermsTraits
 from qemuspawner.machine import Machine
 from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.visitors import CloseCode
@@ -27,6 +29,8 @@ TRAITS = [
     for kind in (
         PolicyTraits,
         ProposalTraits,
+        LimitTraits,
+        TermsTraits,
         QemuSpawnerMixin,
         QemuSpawner,
         ProposalSource,

@@ -135,6 +135,15 @@ class CardsHandler(DesktopsHandler):
         self.write(json.dumps(await self.find_spawner(user_name).desktop_cards(ask=True)))
 
 
+class AboutHandler(DesktopsHandler):
+    @needs_scope("access:servers")  # type: ignore[untyped-decorator]
+    async def post(self, user_name: str, server_name: str) -> None:
+        """As the session's own `api/about`; the next start has the same name and notes."""
+        await self.act(user_name, server_name, "api/about")
+        if self.get_status() == 200:
+            self.find_running(user_name, server_name).note_about(self.get_json_body())
+
+
 class ExtensionHandler(DesktopsHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     async def post(self, user_name: str, server_name: str) -> None:
@@ -166,6 +175,7 @@ apihandlers.default_handlers += [
     (r"/api/desktops/asking", AskingHandler),
     (r"/api/users/([^/]+)/desktops", RunningHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extend", ExtendHandler),
+    (r"/api/users/([^/]+)/desktops/([^/]*)/about", AboutHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/extension", ExtensionHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/suspend", SuspendHandler),
     (r"/api/users/([^/]+)/desktop-cards", CardsHandler),

@@ -82,9 +82,9 @@ def show(value: object) -> str:
     return f"'{visible}{cut}'"
 
 
-def join_words(values: Iterable[object], last: str = "or") -> str:
-    """(1, 2, 4) -> "1, 2 or 4"."""
+def join_words(values: Iterable[object], last: str = "or", *, most: int = _MAX_LISTED) -> str:
+    """(1, 2, 4) -> "1, 2 or 4"; not more than `most`."""
     words = [str(value) for value in values]
-    if len(words) > _MAX_LISTED:
-        words[_MAX_LISTED:] = ["others"]
+    if len(words) > most:
+        words[most:] = ["others"]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

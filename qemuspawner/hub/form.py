@@ -1,30 +1,38 @@
 """The options form: rendered for a user, with what they chose last or have just typed."""
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
 
+from qemuspawner.hub.admission import Admission
+from qemuspawner.hub.choices import Choice, find_choices
 from qemuspawner.hub.fields import join_words
 from qemuspawner.hub.gpu_option import offered_gpus
 from qemuspawner.hub.kept import NOTHING, Kept
+from qemuspawner.hub.limits import Limits
 from qemuspawner.hub.options import (
     FIELDS,
-    Limits,
+    PRESET_FIELDS,
     Options,
     RefusedOptionsError,
     check_options,
+    find_guest_obstacles,
     find_obstacle,
     max_lifetime_s,
 )
 from qemuspawner.hub.proposals.shown import ShownProposals
 from qemuspawner.hub.quotas import ShownRow
 from qemuspawner.hub.shown import Shown, ShownDesktop
+from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.paths import TEMPLATES
+from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import MAX_NAME, MAX_NOTES
 from qemuspawner.units import render_mib, render_seconds
 
 _TEMPLATES = jinja2.Environment(
@@ -39,6 +47,15 @@ _TEMPLATES = jinja2.Environment(
 # The lifetime of what is woken, beside that of a new desktop.
 KEPT_LIFETIME = "kept_lifetime"
 
+# Where no quota and no host is known of.
+ROOM = Admission()
+_LOOK_EVERY_S = 10
+# What is under "Advanced".
+_ADVANCED = frozenset((*PRESET_FIELDS, "name", "notes", "keyboard", "resolution", "script"))
+_PRESET_CHOICE = re.compile(r"([a-z][a-z0-9-]*)/(.+)", re.DOTALL)
+# Of a text that was refused for its length; it is shown to be shortened.
+_MAX_TEXT = 80_000
+
 # How a desktop comes to its end where nobody shuts it down, by what `suspend_on` calls it.
 _ENDS = {"lifetime": "its lifetime is over", "idle": "nobody uses it", "stop": "it is stopped on the hub"}
 
@@ -51,6 +68,14 @@ class Entry:
     problems: Mapping[str, str] = field(default_factory=dict)
     from_link: bool = False
     server_name: str | None = None  # which server it was meant for, where it was typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Terms of use that are to be accepted."""
+
+    version: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +95,12 @@ def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
         value = values[0] if len(values) == 1 else values
         if value != "" and name != "_xsrf":
             options[name] = value
+    # A card's choice is a machine, or a preset of one; what a preset says is not taken from other fields.
+    choice = options.get("machine")
+    match = _PRESET_CHOICE.fullmatch(choice) if isinstance(choice, str) else None
+    if match is not None:
+        options = {name: value for name, value in options.items() if name not in PRESET_FIELDS}
+        options |= {"machine": match[1], "preset": match[2]}
     # A form has two parts, of which `sleeping` or `branch` says the one that is meant.
     lifetime = options.pop(KEPT_LIFETIME, None)
     goes_on = options.get("sleeping", "discard") != "discard" or "branch" in options
@@ -79,11 +110,33 @@ def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
     return options
 
 
+def unpack_link(query: Mapping[str, list[Any]]) -> tuple[dict[str, object], dict[str, str]]:
+    """A link's parameters as options, without what a link may not ask for, and a sentence for each of those.
+
+    Whoever presses Start too quickly would lose what is kept, accept what they have not read or run somebody
+    else's program, by somebody else's link.
+    """
+    options, problems = unpack_form(query), {}
+    if options.get("sleeping") == "discard":
+        del options["sleeping"]
+        problems["sleeping"] = "A link cannot ask for 'discard'; what is to be deleted only you can choose."
+    if options.pop("script", None) is not None:
+        problems["script"] = "A link cannot bring a script along; only you can type one in."
+    if options.pop("terms", None) is not None:
+        problems["terms"] = "A link cannot accept the terms of use; only you can."
+    return options, problems
+
+
 def render_form(
     entry: Entry,
     *,
+    user: str,
     machines: Mapping[str, Machine],
     limits: Limits,
+    favourites: Collection[str] = (),
+    settings: Iterable[str] = (),
+    terms: Terms | None = None,
+    now: Admission = ROOM,
     kept: Kept = NOTHING,
     desktop: ShownDesktop | None = None,
     branch: Branch | None = None,
@@ -95,20 +148,34 @@ def render_form(
 ) -> str:
     """The form's HTML, without the <form> element.
 
-    `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
-    another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
-    kept for `keep_s` seconds then (0: for ever). `quotas` are the user's, `proposals` is the picker of
-    theirs; `catalogue_problems` are for administrators.
+    `user` is who the desktop is for. `favourites` are ids of machines, shown first; `settings` are names of
+    saved options; `terms` are to be accepted; `now` is what there is room for. `kept` is what is kept of the
+    server, and `desktop` the same for the page; `branch` is the checkpoint of another one that the new
+    desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is kept for `keep_s` seconds
+    then (0: for ever). `quotas` are the user's, `proposals` is the picker of theirs; `catalogue_problems` are
+    for administrators.
     """
+    machines = dict(sorted(machines.items(), key=lambda item: item[0] not in favourites))
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
+    choices = {name: find_choices(machine, limits, now) for name, machine in machines.items()}
+    # A machine that cannot start now, but sometimes, is chosen where nothing else is left.
+    usable = [name for name in machines if any(not choice.obstacle for choice in choices[name])]
     chosen = entry.options.get("machine")
     if not isinstance(chosen, str) or obstacles.get(chosen, "unknown"):
-        chosen = next((name for name, obstacle in obstacles.items() if not obstacle), "")
+        chosen = next(iter(usable or [name for name, obstacle in obstacles.items() if not obstacle]), "")
     cards = [
-        _card(machine, obstacle=obstacles[name], entry=entry if name == chosen else Entry(), limits=limits)
+        _card(
+            machine,
+            choices=choices[name],
+            obstacle=obstacles[name],
+            entry=entry if name == chosen else Entry(),
+            limits=limits,
+        )
+        | {"is_favourite": name in favourites}
         for name, machine in machines.items()
     ]
     return _TEMPLATES.get_template("options_form.html").render(
+        user=user,
         cards=cards,
         chosen=next((card for card in cards if card["id"] == chosen), None),
         asleep=_asleep(entry, kept, desktop, limits) if desktop is not None and kept else None,
@@ -122,6 +189,19 @@ def render_form(
         proposals=proposals,
         kept_for=render_seconds(keep_s) if keep_s else "",
         quotas=list(quotas),
+        texts=_texts(entry),
+        keyboards=_named_choices({name: one.title for name, one in KEYBOARDS.items()}, entry, "keyboard"),
+        resolutions=_named_choices({name: name for name in RESOLUTIONS}, entry, "resolution"),
+        script_kib=limits.script_kib,
+        lacks=_all_lack(machines.values(), limits),
+        is_advanced=not _ADVANCED.isdisjoint(entry.problems)
+        or (entry.from_link and not _ADVANCED.isdisjoint(entry.options)),
+        look_every_ms=_LOOK_EVERY_S * 1000,
+        max_name=MAX_NAME,
+        max_notes=MAX_NOTES,
+        settings=list(settings),
+        terms=terms,
+        has_accepted=terms is not None and entry.options.get("terms") == terms.version,
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,
@@ -159,7 +239,26 @@ def _lifetimes(spec: SessionSpec, limits: Limits) -> list[dict[str, object]]:
     return _choices(lifetimes | {preferred_s}, preferred_s, render_seconds)
 
 
-def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> dict[str, object]:
+def _all_lack(machines: Iterable[Machine], limits: Limits) -> set[str]:
+    """The choices that none of the machines has."""
+    lacks = [set(find_guest_obstacles(machine, limits)) for machine in machines]
+    return set.intersection(*lacks) if lacks else set()
+
+
+def _texts(entry: Entry) -> dict[str, str]:
+    """What stands in the fields for text, also where it was refused."""
+    values = {name: entry.options.get(name, "") for name in ("name", "notes", "script")}
+    return {name: value[:_MAX_TEXT] if isinstance(value, str) else "" for name, value in values.items()}
+
+
+def _named_choices(titles: Mapping[str, str], entry: Entry, field: str) -> list[dict[str, object]]:
+    chosen = entry.options.get(field)
+    return [{"value": name, "label": title, "selected": name == chosen} for name, title in titles.items()]
+
+
+def _card(
+    machine: Machine, *, choices: Sequence[Choice], obstacle: str, entry: Entry, limits: Limits
+) -> dict[str, object]:
     """A machine as the template shows it."""
     preferred = _preferred(machine, entry, limits)
     longest_s = max_lifetime_s(machine, limits)
@@ -172,6 +271,9 @@ def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> d
         "hidden": machine.hidden,
         "icon": icon_uri(machine),
         "obstacle": obstacle,
+        "programs": machine.programs,
+        "choices": _card_choices(choices, preferred),
+        "lacks": list(find_guest_obstacles(machine, limits)),
         "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",
         "longest": render_seconds(longest_s),
         "selects": {
@@ -183,14 +285,45 @@ def _card(machine: Machine, *, obstacle: str, entry: Entry, limits: Limits) -> d
     }
 
 
+def _card_choices(choices: Iterable[Choice], preferred: Options) -> list[dict[str, object]]:
+    """The radio buttons of a card."""
+    shown: list[dict[str, object]] = [
+        {
+            "value": choice.value,
+            "title": choice.preset.name if choice.preset else "Other size",
+            "about": choice.preset.description if choice.preset else "",
+            "facts": _facts(choice.options) if choice.preset and choice.options else "",
+            "sizes": _sizes(choice.options) if choice.preset and choice.options else None,
+            "obstacle": choice.obstacle,
+        }
+        for choice in choices
+    ]
+    fitting = next((choice for choice in shown if choice["sizes"] == _sizes(preferred)), shown[-1])
+    return [choice | {"is_preferred": choice is fitting} for choice in shown]
+
+
+def _sizes(options: Options) -> dict[str, object]:
+    stored = {"gpu": "none", **options.stored()}
+    return {name: stored[name] for name in PRESET_FIELDS}
+
+
+def _facts(options: Options) -> str:
+    facts = ["1 CPU" if options.cpus == 1 else f"{options.cpus} CPUs", render_mib(options.memory_mib)]
+    if options.gpus:
+        facts.append("1 GPU" if options.gpus.count == 1 else f"{options.gpus.count} GPUs")
+    return " · ".join((*facts, render_seconds(options.lifetime_s)))
+
+
 def _preferred(machine: Machine, entry: Entry, limits: Limits) -> Options:
     """The machine's defaults, with those of the entry's options that this machine accepts."""
     options: dict[str, object] = {"machine": machine.id}
+    if machine.presets and entry.options.keys().isdisjoint(("preset", *PRESET_FIELDS)):
+        options["preset"] = machine.presets[0].name
 
     def checked() -> Options:
         return check_options(options, machines={machine.id: machine}, limits=limits, startable=False)
 
-    for name in FIELDS[1:]:
+    for name in ("preset", *PRESET_FIELDS):
         if name in entry.options:
             options[name] = entry.options[name]
             try:

@@ -21,7 +21,8 @@ from tornado import web
 from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.hub.image_jobs import ImageJobs
 from qemuspawner.hub.kept import find_owner
-from qemuspawner.hub.options import Limits, find_obstacle
+from qemuspawner.hub.limits import Limits
+from qemuspawner.hub.options import find_obstacle
 from qemuspawner.machine import encode_unit
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.machines.history import load_version

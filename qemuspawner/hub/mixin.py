@@ -23,18 +23,20 @@ from qemuspawner import paths, scopes
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub import form, metrics, routes
 from qemuspawner.hub.activity import trust_sessions
-from qemuspawner.hub.admission import ShortageError
+from qemuspawner.hub.admission import Admission, ShortageError
 from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
 from qemuspawner.hub.cards import ShowsCards
+from qemuspawner.hub.choices import describe_obstacles
 from qemuspawner.hub.claims import ClaimsCapacity
 from qemuspawner.hub.drains import DrainedError, HeedsDrains
+from qemuspawner.hub.favourites import list_favourites
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.known import Known
+from qemuspawner.hub.limits import Limits, LimitTraits
 from qemuspawner.hub.options import (
-    MIN_LIFETIME_S,
+    FIELDS,
     ONCE,
-    Limits,
     Options,
     RefusedOptionsError,
     allowed_machines,
@@ -45,7 +47,9 @@ from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs import KeepsRuns
+from qemuspawner.hub.settings import expand_setting, list_settings
 from qemuspawner.hub.shown import ShownDesktop, show_kept, show_saved
+from qemuspawner.hub.terms import TermsTraits
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_all_machines
@@ -94,6 +98,8 @@ class _LaunchLinkError(Exception):
 class QemuSpawnerMixin(
     PolicyTraits,
     ProposalTraits,
+    LimitTraits,
+    TermsTraits,
     KeepsRuns,
     ClaimsCapacity,
     HeedsDrains,
@@ -136,11 +142,6 @@ class QemuSpawnerMixin(
     jail = Bool(
         True,
         help="""Whether QEMU runs in namespaces of its own, where it sees its own files and no network.""",
-    ).tag(config=True)
-    max_lifetime = Union(
-        [Integer(), Unicode()],
-        default_value=0,
-        help="""The longest a desktop may last: seconds, or text like "12 h"; 0: as the machine says.""",
     ).tag(config=True)
     templates = Bool(
         True, help="Whether desktops start from a template of their machine and size, where there is one."
@@ -214,16 +215,6 @@ class QemuSpawnerMixin(
         # Sessions have another working directory.
         return str(Path(proposal["value"]).absolute())
 
-    @validate("max_lifetime")
-    def _max_lifetime_seconds(self, proposal: Any) -> int:
-        try:
-            seconds = parse_seconds(proposal["value"])
-        except ValueError as exc:
-            raise TraitError(f"max_lifetime is {proposal['value']!r}: {exc}.") from None
-        if 0 < seconds < MIN_LIFETIME_S:
-            raise TraitError(f"max_lifetime is {seconds} s; it is 0, or at least {MIN_LIFETIME_S} s.")
-        return seconds
-
     @validate("keep_for", "checkpoint_every")
     def _as_seconds(self, proposal: Any) -> int:
         name = proposal["trait"].name
@@ -294,15 +285,9 @@ class QemuSpawnerMixin(
 
     async def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
         """A link with `opt-` parameters fills in the form: were it a start, any site could cause one."""
-        options = form.unpack_form(query)
-        problems = {}
-        if options.get("sleeping") == "discard":
-            # Whoever presses Start too quickly would lose everything by somebody else's link.
-            del options["sleeping"]
-            problems["sleeping"] = (
-                "A link cannot ask for 'discard'; what is to be deleted only you can choose."
-            )
+        options, problems = form.unpack_link(query)
         try:
+            options = dict(expand_setting(self.records, options, user=self.user.name))
             self._check(options, await self.my_proposals())
         except RefusedOptionsError as exc:
             problems.update(exc.problems)
@@ -329,14 +314,17 @@ class QemuSpawnerMixin(
         JupyterHub has stored them already: refused ones are taken back, or the next start would use them.
         """
         self._options = None
+        asked_for = user_options
         try:
+            user_options = expand_setting(self.records, user_options, user=self.user.name)
             goes_on = "branch" in user_options or bool(self._find_kept(self.name))
             proposals = await self.proposals_for_start(user_options, goes_on=goes_on)
             options = self._check(user_options, proposals)
             self._check_permission(options, user_options)
+            self._check_terms(user_options.get("terms"))
             self.plan_invitation(options, proposals)
         except RefusedOptionsError as exc:
-            self._note_problems(user_options, exc.problems)
+            self._note_problems(asked_for, exc.problems)
             self._store_options({})
             raise refusal(exc, reason="options") from None
         self._store_options(options.stored())
@@ -353,7 +341,7 @@ class QemuSpawnerMixin(
             raise refusal(exc, reason="drain", status_code=503) from None
         except ShortageError as exc:
             shortage = exc.shortage
-            self._note_problems(user_options, {shortage.field: exc.text})
+            self._note_problems(asked_for, {shortage.field: exc.text})
             raise refusal(exc, reason=shortage.reason, status_code=409) from None
         except QemuSpawnerError as exc:
             raise refusal(exc, reason="quota", status_code=500) from None
@@ -382,6 +370,20 @@ class QemuSpawnerMixin(
                 {"branch": "The option 'branch' names a checkpoint of a desktop that you may not open."}
             )
 
+    def _check_terms(self, given: object) -> None:
+        """Have the user's own start accept the terms; nobody else can do that for them, and need not.
+
+        Raises:
+            RefusedOptionsError: They are still to be accepted.
+        """
+        asking = getattr(self.handler, "current_user", None)
+        if asking is not None and asking.name != self.user.name:
+            return
+        if problem := self.find_terms_problem(given):
+            raise RefusedOptionsError({"terms": problem})
+        if given is not None:
+            self.accept_terms()
+
     def _is_permitted(self, scope: str, server_name: str | None = None) -> bool:
         """Whether the request that is noted here has this scope for a server; this one, by default."""
         name = self.name if server_name is None else server_name
@@ -397,6 +399,28 @@ class QemuSpawnerMixin(
             find_kept=self._find_kept,
             proposals=proposals,
         )
+
+    async def check_setting(self, given: Mapping[str, object]) -> dict[str, object]:
+        """Options as they are saved under a name, from a form's fields or a program's.
+
+        Raises:
+            RefusedOptionsError: They cannot be accepted as they are now.
+        """
+        options = form.unpack_form({name: [value] for name, value in given.items()})
+        checked = check_options(
+            without_once(options),
+            machines=self._my_machines(self._catalogue()),
+            limits=self._limits,
+            startable=False,
+            proposals=await self.my_proposals(),
+        )
+        stored = checked.stored()
+        return {name: stored[name] for name in FIELDS if name in stored}
+
+    def note_about(self, about: Mapping[str, object]) -> None:
+        """The running desktop got another name or other notes, which its session has accepted."""
+        told = {name: about[name] for name in ("name", "notes") if name in about}
+        self._store_options({**self.user_options, **told})
 
     def _store_options(self, options: dict[str, object]) -> None:
         self.user_options = self.orm_spawner.user_options = options
@@ -415,17 +439,37 @@ class QemuSpawnerMixin(
         branch = None if kept.suspended else self._find_branch(entry)
         return form.render_form(
             entry,
+            user=self.user.name,
             machines=self._my_machines(catalogue),
             limits=self._limits,
+            favourites=self._noted(lambda: list_favourites(self.records, user=self.user.name, kind="machine"))
+            or (),
+            settings=self._noted(lambda: list_settings(self.records, user=self.user.name)) or (),
+            terms=form.Terms(version=self.terms_version, text=self.terms)
+            if self._noted(lambda: self.has_open_terms)
+            else None,
             kept=kept,
             desktop=show_kept(kept, self.pictures),
             branch=branch,
             suspend_on=self.suspend_on,
             keep_s=self.keep_for,
+            now=self._look_for_form(),
             quotas=await self.describe_quotas(),
             proposals=await self.shown_proposals(entry.options),
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
+
+    def find_obstacles(self) -> dict[str, str]:
+        """Each choice of the form, and what stands against its start now."""
+        machines = self._my_machines(self._catalogue())
+        return dict(describe_obstacles(machines, self._limits, self._look_for_form()))
+
+    def _look_for_form(self) -> Admission:
+        try:
+            return self.look()
+        except QemuSpawnerError:
+            # The administrator's quotas cannot be read, which a start says.
+            return form.ROOM
 
     @property
     def _entry(self) -> form.Entry | None:
@@ -468,7 +512,8 @@ class QemuSpawnerMixin(
 
     @property
     def _limits(self) -> Limits:
-        return Limits(lifetime_s=self.max_lifetime or None, gpus=self.find_gpu_models())
+        groups = {group.name for group in self.user.groups}
+        return self.find_limits(groups=groups, admin=self.user.admin, gpus=self.find_gpu_models())
 
     # What is kept while the desktop does not run; the hub's templates call some of these
 
@@ -600,11 +645,13 @@ class QemuSpawnerMixin(
             user=self.user.name,
             server_name=self.name,
             state_dir=self.state_dir,
-            # How its image was made and who may start it is long, and nothing to a session.
+            # How its image was made, what it has and who may start it is long, and nothing to a session.
             machine=structs.replace(
                 options.machine,
                 build=None,
                 allow=Allow(),
+                software=(),
+                presets=(),
                 image=structs.replace(options.machine.image, url=""),
             ),
             cpus=options.cpus,
@@ -617,6 +664,11 @@ class QemuSpawnerMixin(
             allow_tcg=self.allow_tcg,
             jail=self.jail,
             templates=self.templates,
+            name=options.name,
+            notes=options.notes,
+            keyboard=options.keyboard,
+            resolution=options.resolution,
+            script=options.script,
             sleeping=options.sleeping,
             branch=options.branch,
             suspend_on=tuple(self.suspend_on),

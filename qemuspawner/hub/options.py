@@ -2,38 +2,43 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.hub.fields import Field, in_range, join_words, one_of, parse_count, show
 from qemuspawner.hub.gpu_option import gpu_field
 from qemuspawner.hub.kept import NAME, NOTHING, Kept
+from qemuspawner.hub.limits import MIN_LIFETIME_S, Limits
 from qemuspawner.hub.proposals.choice import check_proposal
 from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals
-from qemuspawner.machine import Machine
+from qemuspawner.keyboards import KEYBOARDS
+from qemuspawner.machine import Machine, Preset
 from qemuspawner.machines.catalogue import missing_files
+from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import ChosenProposal, Gpus, SessionSpec
+from qemuspawner.texts import MAX_NAME, MAX_NOTES, script_of, text_of
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 # What a new desktop is made of, and is remembered for the next one.
-FIELDS = ("machine", "cpus", "memory", "gpu", "lifetime", "proposal")
-# What is done with that which was kept, and who else is to come; for one start only.
-ONCE = ("sleeping", "branch", "invite")
+FIELDS = (
+    *("machine", "preset", "cpus", "memory", "gpu", "lifetime"),
+    *("name", "notes", "keyboard", "resolution", "script", "proposal"),
+)
+# What of these a preset says.
+PRESET_FIELDS = ("cpus", "memory", "gpu", "lifetime")
+# What is done with that which was kept, what is accepted and who else is to come; for one start only.
+ONCE = ("sleeping", "branch", "invite", "terms")
+_ABOUT_KEPT = ("sleeping", "branch")
+# In the order of the manual; a `setting` stands for what is saved under its name.
+_ALL = (*FIELDS, *ONCE, "setting")
 # Written by us for the hub's admin page, so it comes back with stored options; what it says is not read.
 _IGNORED = "profile"
 
-MIN_LIFETIME_S = 60
 _MAX_LISTED = 8
+# What is chosen without one.
+NO_PRESET = Preset(name="-")
 _BRANCH = re.compile(rf"([^/]*)/({NAME.pattern})", re.ASCII)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The most an administrator allows, whatever a machine says; None is no limit."""
-
-    lifetime_s: int | None = None
-    gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,11 @@ class Options:
     lifetime_s: int
     max_lifetime_s: int
     gpus: Gpus | None = None
+    name: str = ""
+    notes: str = ""
+    keyboard: str = ""
+    resolution: str = ""
+    script: str = ""
     sleeping: str = "wake"
     branch: str = ""  # SESSION-ID/NAME
     proposal: ChosenProposal | None = None
@@ -54,6 +64,13 @@ class Options:
 
     def stored(self) -> dict[str, object]:
         """As JupyterHub keeps them, and as they can be given again; what was kept is used once."""
+        texts = {
+            "name": self.name,
+            "notes": self.notes,
+            "keyboard": self.keyboard,
+            "resolution": self.resolution,
+            "script": self.script,
+        }
         return {
             "machine": self.machine.id,
             "cpus": self.cpus,
@@ -61,6 +78,7 @@ class Options:
             **({"gpu": str(self.gpus)} if self.gpus else {}),
             "lifetime": self.lifetime_s,
             **({"proposal": self.proposal.id} if self.proposal else {}),
+            **{name: text for name, text in texts.items() if text},
             _IGNORED: self.machine.name,
         }
 
@@ -139,7 +157,7 @@ def check_options(
         if name not in (*FIELDS, *ONCE, _IGNORED):
             shown = show(name)
             problems[shown] = (
-                f"There is no option {shown}; the options are {join_words((*FIELDS, *ONCE), 'and')}."
+                f"There is no option {shown}; the options are {join_words(_ALL, 'and', most=len(_ALL))}."
             )
             if len(problems) == _MAX_LISTED:
                 break
@@ -152,8 +170,16 @@ def check_options(
 
     if startable and (obstacle := find_obstacle(machine, limits)):
         problems["machine"] = obstacle
+    preset = None
+    if source is None and "preset" in user_options:
+        preset = machine.find_preset(user_options["preset"])
+        if preset is None:
+            problems["preset"] = _say_presets(machine, user_options["preset"])
+        elif preset.gpu:
+            # Whether there is such a one, the hub's hosts say.
+            user_options = {"gpu": preset.gpu, **user_options}
     values: dict[str, Any] = {}
-    for option in find_fields(machine, limits, source):
+    for option in find_fields(machine, limits, source=source, preset=preset or NO_PRESET):
         try:
             values[option.name] = option.read(user_options)
         except ValueError as exc:
@@ -168,6 +194,11 @@ def check_options(
         lifetime_s=values["lifetime"],
         max_lifetime_s=max_lifetime_s(machine, limits),
         gpus=source.gpus if source is not None else values["gpu"],
+        name=values["name"],
+        notes=values["notes"],
+        keyboard=values.get("keyboard", ""),
+        resolution=values["resolution"] if source is None else source.resolution,
+        script=values.get("script", ""),
         sleeping=sleeping,
         branch=branch,
         proposal=proposal,
@@ -176,30 +207,94 @@ def check_options(
     )
 
 
-def find_fields(machine: Machine, limits: Limits, source: SessionSpec | None = None) -> Iterator[Field]:
-    """The options of a start of this machine; of what goes on from `source` the size is given."""
+def find_fields(
+    machine: Machine, limits: Limits, *, source: SessionSpec | None = None, preset: Preset = NO_PRESET
+) -> Iterator[Field]:
+    """The options of a start of this machine, with what `preset` says as their defaults.
+
+    Of what goes on from `source` the size is given, and what is done once was done.
+    """
     if source is None:
         yield Field(
             name="cpus",
-            default=machine.cpus.default,
+            default=preset.cpus or machine.cpus.default,
             parse=one_of(parse_count, machine.cpus.offered),
             bound=f"'{machine.name}' offers {join_words(machine.cpus.offered)}",
         )
         yield Field(
             name="memory",
-            default=int(machine.memory.default),
+            default=int(preset.memory or machine.memory.default),
             parse=one_of(parse_mib, machine.memory.offered),
             bound=f"'{machine.name}' offers {join_words(map(render_mib, machine.memory.offered))}",
         )
         yield gpu_field(machine, limits.gpus)
     longest_s = max_lifetime_s(machine, limits)
-    usual_s = int(machine.lifetime.default) if source is None else source.lifetime_s
+    usual_s = int(preset.lifetime or machine.lifetime.default) if source is None else source.lifetime_s
     yield Field(
         name="lifetime",
         default=min(usual_s, longest_s),
         parse=in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
         bound=f"'{machine.name}' lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
     )
+    yield Field(
+        name="name",
+        default="" if source is None else source.name,
+        parse=text_of(MAX_NAME),
+        bound=f"a desktop's name has one line of at most {MAX_NAME} characters",
+    )
+    yield Field(
+        name="notes",
+        default="" if source is None else source.notes,
+        parse=text_of(MAX_NOTES, lines=True),
+        bound=f"notes have at most {MAX_NOTES} characters",
+    )
+    if source is None:
+        yield from _find_guest_fields(machine, limits)
+
+
+def find_guest_obstacles(machine: Machine, limits: Limits) -> dict[str, str]:
+    """Which choices a machine does not have that its guest would have to carry out, and why."""
+    obstacles = {}
+    if not machine.agent:
+        obstacles["keyboard"] = obstacles["script"] = f"'{machine.name}' has no guest agent for it"
+    if not limits.scripts:
+        obstacles["script"] = "this site runs no scripts"
+    if machine.display != "virtio":
+        obstacles["resolution"] = f"the screen of '{machine.name}' has a size of its own"
+    return obstacles
+
+
+def _find_guest_fields(machine: Machine, limits: Limits) -> Iterator[Field]:
+    obstacles = find_guest_obstacles(machine, limits)
+    kinds = {
+        "keyboard": (
+            one_of(text_of(MAX_NAME), ("", *KEYBOARDS)),
+            f"a keyboard is {join_words(KEYBOARDS)}",
+        ),
+        "resolution": (
+            one_of(text_of(MAX_NAME), ("", *RESOLUTIONS)),
+            f"a resolution is {join_words(RESOLUTIONS)}",
+        ),
+        "script": (
+            script_of(limits.script_kib),
+            f"a script begins with #! and has at most {limits.script_kib} KiB",
+        ),
+    }
+    for name, (parse, bound) in kinds.items():
+        obstacle = obstacles.get(name, "")
+        yield Field(
+            name=name,
+            default="",
+            parse=one_of(text_of(0), ("",)) if obstacle else parse,
+            bound=obstacle or bound,
+        )
+
+
+def _say_presets(machine: Machine, given: object) -> str:
+    offered = (
+        f"offers {join_words(show(one.name) for one in machine.presets)}" if machine.presets else "has none"
+    )
+    return f"The option 'preset' is {show(given)}; '{machine.name}' {offered}."
 
 
 def without_once(options: Mapping[str, object]) -> dict[str, object]:
@@ -232,7 +327,7 @@ def _find_source(
             source, branch = _find_branch(user_options["branch"], sleeping, kept, find_kept)
         except ValueError as exc:
             problems["branch"] = str(exc)
-    if not problems.keys().isdisjoint(ONCE):
+    if not problems.keys().isdisjoint(_ABOUT_KEPT):
         raise RefusedOptionsError(problems)
     return source, str(sleeping), branch
 

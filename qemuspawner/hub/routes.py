@@ -3,20 +3,24 @@
 from qemuspawner.hub import (
     announcements_api,
     api,
+    choices_api,
     favourites_api,
     images_api,
     machines_api,
     machines_page,
     pictures,
     quota_api,
+    settings_api,
     share_api,
     staff_api,
+    terms_api,
 )
 from qemuspawner.hub.proposals import api as proposals_api
 
 MODULES = (
     announcements_api,
     api,
+    choices_api,
     favourites_api,
     images_api,
     machines_api,
@@ -24,6 +28,8 @@ MODULES = (
     pictures,
     proposals_api,
     quota_api,
+    settings_api,
     share_api,
     staff_api,
+    terms_api,
 )

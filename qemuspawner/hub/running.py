@@ -72,6 +72,8 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
         "memory_mib": status.memory_mib,
         "started_s": max(0, round(status.now - status.started)),
         "used_s": max(0, round(status.now - status.last_activity)) if status.last_activity else None,
+        "name": status.name,
+        "notes": status.notes,
         "state": status.state,
         "left_s": max(0, round(status.deadline - status.now)),
         "gain_s": max(0, round(status.max_deadline - status.deadline)),

@@ -373,6 +373,9 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
     for key in ("name", "version"):
         if not getattr(machine, key).isprintable():
             yield key, "it has characters that cannot be shown, such as a line break"
+    for index, program in enumerate(machine.programs):
+        if not program.name.isprintable():
+            yield f"software[{index}]", "it has characters that cannot be shown, such as a line break"
     for name in machine.ports:
         if not _PORT_NAME.fullmatch(name):
             yield (
@@ -388,6 +391,7 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
         size = render_mib(machine.memory.offered[0])
         yield "memory.offered", f"{size} are less than {render_mib(_MIN_MEMORY)}"
     yield from _check_lifetime(machine.lifetime)
+    yield from _check_presets(machine)
     yield from _check_image(machine, table["image"])
     if machine.build is not None:
         yield from _check_build(machine, machine.build, folder, table["image"])
@@ -415,6 +419,25 @@ def _check_lifetime(lifetime: Lifetime) -> Iterator[Wrong]:
         yield "lifetime.offered", f"{render_seconds(lifetime.offered[0])} are less than {least}"
     if 0 < lifetime.idle < _MIN_DURATION:
         yield "lifetime.idle", f"{render_seconds(lifetime.idle)} are less than {least}; 0 means never"
+
+
+def _check_presets(machine: Machine) -> Iterator[Wrong]:
+    names = [preset.name for preset in machine.presets]
+    for index, preset in enumerate(machine.presets):
+        key = f"presets[{index}]"
+        if not preset.name.isprintable():
+            yield f"{key}.name", "it has characters that cannot be shown, such as a line break"
+        if preset.name in names[:index]:
+            yield f"{key}.name", f"{_quote(preset.name)} is the name of another preset, too"
+        if preset.cpus is not None and preset.cpus not in machine.cpus.offered:
+            yield f"{key}.cpus", f"{preset.cpus} is not among cpus.offered"
+        if preset.memory is not None and preset.memory not in machine.memory.offered:
+            yield f"{key}.memory", f"{render_mib(preset.memory)} is not among memory.offered"
+        if preset.lifetime is None:
+            continue
+        if not _MIN_DURATION <= preset.lifetime <= machine.lifetime.max:
+            bounds = f"{render_seconds(_MIN_DURATION)} to {render_seconds(machine.lifetime.max)}"
+            yield f"{key}.lifetime", f"{render_seconds(preset.lifetime)} is not within {bounds}"
 
 
 def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+from qemuspawner.errors import VmError
 from qemuspawner.session import rfb
 from qemuspawner.session.wire import Wire
 
@@ -11,6 +12,12 @@ from qemuspawner.session.wire import Wire
 CONNECT_TIMEOUT_S = 10.0
 
 _READ_BYTES = 256 * 1024
+
+# A guest takes a size from when its graphics driver is there, which comes after the first picture.
+_SIZE_TRIES = 60
+_SIZE_PAUSE_S = 1.0
+# Asked again so often: each time the guest's monitor is plugged in anew, which keeps a slow guest busy.
+_ASK_EVERY = 5
 
 # QEMU drops the release of a key that was never pressed, so nothing reaches the guest; F24 is on no keyboard.
 _HARMLESS = rfb.extended_key(keysym=0xFFD5, scan_code=0x76, down=False)
@@ -103,6 +110,25 @@ async def keep_fresh(vnc_socket: Path, *, interval_s: float) -> None:
         while not ended.done():
             await desktop.send(_HARMLESS)
             await asyncio.sleep(interval_s)
+
+
+async def set_size(vnc_socket: Path, *, width: int, height: int) -> None:
+    """Give the guest's screen a size in pixels.
+
+    Raises:
+        VmError: It still has another one after a minute.
+    """
+    has = ""
+    for attempt in range(_SIZE_TRIES):
+        with suppress(DesktopError), await connect_desktop(vnc_socket) as desktop:
+            size = rfb.size_of(desktop.head)
+            if size == (width, height):
+                return
+            has = f" and stays at {size[0]}x{size[1]}"
+            if attempt % _ASK_EVERY == 0:
+                await desktop.send(rfb.set_desktop_size(width=width, height=height))
+        await asyncio.sleep(_SIZE_PAUSE_S)
+    raise VmError(f"it does not become {width}x{height}{has}.")
 
 
 def _ignore(_buffer: memoryview, _size: int) -> None:

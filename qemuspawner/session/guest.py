@@ -14,6 +14,7 @@ from qemuspawner.qemu.image import create_layer
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
+from qemuspawner.session.desktop import set_size
 from qemuspawner.session.ports import Ports
 from qemuspawner.session.prepare import Started
 
@@ -67,6 +68,10 @@ class Guest:
     async def wait_for_display(self) -> None:
         """Raises VmError where there is none."""
         await wait_for_display(self._paths.vnc_socket, timeout_s=_DISPLAY_TIMEOUT_S)
+
+    async def set_size(self, *, width: int, height: int) -> None:
+        """Give the screen a size in pixels. Raises VmError where it does not take it."""
+        await set_size(self._paths.vnc_socket, width=width, height=height)
 
     async def _connect_clipboard(self, *, connected: bool) -> None:
         if self.machine.clipboard:

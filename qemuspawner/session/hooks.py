@@ -9,7 +9,8 @@ from qemuspawner.session.guest import Guest
 _FOLDER = "/etc/qemuspawner"
 _TIMEOUT_S = 20
 _MAX_TEXT = 500
-_ENVIRONMENT = {
+# Of every program that is run as root in a guest.
+ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -31,7 +32,7 @@ async def run_hook(guest: Guest, name: str, values: Mapping[str, str]) -> None:
         raise NoHookError("This machine has no guest agent.")
     told = {f"QEMUSPAWNER_{key}": printable(value)[:_MAX_TEXT] for key, value in values.items()}
     try:
-        code, _ = await guest.agent.run(f"{_FOLDER}/{name}", env=_ENVIRONMENT | told, timeout_s=_TIMEOUT_S)
+        code, _ = await guest.agent.run(f"{_FOLDER}/{name}", env=ENVIRONMENT | told, timeout_s=_TIMEOUT_S)
     except AgentRefusalError as exc:
         raise NoHookError(f"This machine has no program '{_FOLDER}/{name}'.") from exc
     if code:

@@ -260,6 +260,8 @@ class People:
 
     def _find_sizing(self, present: Sequence[Person]) -> Seat | None:
         """The one window that the desktop's size follows: several would pull it to and fro."""
+        if self._spec.resolution:
+            return None
         able = [person for person in present if person.may("control") and self.driving.drives(person.name)]
         able.sort(key=lambda person: person.role != "owner")
         for seat in reversed(self._seats):

@@ -311,6 +311,18 @@ def set_encodings(encodings: Iterable[int]) -> bytes:
     return struct.pack(f">BxH{len(codes)}i", 2, len(codes), *codes)
 
 
+def size_of(head: bytes) -> tuple[int, int]:
+    """Width and height from the head of a ServerInit."""
+    width, height = struct.unpack_from(">HH", head)
+    return width, height
+
+
+def set_desktop_size(*, width: int, height: int) -> bytes:
+    """The message for one screen of this size, in pixels."""
+    screen = struct.pack(">IHHHHI", 0, 0, 0, width, height, 0)
+    return struct.pack(">BxHHBx", 251, width, height, 1) + screen
+
+
 def extended_key(*, keysym: int, scan_code: int, down: bool) -> bytes:
     """QEMU's key event: what counts is the scan code (set 1, as in the `xt` table)."""
     return struct.pack(">BBHII", 255, 0, down, keysym, scan_code)

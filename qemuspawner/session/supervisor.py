@@ -4,7 +4,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any, Literal
@@ -12,18 +20,20 @@ from typing import Any, Literal
 from msgspec import structs
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.machines.templates import find_saving_obstacle
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
+from qemuspawner.resolutions import parse_resolution
 from qemuspawner.saved import Saved
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.extensions import Extensions
+from qemuspawner.session.first_start import is_new, run_script
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.keep import Keeper, note_problem
-from qemuspawner.session.keyboards import KEYBOARDS
 from qemuspawner.session.load import LoadMeter, find_busy, next_look_s
 from qemuspawner.session.notices import Notices
 from qemuspawner.session.personal import personalise
@@ -129,6 +139,8 @@ class Supervisor:
             steps=tuple(self._steps),
             progress=self._progress,
             machine=spec.machine.name,
+            name=spec.name,
+            notes=spec.notes,
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
             accelerator=self._prepared.host.accelerator if self._prepared else "",
@@ -392,6 +404,39 @@ class Supervisor:
         # A restored desktop is shown at once, and is made its user's while the browser loads the page.
         if guest.agent is not None:
             await self._personalise(guest)
+        await self._do_as_asked(guest)
+
+    async def _do_as_asked(self, guest: Guest) -> None:
+        """What its user chose before the start; a part that fails is told, and the desktop goes on."""
+        async with asyncio.TaskGroup() as works:
+            works.create_task(self._set_size(guest))
+            if is_new(guest.plan):
+                works.create_task(self._set_up(guest))
+
+    async def _set_size(self, guest: Guest) -> None:
+        if self.spec.resolution:
+            width, height = parse_resolution(self.spec.resolution)
+            with self._told("The screen has another size than was chosen"):
+                await guest.set_size(width=width, height=height)
+
+    async def _set_up(self, guest: Guest) -> None:
+        spec = self.spec
+        if spec.keyboard:
+            with self._told("The keyboard layout that was chosen is not set"):
+                await self.set_keyboard(spec.keyboard, by=spec.user)
+        if spec.script and guest.agent is not None:
+            self.report("Running the start script")
+            with self._told("The start script failed"):
+                words = await run_script(guest.agent, spec.script)
+                self.report(f"The start script is done: {words}" if words else "The start script is done")
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """An error of the guest becomes a warning among the steps."""
+        try:
+            yield
+        except QemuSpawnerError as exc:
+            self.report(f"{what}: {exc.message}", level="warning")
 
     async def _personalise(self, guest: Guest) -> None:
         assert guest.agent is not None
@@ -557,6 +602,13 @@ class Supervisor:
         """Show a message of the site's staff on every page, and in the guest at the next look."""
         self._notices.tell(text, by=by)
         self.log.info("A message of %s is shown", by)
+        self._note_change()
+
+    def describe(self, *, name: str, notes: str) -> None:
+        """Give the desktop another name and other notes, also in what is saved of it from now on."""
+        self.spec = structs.replace(self.spec, name=name, notes=notes)
+        if self.keeper is not None:
+            self.keeper.spec = structs.replace(self.keeper.spec, name=name, notes=notes)
         self._note_change()
 
     async def set_keyboard(self, name: str, *, by: str) -> None:

@@ -16,9 +16,10 @@ export class Keyboard {
   #obstacle = "";
   #ready; // when the browser has told what it knows
 
-  /** `onStatus` takes the status with which the session answers. */
-  constructor({ api, desktop, onStatus }) {
+  /** `config.keyboard` was chosen before the start; `onStatus` takes the status with which the session answers. */
+  constructor({ api, config, desktop, onStatus }) {
     this.#api = api;
+    this.#isOffered = !!config.keyboard;
     this.#desktop = desktop;
     this.#onStatus = onStatus;
     const select = byId("keyboard-layout");

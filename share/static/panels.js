@@ -37,7 +37,7 @@ export class Panels {
     });
     this.#extension = new Extension({ api, onStatus });
     this.#staffMessage = new StaffMessage();
-    this.#keyboard = new Keyboard({ api, desktop, onStatus });
+    this.#keyboard = new Keyboard({ api, config, desktop, onStatus });
     setUpTyping(desktop, { give: (text) => clipboard.give(text) });
     // Who was quicker than this module has opened a menu that nobody has filled.
     for (const button of document.querySelectorAll("[aria-controls$='-menu'][aria-expanded='true']")) {

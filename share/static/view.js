@@ -50,7 +50,7 @@ export function setUpView(desktop, { ping }) {
     if (isWanted && desktop.isConnected && !desktop.isViewOnly && !desktop.isMatched) {
       why = desktop.sizes
         ? "The desktop does not follow this window, so it is scaled."
-        : "Another window sets the desktop’s size, so it is scaled here.";
+        : "The desktop’s size is set elsewhere, so it is scaled here.";
     }
     byId("scale-why").textContent = why;
   }

@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qemuspawner.hub.fields import show
+from qemuspawner.hub.limits import Limits
 from qemuspawner.hub.options import (
-    Limits,
     Options,
     RefusedOptionsError,
     allowed_machines,
     check_options,
 )
-from qemuspawner.machine import Allow, Image, Machine
+from qemuspawner.machine import Allow, Image, Machine, Mib, Preset, Seconds
 
 MACHINE = Machine(id="debian", name="Debian", image=Image(file="/nowhere/disk.raw", format="raw"))
 OTHER = msgspec.structs.replace(MACHINE, id="other", name="Other")
@@ -122,8 +122,9 @@ def test_every_problem_is_told_at_once() -> None:
 
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
     assert problems({"run\nas": 1}) == {
-        "'run\\nas'": "There is no option 'run\\nas'; the options are machine, cpus, memory, gpu, lifetime, "
-        "proposal, sleeping, branch and others."
+        "'run\\nas'": "There is no option 'run\\nas'; the options are machine, preset, cpus, memory, gpu, "
+        "lifetime, name, notes, keyboard, resolution, script, proposal, sleeping, branch, invite, terms and "
+        "setting."
     }
 
 
@@ -200,3 +201,116 @@ def test_anything_is_either_options_or_a_refusal(options: dict[str, Any]) -> Non
 
 def test_a_value_is_shown_short_and_on_one_line() -> None:
     assert show("a\nb\x1b[31m" + "c" * 100) == "'a\\nb\\x1b[31m" + "c" * 52 + "…'"
+
+
+CAPABLE = msgspec.structs.replace(
+    MACHINE,
+    agent=True,
+    display="virtio",
+    presets=(Preset(name="Large", cpus=4, memory=Mib(4096), lifetime=Seconds(86400)), Preset(name="Plain")),
+)
+
+
+def test_a_preset_says_what_is_not_asked_for() -> None:
+    alone = check({"preset": "Large"}, CAPABLE)
+    mixed = check({"preset": "Large", "cpus": 1}, CAPABLE)
+    plain = check({"preset": "Plain"}, CAPABLE)
+
+    assert (alone.cpus, alone.memory_mib, alone.lifetime_s) == (4, 4096, 86400)
+    assert (mixed.cpus, mixed.memory_mib, mixed.lifetime_s) == (1, 4096, 86400)
+    assert (plain.cpus, plain.memory_mib, plain.lifetime_s) == (1, 2048, 8 * 3600)
+
+
+def test_a_preset_lasts_no_longer_than_is_allowed() -> None:
+    assert check({"preset": "Large"}, CAPABLE, limits=Limits(lifetime_s=7200)).lifetime_s == 7200
+
+
+@pytest.mark.parametrize(
+    ("machine", "bound"), [(CAPABLE, "'Debian' offers 'Large' or 'Plain'."), (MACHINE, "'Debian' has none.")]
+)
+def test_an_unknown_preset_is_refused(machine: Machine, bound: str) -> None:
+    assert problems({"preset": "<b>"}, machine) == {"preset": f"The option 'preset' is '<b>'; {bound}"}
+
+
+def test_a_start_without_choices_stores_none_of_them() -> None:
+    empty = {"name": "", "notes": "", "keyboard": "", "resolution": "", "script": ""}
+
+    assert check(empty, CAPABLE).stored() == check({}, CAPABLE).stored()
+
+
+def test_choices_are_stored_as_they_can_be_given_again() -> None:
+    given = {
+        "name": " Night run \U0001f468\u200d\U0001f52c ",
+        "notes": "one\r\n\ttwo",
+        "keyboard": "ch-fr",
+        "resolution": "1280x800",
+    }
+
+    stored = check(given, CAPABLE).stored()
+
+    assert {name: stored[name] for name in given} == {
+        "name": "Night run \U0001f468\u200d\U0001f52c",
+        "notes": "one\n\ttwo",
+        "keyboard": "ch-fr",
+        "resolution": "1280x800",
+    }
+    assert check(stored, CAPABLE).stored() == stored
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [
+        ("name", "x" * 81, "(it has 81 characters); a desktop's name has one line of at most 80 characters."),
+        ("name", "a\nb", "(it has characters that cannot be shown); a desktop's name has one line"),
+        ("name", "a\u202eb", "(it has characters that cannot be shown)"),
+        ("name", ["a"], "(it is not a text)"),
+        ("notes", "x" * 2001, "(it has 2001 characters); notes have at most 2000 characters."),
+        ("notes", "a\x1b[31m", "(it has characters that cannot be shown)"),
+        ("notes", "a\ud800", "(it has characters that cannot be shown)"),
+        ("keyboard", "xx", "; a keyboard is us, gb, de, fr, es, ch or ch-fr."),
+        ("keyboard", 7, "(it is not a text)"),
+        ("resolution", "9x9", "; a resolution is 1024x768, "),
+        ("resolution", "1280x800,foo=bar", "; a resolution is 1024x768, "),
+        ("script", "#!/bin/sh\n", "; this site runs no scripts."),
+    ],
+)
+def test_bad_choices_are_refused(field: str, value: object, bound: str) -> None:
+    [(named, sentence)] = problems({field: value}, CAPABLE).items()
+
+    assert named == field
+    assert bound in sentence
+    assert sentence.isprintable()
+
+
+SCRIPTS = Limits(scripts=True, script_kib=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [
+        ("echo", "(it does not begin so); a script begins with #! and has at most 1 KiB."),
+        ("#!/bin/sh\n" + "\u00e9" * 600, "(it has 1210 bytes); a script"),
+        ("#!/bin/sh\n\0", "(it has characters that cannot be shown)"),
+        ({"a": 1}, "(it is not a text)"),
+    ],
+)
+def test_scripts_are_bounded(value: object, bound: str) -> None:
+    assert bound in problems({"script": value}, CAPABLE, limits=SCRIPTS)["script"]
+
+
+def test_a_script_keeps_its_lines() -> None:
+    checked = check({"script": "#!/bin/sh\r\necho  a\r\n\r\n\techo b"}, CAPABLE, limits=SCRIPTS)
+
+    assert checked.script == "#!/bin/sh\necho  a\n\n\techo b\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("keyboard", "de", "'Debian' has no guest agent for it"),
+        ("script", "#!/bin/sh\n", "'Debian' has no guest agent for it"),
+        ("resolution", "1280x800", "the screen of 'Debian' has a size of its own"),
+    ],
+)
+def test_a_machine_that_cannot_do_it_says_so(field: str, value: str, why: str) -> None:
+    assert problems({field: value}, limits=SCRIPTS)[field].endswith(f"; {why}.")

@@ -81,8 +81,9 @@ async def test_a_start_without_options_takes_the_last_ones(hub: hubs.Hub) -> Non
         ({"machine": None}, "The option 'machine' is 'None', which is not one of 'mini'."),
         (
             {"prologue": "rm -rf"},
-            "There is no option 'prologue'; the options are machine, cpus, memory, gpu, lifetime, proposal, "
-            "sleeping, branch and others.",
+            "There is no option 'prologue'; the options are machine, preset, cpus, memory, gpu, lifetime, "
+            "name, notes, keyboard, resolution, script, proposal, sleeping, branch, invite, terms and "
+            "setting.",
         ),
     ],
 )  # fmt: skip

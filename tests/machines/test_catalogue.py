@@ -344,3 +344,33 @@ def test_a_large_icon_is_refused(write_machine: WriteMachine, images: Path) -> N
     (folder / "icon.svg").write_text(SVG + " " * 70_000)
 
     assert problems_of(folder, images) == [("icon", "'icon.svg' is larger than 64 KiB")]
+
+
+def test_software_is_a_name_or_a_table(write_machine: WriteMachine, images: Path) -> None:
+    text = f'{NAME}software = ["Fiji", {{ name = "ParaView 5.11", gpu = true }}]\n{IMAGE}'
+
+    machine = load_machine(write_machine(text), images)
+
+    assert [(program.name, program.gpu) for program in machine.programs] == [
+        ("Fiji", False),
+        ("ParaView 5.11", True),
+    ]
+
+
+def test_presets_that_cannot_be_started_are_refused(write_machine: WriteMachine, images: Path) -> None:
+    presets = (
+        '[[presets]]\nname = "A"\ncpus = 3\nmemory = "3 GiB"\nlifetime = "3 d"\n'
+        '[[presets]]\nname = "A"\nlifetime = "1 s"\n'
+        '[[presets]]\nname = "a\\nb"\n'
+    )
+    folder = write_machine(f'{NAME}software = ["a\\u0007"]\n{IMAGE}{presets}')
+
+    assert problems_of(folder, images) == [
+        ("software[0]", "it has characters that cannot be shown, such as a line break"),
+        ("presets[0].cpus", "3 is not among cpus.offered"),
+        ("presets[0].memory", "3 GiB is not among memory.offered"),
+        ("presets[0].lifetime", "3 d is not within 1 min to 2 d"),
+        ("presets[1].name", "'A' is the name of another preset, too"),
+        ("presets[1].lifetime", "1 s is not within 1 min to 2 d"),
+        ("presets[2].name", "it has characters that cannot be shown, such as a line break"),
+    ]

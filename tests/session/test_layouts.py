@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.paths import STATIC
-from qemuspawner.session.keyboards import KEYBOARDS
 
 # Every character of Latin and of the signs around it.
 CHARACTERS = [chr(point) for point in (*range(0x20, 0x7F), *range(0xA0, 0x180), *range(0x2010, 0x2200))]

@@ -322,7 +322,7 @@ async def open_view(page: Page) -> None:
     ("sizes", "words"),
     [
         (True, "The desktop does not follow this window, so it is scaled."),
-        (False, "Another window sets the desktop\u2019s size, so it is scaled here."),
+        (False, "The desktop\u2019s size is set elsewhere, so it is scaled here."),
     ],
 )
 async def test_the_view_says_why_it_does_not_match(

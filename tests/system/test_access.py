@@ -76,6 +76,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     # Neither does staff have to be let in to say something; here without a text.
     ("POST", "api/message"): (403, 403, 403, 400, 403, 403, 403, 403),
     ("POST!", "api/message"): forged(403),
+    ("POST", "api/about"): OWNER,
+    ("POST!", "api/about"): forged(200),
     ("POST", "api/keyboard"): (403, 403, 403, 403, 403, 409, 409, 409),  # this machine has no agent to set it
     ("POST!", "api/keyboard"): forged(409),
     ("POST", "api/power"): OWNER,
@@ -145,6 +147,7 @@ BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
     "api/files/folders": {"folder": "", "name": "new"},
     "api/extension": {"grant": False},
+    "api/about": {"name": "Night run"},
     "api/keyboard": {"layout": "de"},
     "api/people": {"drop": "alice"},
     "api/driver": {"to": "nobody"},

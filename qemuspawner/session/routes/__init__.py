@@ -14,6 +14,7 @@ from qemuspawner.session.routes.agent import (
 )
 from qemuspawner.session.routes.checkpoints import CheckpointHandler, CheckpointsHandler
 from qemuspawner.session.routes.control import (
+    AboutHandler,
     ExtendHandler,
     ExtensionHandler,
     KeyboardHandler,
@@ -70,6 +71,7 @@ ROUTES = (
     Route("api/extend", ExtendHandler),
     Route("api/extension", ExtensionHandler),
     Route("api/message", MessageHandler),
+    Route("api/about", AboutHandler),
     Route("api/keyboard", KeyboardHandler),
     Route("api/power", PowerHandler),
     Route("api/suspend", SuspendHandler),

@@ -7,10 +7,11 @@ from typing import Any, TypeGuard
 from tornado import web
 
 from qemuspawner.errors import printable
+from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.session.access import Tickets
-from qemuspawner.session.keyboards import KEYBOARDS
 from qemuspawner.session.routes.base import Handler
 from qemuspawner.session.thumbnails import Thumbnails
+from qemuspawner.texts import MAX_NAME, MAX_NOTES, Parse, text_of
 
 # Shorter than the proxies in between wait.
 _LONGEST_POLL_S = 10
@@ -124,6 +125,27 @@ def _text(body: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise web.HTTPError(400, f"'{name}' must be a text of at most {_MAX_TEXT} characters.")
     return printable(value).strip()
+
+
+class AboutHandler(Handler):
+    """What the owner calls the desktop, and what they want to remember about it; what is not given stays."""
+
+    least = "owner"
+
+    async def post(self) -> None:
+        body, spec = self.body(), self.supervisor.spec
+        name = _parse(body, "name", text_of(MAX_NAME), spec.name)
+        notes = _parse(body, "notes", text_of(MAX_NOTES, lines=True), spec.notes)
+        self.supervisor.describe(name=name, notes=notes)
+        self.audit("described")
+        self.write_status()
+
+
+def _parse(body: dict[str, Any], field: str, parse: Parse, present: str) -> str:
+    try:
+        return parse(body.get(field, present))
+    except ValueError as exc:
+        raise web.HTTPError(400, f"'{field}' cannot be accepted: {exc}.") from exc
 
 
 class KeyboardHandler(Handler):

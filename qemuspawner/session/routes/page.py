@@ -42,9 +42,11 @@ class PageHandler(Handler):
             "icons": prefix + "static/" + (_BUNDLE.icons if _BUNDLE else "icons.svg"),
             "hub_home": url_path_join(self.hub_auth.hub_prefix, "home"),
             "user": self.person.name,
-            "session_title": spec.server_name or spec.machine.name,
+            "session_title": spec.name or spec.server_name or spec.machine.name,
             "machine": spec.machine.name,
             "owner": spec.user,
+            # Chosen before the start: the page sets no other one by itself.
+            "keyboard": spec.keyboard,
             "server_name": spec.server_name,
             # Who may hear the desktop; "" where nobody can.
             "sound": spec.policy.sound if hears else "",

@@ -1,0 +1,93 @@
+"""What an administrator allows: traits, and what follows from them for one user."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
+from traitlets.config import LoggingConfigurable
+
+from qemuspawner.units import parse_seconds
+
+MIN_LIFETIME_S = 60
+# The session's specification has room for no more.
+_MAX_SCRIPT_KIB = 64
+_ADMIN, _GROUP = "admin", "group:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most a user is allowed, whatever a machine says; None is no limit."""
+
+    lifetime_s: int | None = None
+    scripts: bool = False
+    script_kib: int = 16
+    gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
+
+
+class LimitTraits(LoggingConfigurable):
+    """Part of `QemuSpawnerMixin`."""
+
+    max_lifetime = Union(
+        [Integer(), Unicode()],
+        default_value=0,
+        help="""The longest a desktop may last: seconds, or text like "12 h"; 0: as the machine says.""",
+    ).tag(config=True)
+    max_lifetimes = Dict(
+        key_trait=Unicode(),
+        value_trait=Union([Integer(), Unicode()]),
+        help="""The same for those who have a role: {"group:staff": "7 d", "admin": 0}.
+
+        Whoever has several gets the longest of them, and others `max_lifetime`.
+        """,
+    ).tag(config=True)
+    scripts = Bool(
+        False,
+        help="""Whether users may give a script with a start, which a new desktop runs once, as root.
+
+        It makes them root of their own desktop, on machines too where they are not.
+        """,
+    ).tag(config=True)
+    max_script = Integer(16, min=1, max=_MAX_SCRIPT_KIB, help="The longest such script, in KiB.").tag(
+        config=True
+    )
+
+    @validate("max_lifetime")
+    def _max_lifetime_seconds(self, proposal: Any) -> int:
+        return _parse_lifetime("max_lifetime", proposal["value"])
+
+    @validate("max_lifetimes")
+    def _max_lifetimes_seconds(self, proposal: Any) -> dict[str, int]:
+        lifetimes = {}
+        for role, value in proposal["value"].items():
+            if role != _ADMIN and not role.removeprefix(_GROUP):
+                raise TraitError(f"max_lifetimes has a role {role!r} without a name.")
+            if role != _ADMIN and not role.startswith(_GROUP):
+                raise TraitError(f'max_lifetimes has the role {role!r}; it is "admin" or "group:NAME".')
+            lifetimes[role] = _parse_lifetime(f"max_lifetimes[{role!r}]", value)
+        return lifetimes
+
+    def find_limits(self, *, groups: Collection[str], admin: bool, gpus: Mapping[str, int]) -> Limits:
+        """Those of a user who is in these groups, on a hub that has these GPUs."""
+        mine = [
+            seconds
+            for role, seconds in self.max_lifetimes.items()
+            if (role == _ADMIN and admin) or (role != _ADMIN and role.removeprefix(_GROUP) in groups)
+        ] or [self.max_lifetime]
+        return Limits(
+            lifetime_s=None if 0 in mine else max(mine),
+            scripts=self.scripts,
+            script_kib=self.max_script,
+            gpus=gpus,
+        )
+
+
+def _parse_lifetime(name: str, value: object) -> int:
+    """Raises TraitError."""
+    try:
+        seconds = parse_seconds(value)
+    except ValueError as exc:
+        raise TraitError(f"{name} is {value!r}: {exc}.") from None
+    if 0 < seconds < MIN_LIFETIME_S:
+        raise TraitError(f"{name} is {seconds} s; it is 0, or at least {MIN_LIFETIME_S} s.")
+    return seconds

@@ -1,0 +1,111 @@
+"""What is chosen before the start is so in a real guest: keyboard, size, name, and a script of one's own."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import live
+import pytest
+import pytest_asyncio
+from PIL import Image
+from yarl import URL
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+
+SOON_S = 120
+SCRIPT = """#!/bin/sh
+set -eu
+id -u > /home/user/who
+echo once >> /home/user/ran
+echo "Installed for $(id -un)"
+"""
+Get = Callable[[str], Awaitable[bytes]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hub() -> AsyncIterator[live.LiveHub]:
+    async with live.live_hub(more="c.QemuSpawner.scripts = True\n") as hub:
+        yield hub
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desktop(hub: live.LiveHub) -> URL:
+    return await hub.start_server(
+        "alice",
+        "chosen",
+        machine="debian-desktop",
+        memory="1 GiB",
+        name="Night <run>",
+        notes="one\ntwo",
+        keyboard="fr",
+        resolution="1440x900",
+        script=SCRIPT,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def get(hub: live.LiveHub, desktop: URL) -> AsyncIterator[Get]:
+    """A path of the session, asked by alice's program."""
+    headers = {"Authorization": f"token {await hub.new_token('alice')}"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+
+        async def get(path: str) -> bytes:
+            async with http.get(f"{desktop}{path}") as answer:
+                assert answer.status == 200, await answer.text()
+                return await answer.read()
+
+        yield get
+
+
+async def status_with(get: Get, words: str) -> dict[str, object]:
+    """The status, when one of its steps says `words`."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            status: dict[str, object] = json.loads(await get("api/status"))
+            if words in json.dumps(status["steps"]):
+                return status
+            await asyncio.sleep(0.5)
+
+
+async def test_the_script_runs_once_as_root_and_its_last_words_are_a_step(get: Get) -> None:
+    await status_with(get, "The start script is done: Installed for root")
+
+    assert await get("api/files/content?path=who") == b"0\n"
+    assert await get("api/files/content?path=ran") == b"once\n"
+
+
+async def test_the_guest_has_the_keyboard_the_size_and_the_name(hub: live.LiveHub, get: Get) -> None:
+    status = await status_with(get, "The start script is done")
+    async with asyncio.timeout(SOON_S):
+        while Image.open(io.BytesIO(await get("api/screenshot"))).size != (1440, 900):
+            await asyncio.sleep(0.5)
+
+    _, listed = await hub.ask("GET", "users/alice/desktops")
+    assert (status["keyboard"], status["name"], status["notes"]) == ("fr", "Night <run>", "one\ntwo")
+    assert [(one["name"], one["notes"]) for one in listed["desktops"]] == [("Night <run>", "one\ntwo")]
+    steps = json.loads(await get("api/status"))["steps"]
+    assert [step["text"] for step in steps if "chosen" in step["text"]] == []
+
+
+async def test_the_page_has_the_name_as_its_title(hub: live.LiveHub, desktop: URL) -> None:
+    async with hub.person("alice") as alice:
+        page = await hub.open_session(alice, desktop)
+
+    assert "<title>Night &lt;run&gt;" in page.text
+
+
+async def test_name_and_notes_change_while_it_runs_and_for_the_next_start(
+    hub: live.LiveHub, get: Get
+) -> None:
+    async with hub.person(token=await hub.new_token("alice")) as alice:
+        url = hub.url / "hub/api/users/alice/desktops/chosen/about"
+        refused = await alice.request("POST", url, json={"notes": "x" * 2001})
+        changed = await alice.request("POST", url, json={"name": "Day run"})
+
+    status = json.loads(await get("api/status"))
+    server = (await hub.servers("alice"))["chosen"]
+    assert (refused.status, changed.status) == (400, 200), changed.text
+    assert (status["name"], status["notes"]) == ("Day run", "one\ntwo")
+    assert (server["user_options"]["name"], server["user_options"]["notes"]) == ("Day run", "one\ntwo")
