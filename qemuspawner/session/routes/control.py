@@ -9,7 +9,8 @@ from tornado import web
 from qemuspawner.errors import printable
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.keyboards import KEYBOARDS
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
+from qemuspawner.texts import Text
 
 # Shorter than the proxies in between wait.
 _LONGEST_POLL_S = 10
@@ -74,7 +75,7 @@ class ExtensionHandler(Handler):
 
     async def post(self) -> None:
         if not self.person.is_staff:
-            raise web.HTTPError(403, "Only the site's staff can grant more time.")
+            raise Refusal(403, Text("Only the site's staff can grant more time."))
         body = self.body()
         grant = body.get("grant")
         if grant is not False and not _is_span(grant):
@@ -92,7 +93,7 @@ class MessageHandler(Handler):
 
     async def post(self) -> None:
         if not self.person.is_staff:
-            raise web.HTTPError(403, "Only the site's staff can tell everybody something.")
+            raise Refusal(403, Text("Only the site's staff can tell everybody something."))
         text = _text(self.body(), "text")
         if not text:
             raise web.HTTPError(400, "'text' is what everybody is to read.")
