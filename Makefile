@@ -17,7 +17,7 @@ export STATE PORT
 BIN := $(STATE)/venv/bin
 TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
-.PHONY: help demo test check golden wheel clean
+.PHONY: help demo test check golden messages wheel clean
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)]"
@@ -40,6 +40,10 @@ check: ## check format, style and types
 golden: ## rewrite the expected outputs in tests/golden
 	@scripts/setup check
 	GOLDEN=1 $(BIN)/pytest -q $$(grep -rl --include='test_*.py' compare_with_golden tests)
+
+messages: ## collect what pages say into share/locale, for translators
+	@scripts/setup check
+	$(BIN)/python scripts/messages.py
 
 wheel: ## make dist/qemuspawner-VERSION.whl
 	@scripts/setup check

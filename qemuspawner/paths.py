@@ -11,6 +11,7 @@ _INSTALLED_SHARE = _PACKAGE / "share"
 SHARE = _INSTALLED_SHARE if _INSTALLED_SHARE.is_dir() else _PACKAGE.parent / "share"
 
 TEMPLATES = SHARE / "templates"  # Jinja: the options form, the desktop page, the hub's pages that we extend
+LOCALES = SHARE / "locale"  # gettext's catalogues, a folder for each language
 STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ holds the noVNC bundle
 PERSONALISE_SCRIPT = SHARE / "guest" / "personalise.sh"  # what the guest agent runs after each start
 START_SCRIPT = SHARE / "guest" / "script.sh"  # what runs a user's own script in a new desktop

@@ -18,6 +18,7 @@ import msgspec
 from qemuspawner.machine import decode_unit, encode_unit
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,25 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
     def differences(self, now: "Fingerprint") -> list[str]:
         """What has changed since, each as half a sentence."""
-        found = []
+        found: list[str] = []
         if self.format != now.format:
-            found.append("it was saved by another version of qemuspawner")
+            found.append(Text("it was saved by another version of qemuspawner"))
         if self.qemu != now.qemu:
-            found.append(f"QEMU was {self.qemu} and is {now.qemu}")
+            found.append(Text("QEMU was {before} and is {now}", before=self.qemu, now=now.qemu))
         if self.accelerator != now.accelerator:
-            found.append(f"it ran with {self.accelerator} and would with {now.accelerator}")
+            found.append(
+                Text(
+                    "it ran with {before} and would with {now}", before=self.accelerator, now=now.accelerator
+                )
+            )
         if self.cpu != now.cpu:
-            found.append("the host's processor is another one")
+            found.append(Text("the host's processor is another one"))
         if self.image != now.image:
-            found.append("the machine's image has changed")
+            found.append(Text("the machine's image has changed"))
         if (self.cpus, self.memory_mib) != (now.cpus, now.memory_mib):
-            found.append("its size is another one")
+            found.append(Text("its size is another one"))
         if self.machine != now.machine:
-            found.append("the machine's definition has changed")
+            found.append(Text("the machine's definition has changed"))
         return found
 
 

@@ -189,7 +189,8 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0  # counts up with every change of state or steps
 
     def to_json(self) -> bytes:
-        return msgspec.json.encode(self)
+        # A Text is a str to everybody but msgspec.
+        return msgspec.json.encode(self, enc_hook=str)
 
     @classmethod
     def from_json(cls, text: bytes) -> "SessionStatus":

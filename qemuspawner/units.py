@@ -2,6 +2,8 @@
 
 import re
 
+from qemuspawner.texts import Text
+
 _GIB, _TIB = 1024, 1024**2
 _MIB = {"mib": 1, "m": 1, "mb": 1, "gib": _GIB, "g": _GIB, "gb": _GIB, "tib": _TIB, "t": _TIB, "tb": _TIB}
 _SECONDS = {
@@ -59,19 +61,32 @@ def _parse(value: object, factors: dict[str, int], *, default_unit: str, example
     return int(quantity)
 
 
-def render_mib(size_mib: int) -> str:
+def render_mib(size_mib: int) -> Text:
     """2048 -> "2 GiB", 1536 -> "1.5 GiB", 512 -> "512 MiB"."""
     if size_mib < 1024:
-        return f"{size_mib} MiB"
-    return f"{size_mib / 1024:.4g} GiB"
+        return Text("{number} MiB", number=size_mib)
+    return Text("{number} GiB", number=size_mib / 1024)
 
 
-def render_seconds(duration_s: float) -> str:
+def render_seconds(duration_s: float) -> Text:
     """5400 -> "1 h 30 min", 90061 -> "1 d 1 h"; the two largest parts, at least "0 s"."""
     rest = round(duration_s)
-    parts = []
-    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, rest = divmod(rest, length_s)
-        if count:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
+    days, rest = divmod(rest, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    parts = [
+        part
+        for count, part in (
+            (days, Text("{days} d", days=days)),
+            (hours, Text("{hours} h", hours=hours)),
+            (minutes, Text("{minutes} min", minutes=minutes)),
+            (seconds, Text("{number} s", number=seconds)),
+        )
+        if count
+    ]
+    match parts[:2]:
+        case [larger, smaller]:
+            return Text("{larger} {smaller}", larger=larger, smaller=smaller)
+        case [only]:
+            return only
+    return Text("{number} s", number=0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import chromium
-import jinja2
 import pytest
 import pytest_asyncio
 from msgspec import structs
@@ -25,12 +24,13 @@ from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketHandler
 
-from qemuspawner.paths import STATIC, TEMPLATES
+from qemuspawner.languages import choose_language
+from qemuspawner.paths import STATIC
 from qemuspawner.session import rfb
-from qemuspawner.session.bundle import find_bundle
 from qemuspawner.session.relay import Relay, Viewer
 from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
+from qemuspawner.session.routes.page import render_page
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
 from qemuspawner.spec import Extension, SessionStatus, StaffMessage, Step
@@ -217,8 +217,6 @@ def people(*others: str, **you: Any) -> dict[str, Any]:
 
 
 def _application(session: Session) -> web.Application:
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-
     class SessionRoute(web.RequestHandler):
         async def prepare(self) -> None:
             self.set_header("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
@@ -238,6 +236,7 @@ def _application(session: Session) -> web.Application:
                 "static": f"{PREFIX}static/",
                 "icons": f"{PREFIX}static/icons.svg",
                 "hub_home": "/hub/home",
+                "cookie_path": "/",
                 "user": "alice",
                 "owner": "alice",
                 "server_name": "desk",
@@ -249,8 +248,7 @@ def _application(session: Session) -> web.Application:
                 "status": session.status() if session.brings_ticket else None,
                 "ticket": session.issue_ticket() if session.brings_ticket else "",
             }
-            page = templates.get_template("session.html")
-            self.finish(page.render(config=config, bundle=find_bundle(STATIC)))
+            self.finish(render_page(choose_language(self.request), config))
 
     class StatusRoute(SessionRoute):
         async def get(self) -> None:

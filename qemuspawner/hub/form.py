@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from qemuspawner.given_texts import MAX_NAME, MAX_NOTES
 from qemuspawner.hub.admission import Admission
 from qemuspawner.hub.choices import Choice, find_choices
 from qemuspawner.hub.fields import join_words
@@ -32,7 +33,6 @@ from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.paths import TEMPLATES
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import SessionSpec
-from qemuspawner.texts import MAX_NAME, MAX_NOTES
 from qemuspawner.units import render_mib, render_seconds
 
 _TEMPLATES = jinja2.Environment(

@@ -33,6 +33,7 @@ from qemuspawner.hub.favourites import list_favourites
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.known import Known
+from qemuspawner.hub.languages import speak_languages
 from qemuspawner.hub.limits import Limits, LimitTraits
 from qemuspawner.hub.options import (
     FIELDS,
@@ -209,6 +210,8 @@ class QemuSpawnerMixin(
         if self.user is not None and "proxy" in self.user.settings:
             trust_sessions(self.user.settings["proxy"])
             metrics.DESKTOPS.watch(self.user.settings)
+        if self.user is not None and "jinja2_env" in self.user.settings:
+            speak_languages(self.user.settings)
 
     @validate("state_dir")
     def _absolute_state_dir(self, proposal: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemuspawner.errors import OptionsError
+from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, script_of, text_of
 from qemuspawner.hub.fields import Field, in_range, join_words, one_of, parse_count, show
 from qemuspawner.hub.gpu_option import gpu_field
 from qemuspawner.hub.kept import NAME, NOTHING, Kept
@@ -17,7 +18,6 @@ from qemuspawner.machine import Machine, Preset
 from qemuspawner.machines.catalogue import missing_files
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import ChosenProposal, Gpus, SessionSpec
-from qemuspawner.texts import MAX_NAME, MAX_NOTES, script_of, text_of
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 # What a new desktop is made of, and is remembered for the next one.

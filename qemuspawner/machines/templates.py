@@ -8,6 +8,7 @@ import msgspec
 from qemuspawner.machine import Machine
 from qemuspawner.paths import StatePaths
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, disk_usage, list_saved, load_saved
+from qemuspawner.texts import Text, list_texts
 
 
 def template_name(machine: Machine, fits: Fingerprint) -> str:
@@ -27,9 +28,9 @@ def find_template(state: StatePaths, machine: Machine, fits: Fingerprint) -> tup
 
 def why_none(state: StatePaths, machine: Machine, fits: Fingerprint) -> str:
     for other in _of_size(find_templates(state), machine, fits):
-        differences = other.fingerprint.differences(fits) or ["its folder has another name"]
-        return f"its template does not fit: {', '.join(differences)}"
-    return "there is no template of this machine and size yet"
+        differences = other.fingerprint.differences(fits) or [Text("its folder has another name")]
+        return Text("its template does not fit: {differences}", differences=list_texts(differences))
+    return Text("there is no template of this machine and size yet")
 
 
 def find_templates(state: StatePaths) -> list[Saved]:
@@ -93,14 +94,16 @@ def drop_templates(state: StatePaths, *, max_disk_mib: int, keep: str = "") -> l
 def find_template_obstacle(machine: Machine) -> str:
     """Why the machine can have no template, in a sentence; "" where it can."""
     if not machine.agent:
-        return f"'{machine.name}' has no guest agent, which has to make each copy its user's own."
+        return Text(
+            "'{name}' has no guest agent, which has to make each copy its user's own.", name=machine.name
+        )
     return find_saving_obstacle(machine)
 
 
 def find_saving_obstacle(machine: Machine) -> str:
     """Why a VM of this machine cannot be saved with its memory, in a sentence; "" where it can."""
     if machine.image.bus == "nvme":
-        return f"'{machine.name}' has an NVMe disk, which QEMU cannot save."
+        return Text("'{name}' has an NVMe disk, which QEMU cannot save.", name=machine.name)
     if machine.gpu.need == "required":
-        return f"'{machine.name}' has a GPU, whose memory cannot be saved."
+        return Text("'{name}' has a GPU, whose memory cannot be saved.", name=machine.name)
     return ""

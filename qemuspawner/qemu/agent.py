@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemuspawner.errors import VmError
+from qemuspawner.texts import Text
 
 _MAX_ANSWER_BYTES = 4 << 20
 _TIMEOUT_S = 10
@@ -74,9 +75,15 @@ class GuestAgent:
                 async with asyncio.timeout(_TIMEOUT_S):
                     answer = await self._exchange(command, arguments)
             except TimeoutError as exc:
-                raise VmError(f"The guest agent did not answer '{command}' within {_TIMEOUT_S} s.") from exc
+                raise VmError(
+                    Text(
+                        "The guest agent did not answer '{command}' within {timeout_s} s.",
+                        command=command,
+                        timeout_s=_TIMEOUT_S,
+                    )
+                ) from exc
         if "error" in answer:
-            raise AgentRefusalError(f"The guest agent refused '{command}'.")
+            raise AgentRefusalError(Text("The guest agent refused '{command}'.", command=command))
         return answer.get("return")
 
     async def send(self, command: str, **arguments: object) -> None:
@@ -112,7 +119,7 @@ class GuestAgent:
             arguments["env"] = [f"{name}={value}" for name, value in env.items()]
         started = await self.execute("guest-exec", **arguments)
         if not isinstance(started, dict) or not isinstance(started.get("pid"), int):
-            raise VmError("The guest agent's answer to 'guest-exec' is not understood.")
+            raise VmError(Text("The guest agent's answer to 'guest-exec' is not understood."))
         try:
             async with asyncio.timeout(timeout_s):
                 pause_s = _FIRST_POLL_S
@@ -123,7 +130,13 @@ class GuestAgent:
                     await asyncio.sleep(pause_s)
                     pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
         except TimeoutError as exc:
-            raise VmError(f"'{argv[0]}' did not end in the guest within {timeout_s:g} s.") from exc
+            raise VmError(
+                Text(
+                    "'{program}' did not end in the guest within {timeout_s} s.",
+                    program=argv[0],
+                    timeout_s=timeout_s,
+                )
+            ) from exc
         code = status.get("exitcode")
         return Ended(
             code=code if isinstance(code, int) else -1,
@@ -145,7 +158,9 @@ class GuestAgent:
                 with self._closed_on_error():
                     await self._connect(number)
         except (TimeoutError, OSError) as exc:
-            raise VmError(f"The guest agent did not answer within {timeout_s:g} s.") from exc
+            raise VmError(
+                Text("The guest agent did not answer within {timeout_s} s.", timeout_s=timeout_s)
+            ) from exc
 
     async def _connect(self, number: int) -> None:
         self._reader, self._writer = await asyncio.open_unix_connection(
@@ -173,7 +188,7 @@ class GuestAgent:
 
     def _write(self, message: dict[str, object]) -> None:
         if self._writer is None:
-            raise VmError("The guest agent is not connected.")
+            raise VmError(Text("The guest agent is not connected."))
         self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _read(self) -> dict[str, object]:
@@ -182,7 +197,7 @@ class GuestAgent:
             try:
                 line = await self._reader.readline()
             except ValueError as exc:
-                raise VmError("The guest agent's answer is too long.") from exc
+                raise VmError(Text("The guest agent's answer is too long.")) from exc
             except OSError:
                 break
             if not line:
@@ -191,7 +206,7 @@ class GuestAgent:
                 answer = json.loads(line.rpartition(b"\xff")[2])
                 if isinstance(answer, dict):
                     return answer
-        raise VmError("The guest agent's channel was closed.")
+        raise VmError(Text("The guest agent's channel was closed."))
 
 
 def _decode(data: object) -> bytes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from qemuspawner.errors import FilesError, FileTrouble, VmError, printable
 from qemuspawner.paths import FILES_SCRIPT
 from qemuspawner.qemu.agent import Ended, GuestAgent
+from qemuspawner.texts import Text
 
 # One operation's worth. Under emulation the agent takes 4 MiB a second in and gives 16 out, and a program
 # costs it a tenth of a second: smaller ones would be slower, larger ones would keep others waiting.
@@ -33,14 +34,19 @@ _NOT_PLAIN = re.compile(rb"[^A-Za-z0-9/._-]")
 _OWNER = re.compile(rb"(\d{1,10}) (\d{1,10}) ([a-z_][a-z0-9_.-]{0,31}|UNKNOWN)\s*", re.ASCII | re.IGNORECASE)
 _ENTRY = re.compile(rb"([0-9a-f]{1,8}) (-?\d{1,19}) (-?\d{1,19})(?: \./([^/\0]{1,255}))?", re.DOTALL)
 
-_EXITS: dict[int, tuple[FileTrouble, str]] = {
-    10: ("missing", "is not there any more"),
-    11: ("kind", "is not a folder"),
-    12: ("denied", "is closed to the desktop's user"),
-    13: ("exists", "exists already"),
-    14: ("offset", "has another size than was said"),
-    15: ("kind", "is not a plain file"),
-}
+
+def _explain_exit(code: int, name: str) -> tuple[FileTrouble, Text] | None:
+    """What one of our script's own exit codes says of a file; None for all others."""
+    exits: dict[int, tuple[FileTrouble, Text]] = {
+        10: ("missing", Text("{name} is not there any more.", name=name)),
+        11: ("kind", Text("{name} is not a folder.", name=name)),
+        12: ("denied", Text("{name} is closed to the desktop's user.", name=name)),
+        13: ("exists", Text("{name} exists already.", name=name)),
+        14: ("offset", Text("{name} has another size than was said.", name=name)),
+        15: ("kind", Text("{name} is not a plain file.", name=name)),
+    }
+    return exits.get(code)
+
 
 # What `stat` tells of a file's type.
 _TYPE, _FOLDER, _FILE, _LINK = 0o170000, 0o040000, 0o100000, 0o120000
@@ -163,8 +169,8 @@ class GuestFiles:
         if ended.code or match is None:
             raise FilesError(
                 "missing",
-                f"The machine has no folder '{self._home}'.",
-                hint="The administrator sets `home` in machine.toml to the user's own.",
+                Text("The machine has no folder '{home}'.", home=self._home),
+                hint=Text("The administrator sets `home` in machine.toml to the user's own."),
             )
         uid, gid, account = (part.decode() for part in match.groups())
         groups = "--clear-groups"
@@ -212,15 +218,14 @@ def _entry(match: re.Match[bytes], *, name: bytes) -> Entry:
 
 
 def _trouble(ended: Ended, about: bytes) -> FilesError:
-    name = printable(about.rpartition(b"/")[2].decode(errors="replace")) or "The home folder"
-    name = f"'{name}'" if about else name
-    if ended.code in _EXITS:
-        trouble, words = _EXITS[ended.code]
-        return FilesError(trouble, f"{name} {words}.")
+    shown = printable(about.rpartition(b"/")[2].decode(errors="replace"))
+    name = f"'{shown}'" if about else Text("The home folder")
+    if explained := _explain_exit(ended.code, name):
+        return FilesError(*explained)
     said = printable(ended.stderr[:1000].decode(errors="replace").partition("\n")[0])
-    reason = said.rpartition(": ")[2][:200] or f"exit code {ended.code}"
-    return FilesError("failed", f"{name}: the machine says '{reason}'.")
+    reason = said.rpartition(": ")[2][:200] or Text("exit code {code}", code=ended.code)
+    return FilesError("failed", Text("{name}: the machine says '{reason}'.", name=name, reason=reason))
 
 
 def _not_understood() -> VmError:
-    return VmError("The machine's answer about its files is not understood.")
+    return VmError(Text("The machine's answer about its files is not understood."))

@@ -15,6 +15,7 @@ from qemuspawner.errors import HostError
 from qemuspawner.qemu.jail import tie_to_parent
 from qemuspawner.qemu.vm import Accelerator
 from qemuspawner.spec import SESSION_OVERHEAD_MIB
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 QEMU = "qemu-system-x86_64"
@@ -56,22 +57,31 @@ def find_qemu() -> Qemu:
     program = shutil.which(QEMU)
     if program is None:
         raise HostError(
-            f"{QEMU} was not found on this host.", hint="Install QEMU (Debian: qemu-system-x86, qemu-utils)."
+            Text("{qemu} was not found on this host.", qemu=QEMU),
+            hint=Text("Install QEMU (Debian: qemu-system-x86, qemu-utils)."),
         )
     try:
         output = subprocess.run(
             [program, "--version"], capture_output=True, text=True, check=True, timeout=10
         ).stdout
     except (subprocess.SubprocessError, OSError) as exc:
-        raise HostError(f"'{program} --version' failed: {exc}.") from exc
+        raise HostError(Text("'{program} --version' failed: {exc}.", program=program, exc=exc)) from exc
     match = re.search(r"version ((\d+)\.(\d+)\.(\d+).*)", output)
     if match is None:
-        raise HostError(f"'{program}' does not say which version it is.")
+        raise HostError(Text("'{program}' does not say which version it is.", program=program))
     build, *parts = match.groups()
     major, minor, micro = (int(part) for part in parts)
     if (major, minor) < OLDEST_QEMU:
         oldest = ".".join(map(str, OLDEST_QEMU))
-        raise HostError(f"QEMU {major}.{minor}.{micro} is too old; {oldest} is needed.")
+        raise HostError(
+            Text(
+                "QEMU {major}.{minor}.{micro} is too old; {oldest} is needed.",
+                major=major,
+                minor=minor,
+                micro=micro,
+                oldest=oldest,
+            )
+        )
     return Qemu(program=Path(program), version=(major, minor, micro), build=build)
 
 
@@ -80,7 +90,9 @@ def find_uefi() -> tuple[Path, Path]:
     for code, variables in _UEFI:
         if code.is_file() and variables.is_file():
             return code, variables
-    raise HostError("No UEFI firmware was found on this host.", hint="Install OVMF (Debian: ovmf).")
+    raise HostError(
+        Text("No UEFI firmware was found on this host."), hint=Text("Install OVMF (Debian: ovmf).")
+    )
 
 
 def choose_accelerator(
@@ -95,18 +107,20 @@ def choose_accelerator(
         return "kvm"
     if wanted == "tcg" and not allow_tcg:
         raise HostError(
-            "Emulation (TCG) is chosen here, and not allowed.",
-            hint="The administrator sets allow_tcg = True, or another accelerator.",
+            Text("Emulation (TCG) is chosen here, and not allowed."),
+            hint=Text("The administrator sets allow_tcg = True, or another accelerator."),
         )
     if wanted == "kvm":
         raise HostError(
-            "This host cannot run guests under KVM.",
-            hint="The administrator finds the reason with 'qemuspawner doctor'.",
+            Text("This host cannot run guests under KVM."),
+            hint=Text("The administrator finds the reason with 'qemuspawner doctor'."),
         )
     if not allow_tcg:
         raise HostError(
-            "This host cannot run guests under KVM, and emulation (TCG) is not allowed here.",
-            hint="The administrator may set allow_tcg = True; QEMU does not call TCG a security boundary.",
+            Text("This host cannot run guests under KVM, and emulation (TCG) is not allowed here."),
+            hint=Text(
+                "The administrator may set allow_tcg = True; QEMU does not call TCG a security boundary."
+            ),
         )
     return "tcg"
 
@@ -124,7 +138,9 @@ def kvm_works(qemu: Qemu, probes: Path) -> bool:
     try:
         probes.mkdir(mode=0o700, parents=True, exist_ok=True)
         if probes.lstat().st_uid != os.geteuid():
-            raise HostError(f"The folder '{probes.name}' in the state folder belongs to somebody else.")
+            raise HostError(
+                Text("The folder '{name}' in the state folder belongs to somebody else.", name=probes.name)
+            )
         with contextlib.suppress(FileNotFoundError):
             works = answer.read_text() == "yes"
             if works or time.time() - answer.stat().st_mtime < _BELIEVE_NO_S:
@@ -146,8 +162,8 @@ def kvm_works(qemu: Qemu, probes: Path) -> bool:
 
 def _cannot_note(exc: OSError) -> HostError:
     return HostError(
-        f"What this host can do cannot be noted in the state folder: {exc.strerror}.",
-        hint="The administrator makes its folder 'sessions' writable for the sessions' account.",
+        Text("What this host can do cannot be noted in the state folder: {strerror}.", strerror=exc.strerror),
+        hint=Text("The administrator makes its folder 'sessions' writable for the sessions' account."),
     )
 
 
@@ -183,15 +199,19 @@ def check_memory(memory_mib: int) -> None:
     free = available_memory_mib() - MEMORY_RESERVE_MIB
     if needed > free:
         raise HostError(
-            f"The desktop needs {render_mib(needed)} of memory; {render_mib(max(0, free))} are free.",
-            hint="Choose less memory, or try again when other desktops have ended.",
+            Text(
+                "The desktop needs {needed} of memory; {free} are free.",
+                needed=render_mib(needed),
+                free=render_mib(max(0, free)),
+            ),
+            hint=Text("Choose less memory, or try again when other desktops have ended."),
         )
 
 
 def available_memory_mib() -> int:
     match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     if match is None:
-        raise HostError("This host does not say how much memory is free.")
+        raise HostError(Text("This host does not say how much memory is free."))
     return int(match[1]) // 1024
 
 
@@ -201,7 +221,10 @@ def check_disk(folder: Path) -> None:
     free_mib = status.f_bavail * status.f_frsize >> 20
     if free_mib < DISK_RESERVE_MIB:
         raise HostError(
-            f"The host's disk is full: {render_mib(free_mib)} are free, "
-            f"{render_mib(DISK_RESERVE_MIB)} are needed.",
-            hint="Tell the administrator; nothing was started.",
+            Text(
+                "The host's disk is full: {free} are free, {needed} are needed.",
+                free=render_mib(free_mib),
+                needed=render_mib(DISK_RESERVE_MIB),
+            ),
+            hint=Text("Tell the administrator; nothing was started."),
         )

@@ -18,10 +18,11 @@ from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image, ImageFormat
 from qemuspawner.qemu.command import merge_node
 from qemuspawner.qemu.vm import DRIVERS, Disk
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _MAX_SIZE_BYTES = 16 * 1024**4
-_CONVERT = "Convert it with 'qemu-img convert' into a file that stands alone."
+_CONVERT = Text("Convert it with 'qemu-img convert' into a file that stands alone.")
 
 # magic bytes and where they lie; the order matters only for the message
 _MAGIC: dict[ImageFormat, tuple[int, bytes]] = {
@@ -48,30 +49,40 @@ def check_image(image: Image) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise ImageError(
-            f"The disk image '{path.name}' cannot be opened: {exc.strerror}.",
-            hint="Ask the administrator to build or fetch the machine's image again.",
+            Text(
+                "The disk image '{name}' cannot be opened: {strerror}.", name=path.name, strerror=exc.strerror
+            ),
+            hint=Text("Ask the administrator to build or fetch the machine's image again."),
         ) from exc
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"The disk image '{path.name}' is not a regular file.")
+            raise ImageError(Text("The disk image '{name}' is not a regular file.", name=path.name))
         head = os.pread(descriptor, 0x8100, 0)
         foot = os.pread(descriptor, 512, max(0, status.st_size - 512))
         problem = _find_problem(image.format, head, foot, descriptor)
     except struct.error:
-        problem = "its header is cut off."
+        problem = Text("its header is cut off.")
     finally:
         os.close(descriptor)
     if problem:
-        raise ImageError(f"The disk image '{path.name}' is refused: {problem}", hint=_CONVERT)
+        raise ImageError(
+            Text("The disk image '{name}' is refused: {problem}", name=path.name, problem=problem),
+            hint=_CONVERT,
+        )
 
 
 def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descriptor: int) -> str:
     """Why the image is refused; empty where it is not."""
     found = _recognise(head, foot)
     if found != image_format and not (image_format == "raw" and found == "iso"):
-        said = "a raw disk" if found == "raw" else f"in the format {found}"
-        return f"machine.toml says {image_format}, but the file is {said}."
+        if found == "raw":
+            return Text("machine.toml says {format}, but the file is a raw disk.", format=image_format)
+        return Text(
+            "machine.toml says {format}, but the file is in the format {found}.",
+            format=image_format,
+            found=found,
+        )
     match image_format:
         case "qcow2":
             return _problem_of_qcow2(head)
@@ -79,13 +90,13 @@ def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descripto
             return _problem_of_vmdk(head, descriptor)
         case "qed":
             (features,) = struct.unpack_from("<Q", head, 16)
-            return "it has a backing file." if features & 1 else ""
+            return Text("it has a backing file.") if features & 1 else ""
         case "vdi":
             # uuidLink and uuidParent of a difference image are not zero.
-            return "" if head[0x1A8:0x1C8] == bytes(32) else "it is a difference image."
+            return "" if head[0x1A8:0x1C8] == bytes(32) else Text("it is a difference image.")
         case "vhd":
             (kind,) = struct.unpack_from(">I", foot, 60)
-            return "" if kind in (2, 3) else "it is a difference image."
+            return "" if kind in (2, 3) else Text("it is a difference image.")
     # VHDX: QEMU itself refuses one with a parent. RAW and ISO have no header to lie in.
     return ""
 
@@ -104,35 +115,35 @@ def _recognise(head: bytes, foot: bytes) -> ImageFormat:
 def _problem_of_qcow2(head: bytes) -> str:
     version, backing_offset, _, _, size_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
     if version not in (2, 3):
-        return f"qcow2 version {version} is not known."
+        return Text("qcow2 version {version} is not known.", version=version)
     if backing_offset:
-        return "it has a backing file."
+        return Text("it has a backing file.")
     if encryption:
-        return "it is encrypted."
+        return Text("it is encrypted.")
     if size_bytes > _MAX_SIZE_BYTES:
-        return f"its disk of {render_mib(size_bytes >> 20)} is larger than 16 TiB."
+        return Text("its disk of {size} is larger than 16 TiB.", size=render_mib(size_bytes >> 20))
     if version == 3:
         (incompatible,) = struct.unpack_from(">Q", head, 72)
         if incompatible & 4:
-            return "it keeps its data in another file."
+            return Text("it keeps its data in another file.")
         if incompatible & ~0b11011:
-            return "it uses features of qcow2 that are not known here."
+            return Text("it uses features of qcow2 that are not known here.")
     return ""
 
 
 def _problem_of_vmdk(head: bytes, descriptor: int) -> str:
     if not head.startswith(b"KDMV"):
-        return "it is a text that names other files."
+        return Text("it is a text that names other files.")
     descriptor_sector, descriptor_sectors = struct.unpack_from("<QQ", head, 28)
     if not 0 < descriptor_sectors <= 128 or descriptor_sector * 512 > os.fstat(descriptor).st_size:
-        return "its description is missing."
+        return Text("its description is missing.")
     text = os.pread(descriptor, descriptor_sectors * 512, descriptor_sector * 512).split(b"\0")[0]
     kind = re.search(rb'(?m)^\s*createType\s*=\s*"?([A-Za-z0-9]+)', text)
     if kind is None or kind[1] not in (b"monolithicSparse", b"streamOptimized"):
-        return "it is not a VMDK in one file."
+        return Text("it is not a VMDK in one file.")
     parent = re.search(rb"(?m)^\s*parentCID\s*=\s*([0-9a-fA-F]+)", text)
     if parent is not None and parent[1].lower() != b"ffffffff":
-        return "it has a parent image."
+        return Text("it has a parent image.")
     return ""
 
 
@@ -153,9 +164,12 @@ def create_overlay(overlay: Path, image: Image) -> None:
     size_bytes = _read_size(overlay)
     if image.disk << 20 < size_bytes:
         raise ImageError(
-            f"machine.toml asks for a disk of {render_mib(image.disk)}, "
-            f"and the image's own has {render_mib(-(-size_bytes >> 20))}.",
-            hint="The administrator sets image.disk to at least that, or leaves it out.",
+            Text(
+                "machine.toml asks for a disk of {wanted}, and the image's own has {own}.",
+                wanted=render_mib(image.disk),
+                own=render_mib(-(-size_bytes >> 20)),
+            ),
+            hint=Text("The administrator sets image.disk to at least that, or leaves it out."),
         )
     _run_qemu_img(["qemu-img", "resize", "-q", "-f", "qcow2", str(overlay), f"{image.disk}M"])
 
@@ -196,7 +210,7 @@ def _read_size(overlay: Path) -> int:
 def _run_qemu_img(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         raise ImageError(
-            "qemu-img was not found on this host.", hint="Install QEMU's disk tools (qemu-utils)."
+            Text("qemu-img was not found on this host."), hint=Text("Install QEMU's disk tools (qemu-utils).")
         )
     try:
         subprocess.run(
@@ -211,10 +225,11 @@ def _run_qemu_img(command: list[str]) -> None:
     except subprocess.CalledProcessError as exc:
         last = exc.stderr.strip().splitlines()[-1:] or [f"exit code {exc.returncode}"]
         raise ImageError(
-            f"The session's disk could not be made: {last[0]}", hint="Is the host's disk full?"
+            Text("The session's disk could not be made: {words}", words=last[0]),
+            hint=Text("Is the host's disk full?"),
         ) from exc
     except subprocess.TimeoutExpired as exc:
-        raise ImageError("Making the session's disk took longer than 60 s.") from exc
+        raise ImageError(Text("Making the session's disk took longer than 60 s.")) from exc
 
 
 def _limit_tool() -> None:

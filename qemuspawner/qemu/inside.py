@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qemuspawner.errors import VmError
+from qemuspawner.texts import Text
 
 _PROGRAM = Path(__file__).with_name("make_sockets.py")
 # ioctl(2) on a namespace: a descriptor of the user namespace that owns it. Source: linux/nsfs.h
@@ -32,14 +33,16 @@ def open_network(pid: int) -> int:
     try:
         descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as exc:
-        raise VmError("The machine is not running.", hint="Start it again from the hub.") from exc
+        raise VmError(Text("The machine is not running."), hint=Text("Start it again from the hub.")) from exc
     except OSError as exc:
         raise _cannot_enter(str(exc)) from exc
     if os.path.samestat(os.fstat(descriptor), Path("/proc/self/ns/net").stat()):
         os.close(descriptor)
         raise VmError(
-            "The machine's web tools are closed: its ports would be open to every account of this host.",
-            hint="The administrator switches the jail around QEMU on (jail = True).",
+            Text(
+                "The machine's web tools are closed: its ports would be open to every account of this host."
+            ),
+            hint=Text("The administrator switches the jail around QEMU on (jail = True)."),
         )
     return descriptor
 
@@ -96,4 +99,6 @@ def _user_namespace(network: int) -> Iterator[int]:
 
 
 def _cannot_enter(why: str) -> VmError:
-    return VmError(f"The machine's network cannot be reached: {why}.", hint="Tell the administrator.")
+    return VmError(
+        Text("The machine's network cannot be reached: {why}.", why=why), hint=Text("Tell the administrator.")
+    )

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from qemuspawner.errors import HostError
+from qemuspawner.texts import Text
 
 _TOOLS = ("setpriv", "unshare", "bwrap", "choom")
 
@@ -82,15 +83,15 @@ def check_jail(account: pwd.struct_passwd | None = None) -> None:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         raise HostError(
-            f"The jail around QEMU needs {' and '.join(missing)}.",
-            hint="Install bubblewrap and util-linux, or set jail = False where every user is trusted.",
+            Text("The jail around QEMU needs {programs}.", programs=" and ".join(missing)),
+            hint=Text("Install bubblewrap and util-linux, or set jail = False where every user is trusted."),
         )
     inside = in_jail(["true"], work_dir=Path("/usr"), files=(), kvm=False)
     command = tie_to_parent(inside, parent_pid=os.getpid(), account=account)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
     if done.returncode != 0:
+        words = done.stderr.strip() or Text("exit code {code}", code=done.returncode)
         raise HostError(
-            "The jail around QEMU cannot be built on this host: "
-            f"{done.stderr.strip() or f'exit code {done.returncode}'}.",
-            hint="Allow unprivileged user namespaces, or set jail = False where every user is trusted.",
+            Text("The jail around QEMU cannot be built on this host: {words}.", words=words),
+            hint=Text("Allow unprivileged user namespaces, or set jail = False where every user is trusted."),
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qemuspawner.errors import VmError
+from qemuspawner.texts import Text
 
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)
@@ -51,7 +52,9 @@ def load_memory(path: Path, *, digest: str) -> int:
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as exc:
-        raise VmError(f"The template's memory cannot be read: {exc.strerror}.") from exc
+        raise VmError(
+            Text("The template's memory cannot be read: {strerror}.", strerror=exc.strerror)
+        ) from exc
     descriptor = os.memfd_create("qemuspawner-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, os.fstat(source).st_size)
@@ -59,12 +62,14 @@ def load_memory(path: Path, *, digest: str) -> int:
             _update(found, offset, chunk)
             os.pwrite(descriptor, chunk, offset)
         if digest != f"sha256:{found.hexdigest()}":
-            raise VmError("The template's memory has been changed or cut off.")
+            raise VmError(Text("The template's memory has been changed or cut off."))
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException as exc:
         os.close(descriptor)
         if isinstance(exc, OSError):
-            raise VmError(f"The template's memory cannot be loaded: {exc.strerror}.") from exc
+            raise VmError(
+                Text("The template's memory cannot be loaded: {strerror}.", strerror=exc.strerror)
+            ) from exc
         raise
     finally:
         os.close(source)

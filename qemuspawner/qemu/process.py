@@ -18,6 +18,7 @@ from qemuspawner.errors import VmError
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
 from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, NETWORK, overlay_node
 from qemuspawner.qemu.vm import Disk, node_name
+from qemuspawner.texts import Text
 
 # An answer takes milliseconds; a QEMU that is silent for so long hangs.
 _QMP_TIMEOUT_S = 5
@@ -69,7 +70,7 @@ class QemuProcess:
                 self._take_sockets()
         except (TimeoutError, QMPError, OSError) as exc:
             await self._check_alive()
-            raise VmError(f"QEMU did not answer within {timeout_s:g} s.") from exc
+            raise VmError(Text("QEMU did not answer within {timeout_s} s.", timeout_s=timeout_s)) from exc
 
     def _take_sockets(self) -> None:
         """Move QEMU's sockets out of the directory that it may write to.
@@ -88,8 +89,8 @@ class QemuProcess:
             await asyncio.wait(self._tasks, timeout=1)
             self._log.error("QEMU ended with code %s: %s", self._process.returncode, self.last_words)
             raise VmError(
-                "QEMU could not start the machine.",
-                hint="The administrator finds QEMU's own words in the hub's log.",
+                Text("QEMU could not start the machine."),
+                hint=Text("The administrator finds QEMU's own words in the hub's log."),
             )
 
     async def execute(self, command: str, **arguments: object) -> object:
@@ -105,9 +106,15 @@ class QemuProcess:
             async with asyncio.timeout(timeout_s):
                 return await self._qmp.execute(command, dict(arguments) or None)
         except TimeoutError as exc:
-            raise VmError(f"QEMU did not answer '{command}' within {timeout_s:g} s.") from exc
+            raise VmError(
+                Text(
+                    "QEMU did not answer '{command}' within {timeout_s} s.",
+                    command=command,
+                    timeout_s=timeout_s,
+                )
+            ) from exc
         except QMPError as exc:
-            raise VmError(f"QEMU refused '{command}': {exc}") from exc
+            raise VmError(Text("QEMU refused '{command}': {exc}", command=command, exc=exc)) from exc
 
     async def restore(self, state: int, *, mapped: bool) -> None:
         """Read what `save` wrote from the inherited descriptor `state`; the VM is left paused.
@@ -157,19 +164,29 @@ class QemuProcess:
                         return
                     if status in ("failed", "cancelled"):
                         assert isinstance(answer, dict)
-                        raise VmError(f"QEMU cannot save or restore: {answer.get('error-desc', status)}.")
+                        raise VmError(
+                            Text(
+                                "QEMU cannot save or restore: {words}.",
+                                words=answer.get("error-desc", status),
+                            )
+                        )
                     await asyncio.sleep(_MIGRATION_POLL_S)
         except TimeoutError as exc:
             with contextlib.suppress(VmError):
                 await self.execute("migrate_cancel")
-            raise VmError(f"QEMU did not save within {_MIGRATION_TIMEOUT_S} s.") from exc
+            raise VmError(
+                Text(
+                    "QEMU did not save within {migration_timeout_s} s.",
+                    migration_timeout_s=_MIGRATION_TIMEOUT_S,
+                )
+            ) from exc
 
     async def _wait_while(self, state: str) -> None:
         for _ in range(int(_QMP_TIMEOUT_S / _MIGRATION_POLL_S)):
             if await self.run_state() != state:
                 return
             await asyncio.sleep(_MIGRATION_POLL_S)
-        raise VmError(f"QEMU does not leave the state '{state}'.")
+        raise VmError(Text("QEMU does not leave the state '{state}'.", state=state))
 
     async def run_state(self) -> object:
         """QEMU's own word for what the VM does, such as "running", "paused" or "io-error"."""
@@ -224,7 +241,13 @@ class QemuProcess:
         # QMP has no command of its own for it; the answer is what the monitor prints, nothing on success.
         answer = await self.execute("human-monitor-command", **{"command-line": command})
         if answer:
-            raise VmError(f"QEMU does not forward the machine's port {port}: {str(answer).strip()}.")
+            raise VmError(
+                Text(
+                    "QEMU does not forward the machine's port {port}: {words}.",
+                    port=port,
+                    words=str(answer).strip(),
+                )
+            )
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG.
@@ -239,7 +262,9 @@ class QemuProcess:
                 await self.execute("screendump", filename=str(path), format="png")
                 return await asyncio.to_thread(_read_picture, path)
             except OSError as exc:
-                raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
+                raise VmError(
+                    Text("The screen could not be saved."), hint=Text("Is the host's disk full?")
+                ) from exc
             finally:
                 path.unlink(missing_ok=True)
 
@@ -332,7 +357,7 @@ def start_qemu(
             start_new_session=True,
         )
     except OSError as exc:
-        raise VmError(f"QEMU could not be started: {exc.strerror}.") from exc
+        raise VmError(Text("QEMU could not be started: {strerror}.", strerror=exc.strerror)) from exc
 
 
 def end_qemu(process: "subprocess.Popen[bytes]") -> None:

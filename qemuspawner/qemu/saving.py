@@ -18,6 +18,7 @@ from qemuspawner.qemu.command import TCG_CPU, qemu_args
 from qemuspawner.qemu.host import Qemu, find_uefi
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 # Everything that differs between two sessions of a machine stands still in the fingerprint.
@@ -157,7 +158,13 @@ def copy_from_qemu(source: Path, target: Path, *, max_bytes: int | None = None) 
         # It may grow while we read.
         left = os.fstat(descriptor).st_size
         if max_bytes is not None and left > max_bytes:
-            raise VmError(f"QEMU's file '{source.name}' is larger than {render_mib(max_bytes >> 20)}.")
+            raise VmError(
+                Text(
+                    "QEMU's file '{name}' is larger than {size}.",
+                    name=source.name,
+                    size=render_mib(max_bytes >> 20),
+                )
+            )
         with target.open("xb") as copy:
             while chunk := os.read(descriptor, min(1 << 20, left)):
                 left -= copy.write(chunk)
@@ -195,7 +202,7 @@ def _open_regular(path: Path) -> Iterator[int]:
 
 
 def _not_regular(path: Path) -> VmError:
-    return VmError(f"In the place of QEMU's file '{path.name}' lies something else.")
+    return VmError(Text("In the place of QEMU's file '{name}' lies something else.", name=path.name))
 
 
 def check_files(paths: SavedPaths, saved: Saved) -> None:
@@ -207,17 +214,24 @@ def check_files(paths: SavedPaths, saved: Saved) -> None:
     needed = {paths.state.name} if saved.memory != "lost" else set()
     needed |= {paths.memory.name} if saved.memory == "mapped" else set()
     if missing := needed - saved.files.keys():
-        raise VmError(f"its list of files lacks '{missing.pop()}'")
+        raise VmError(Text("its list of files lacks '{name}'", name=missing.pop()))
     for name, expected in saved.files.items():
         path = paths.root / name
         try:
             found = path.lstat().st_size
         except OSError as exc:
-            raise VmError(f"its file '{name}' is missing") from exc
+            raise VmError(Text("its file '{name}' is missing", name=name)) from exc
         if found != expected.size_bytes:
-            raise VmError(f"its file '{name}' has {found} bytes instead of {expected.size_bytes}")
+            raise VmError(
+                Text(
+                    "its file '{name}' has {found} bytes instead of {size_bytes}",
+                    name=name,
+                    found=found,
+                    size_bytes=expected.size_bytes,
+                )
+            )
         if expected.digest and found < _QUICK_BYTES and digest_file(path) != expected:
-            raise VmError(f"its file '{name}' was changed")
+            raise VmError(Text("its file '{name}' was changed", name=name))
 
 
 def check_state(paths: SavedPaths, saved: Saved) -> None:
@@ -228,4 +242,4 @@ def check_state(paths: SavedPaths, saved: Saved) -> None:
     """
     expected = saved.files[paths.state.name]
     if expected.size_bytes >= _QUICK_BYTES and digest_file(paths.state) != expected:
-        raise VmError(f"its file '{paths.state.name}' was changed")
+        raise VmError(Text("its file '{name}' was changed", name=paths.state.name))

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from qemuspawner.errors import VmError
+from qemuspawner.texts import Text
 
 
 async def wait_for_display(socket: Path, *, timeout_s: float) -> str:
@@ -31,4 +32,6 @@ async def wait_for_display(socket: Path, *, timeout_s: float) -> str:
                     writer.close()
                 return greeting[4:11].decode("ascii", "replace")
     except (TimeoutError, OSError, asyncio.IncompleteReadError) as exc:
-        raise VmError(f"The machine's display did not answer within {timeout_s:g} s.") from exc
+        raise VmError(
+            Text("The machine's display did not answer within {timeout_s} s.", timeout_s=timeout_s)
+        ) from exc

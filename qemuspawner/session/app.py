@@ -33,6 +33,7 @@ from qemuspawner.session.supervisor import Ending, Supervisor
 from qemuspawner.session.thumbnails import Thumbnails
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import LISTEN_VARIABLE
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     `stopped` tells of a signal that came before this took signals on.
     """
     loop = asyncio.get_running_loop()
-    stop = Ending(reason="The desktop was stopped.", cause="stop", linger_s=0)
+    stop = Ending(reason=Text("The desktop was stopped."), cause="stop", linger_s=0)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.end, stop)
     if stopped():
@@ -135,7 +136,14 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
         else:
             server.listen(address.port or 80, address.hostname or "127.0.0.1")
     except OSError as exc:
-        supervisor.end(Ending(reason=f"Port {address.port} cannot be opened: {exc.strerror}.", failed=True))
+        supervisor.end(
+            Ending(
+                reason=Text(
+                    "Port {port} cannot be opened: {strerror}.", port=address.port, strerror=exc.strerror
+                ),
+                failed=True,
+            )
+        )
     watching = asyncio.create_task(people.watch())
     reporting = asyncio.create_task(report_activity(supervisor.clocks, spec, hub))
     await supervisor.run()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from qemuspawner.errors import SessionError
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
 # Extending by less helps nobody; clock.js has the same.
@@ -70,8 +71,8 @@ class Clocks:
         if self.deadline >= self.max_deadline:
             longest = render_seconds(self.max_deadline - self.started)
             raise SessionError(
-                f"The session has reached its longest lifetime of {longest}.",
-                hint="Save your work elsewhere before the end, or ask for more time with a reason.",
+                Text("The session has reached its longest lifetime of {longest}.", longest=longest),
+                hint=Text("Save your work elsewhere before the end, or ask for more time with a reason."),
             )
         self.deadline = min(self.deadline + (seconds or self._lifetime_s), self.max_deadline)
 
@@ -89,9 +90,9 @@ class Clocks:
         """What ends the session now, and a sentence about it; None while nothing does."""
         if self._now() >= self.deadline:
             lifetime = render_seconds(self.deadline - self.started)
-            return "lifetime", f"The session's lifetime of {lifetime} is over."
+            return "lifetime", Text("The session's lifetime of {lifetime} is over.", lifetime=lifetime)
         if self.idle_deadline is not None and self._now() >= self.idle_deadline:
-            return "idle", f"Nobody used the desktop for {render_seconds(self._idle_s)}."
+            return "idle", Text("Nobody used the desktop for {span}.", span=render_seconds(self._idle_s))
         return None
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from qemuspawner.errors import VmError
 from qemuspawner.session import rfb
 from qemuspawner.session.wire import Wire
+from qemuspawner.texts import Text
 
 # While QEMU restores a template its main loop answers nobody.
 CONNECT_TIMEOUT_S = 10.0
@@ -39,7 +40,7 @@ class Desktop:
         """What QEMU sent, at least one byte; raises DesktopError at the end."""
         data = await self.wire.receive()
         if not data:
-            raise DesktopError("The desktop ended the connection.")
+            raise DesktopError(Text("The desktop ended the connection."))
         return data
 
     async def send(self, data: bytes) -> None:
@@ -59,8 +60,8 @@ class Desktop:
 
 def _describe_end(error: Exception | None) -> DesktopError:
     if error is None:
-        return DesktopError("The desktop ended the connection.")
-    return DesktopError(f"The desktop's connection was lost: {error}.")
+        return DesktopError(Text("The desktop ended the connection."))
+    return DesktopError(Text("The desktop's connection was lost: {error}.", error=error))
 
 
 async def connect_desktop(vnc_socket: Path) -> Desktop:
@@ -77,9 +78,14 @@ async def connect_desktop(vnc_socket: Path) -> Desktop:
     except BaseException as exc:
         wire.abort()
         if isinstance(exc, TimeoutError):
-            raise DesktopError(f"The desktop did not answer within {CONNECT_TIMEOUT_S:g} s.") from exc
+            raise DesktopError(
+                Text(
+                    "The desktop did not answer within {connect_timeout_s} s.",
+                    connect_timeout_s=CONNECT_TIMEOUT_S,
+                )
+            ) from exc
         if isinstance(exc, (OSError, rfb.RfbError)):
-            raise DesktopError(f"The desktop cannot be reached: {exc}") from exc
+            raise DesktopError(Text("The desktop cannot be reached: {exc}", exc=exc)) from exc
         raise
 
 

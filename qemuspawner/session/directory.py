@@ -18,13 +18,14 @@ from qemuspawner.locks import find_holder, try_lock
 from qemuspawner.paths import MAX_SOCKET_PATH, QMP_SOCKET, SessionPaths, StatePaths
 from qemuspawner.qemu.process import kill_orphan
 from qemuspawner.saved import delete_expired
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
 # A predecessor that the hub has lost may shut its guest down, or save gigabytes of it, then it is killed.
 _TERMINATE_S = 310
 _KILL_S = 5
-_NOT_GIVEN_BACK = "This desktop's former session cannot be ended."
+_NOT_GIVEN_BACK = Text("This desktop's former session cannot be ended.")
 
 
 @contextlib.contextmanager
@@ -39,8 +40,11 @@ def claim(state: StatePaths, session_id: str) -> Iterator[SessionPaths]:
     paths = state.session(session_id)
     if len(os.fsencode(paths.agent_socket)) > MAX_SOCKET_PATH:
         raise SessionError(
-            f"The state folder's path is too long for a unix socket of {MAX_SOCKET_PATH} bytes.",
-            hint="The administrator sets a shorter state_dir.",
+            Text(
+                "The state folder's path is too long for a unix socket of {max_socket_path} bytes.",
+                max_socket_path=MAX_SOCKET_PATH,
+            ),
+            hint=Text("The administrator sets a shorter state_dir."),
         )
     descriptor = _lock_directory(paths)
     try:
@@ -76,14 +80,14 @@ def _lock_directory(paths: SessionPaths) -> int:
             if not kill_at:
                 kill_at = now + _TERMINATE_S
             elif now > kill_at + _KILL_S:
-                raise SessionError(_NOT_GIVEN_BACK, hint="Tell the administrator, or wait.")
+                raise SessionError(_NOT_GIVEN_BACK, hint=Text("Tell the administrator, or wait."))
             continue
         if not terminate_at:
             log.warning("Session %s is still held by process %s; it is ended.", paths.root.name, holder)
             terminate_at, kill_at = now, now + _TERMINATE_S
             _signal(holder, signal.SIGTERM)
         elif now > kill_at + _KILL_S:
-            raise SessionError(_NOT_GIVEN_BACK, hint="Tell the administrator, or wait.")
+            raise SessionError(_NOT_GIVEN_BACK, hint=Text("Tell the administrator, or wait."))
         elif now > kill_at:
             _signal(holder, signal.SIGKILL)
 
@@ -101,18 +105,20 @@ def _open_lock(paths: SessionPaths) -> int:
             pass
         except OSError as exc:
             raise SessionError(
-                f"The session's directory cannot be made: {exc.strerror}.",
-                hint="The administrator checks who owns the state folder, and its disk.",
+                Text("The session's directory cannot be made: {strerror}.", strerror=exc.strerror),
+                hint=Text("The administrator checks who owns the state folder, and its disk."),
             ) from exc
         try:
             status = paths.root.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-                raise SessionError("The session's directory belongs to somebody else.")
+                raise SessionError(Text("The session's directory belongs to somebody else."))
             return os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             continue  # deleted by its last owner just now
         except OSError as exc:
-            raise SessionError(f"The session cannot be locked: {exc.strerror}.") from exc
+            raise SessionError(
+                Text("The session cannot be locked: {strerror}.", strerror=exc.strerror)
+            ) from exc
 
 
 def sweep(state: StatePaths, *, own_id: str) -> int:

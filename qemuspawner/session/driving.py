@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from qemuspawner.errors import SessionError
 from qemuspawner.session.access import Person
+from qemuspawner.texts import Text
 
 
 class Driving:
@@ -35,9 +36,12 @@ class Driving:
             SessionError: `by` may not give it away, or `to` cannot have it.
         """
         if by.role != "owner" and by.name != self.driver:
-            raise SessionError(f"{self.driver} has mouse and keyboard.", hint="Ask for them.")
+            raise SessionError(
+                Text("{driver} has mouse and keyboard.", driver=self.driver), hint=Text("Ask for them.")
+            )
         if not any(person.name == to and person.may("control") for person in present):
             raise SessionError(
-                f"'{to}' is not here, or may only look on.", hint="Let them control the desktop first."
+                Text("'{to}' is not here, or may only look on.", to=to),
+                hint=Text("Let them control the desktop first."),
             )
         self.driver = to

@@ -5,6 +5,7 @@ from msgspec import structs
 from qemuspawner.errors import SessionError
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.spec import Extension
+from qemuspawner.texts import Text
 
 
 class Extensions:
@@ -33,7 +34,7 @@ class Extensions:
         """
         asked = self._asked
         if asked is None or asked.answer:
-            raise SessionError("Nobody waits for an answer about more time.")
+            raise SessionError(Text("Nobody waits for an answer about more time."))
         if granted_s:
             self._clocks.grant(granted_s)
         self._asked = structs.replace(

@@ -25,6 +25,7 @@ from qemuspawner.errors import FilesError, VmError
 from qemuspawner.qemu.guest_files import Entry, GuestFiles
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 Taken = Literal["refuse", "rename", "replace"]
@@ -55,11 +56,18 @@ def parse_path(path: bytes) -> bytes:
     """
     if len(path) > _MAX_PATH_BYTES:
         raise FilesError(
-            "name", f"The path has {len(path)} bytes; at most {_MAX_PATH_BYTES} can be used here."
+            "name",
+            Text(
+                "The path has {count} bytes; at most {max_path_bytes} can be used here.",
+                count=len(path),
+                max_path_bytes=_MAX_PATH_BYTES,
+            ),
         )
     for part in path.split(b"/") if path else ():
         if not part or part in (b".", b"..") or b"\0" in part or len(part) > _MAX_NAME_BYTES:
-            raise FilesError("name", f"'{show(path)[:200]}' is not a path below the home folder.")
+            raise FilesError(
+                "name", Text("'{path}' is not a path below the home folder.", path=show(path)[:200])
+            )
     return path
 
 
@@ -71,20 +79,32 @@ def check_new_name(name: bytes) -> bytes:
     """
     shown = show(name)[:200]
     if not name or name in (b".", b"..") or b"/" in name or not name.strip():
-        raise FilesError("name", f"'{shown}' is not a name for a file.", hint="Choose another name.")
+        raise FilesError(
+            "name",
+            Text("'{shown}' is not a name for a file.", shown=shown),
+            hint=Text("Choose another name."),
+        )
     if len(name) > _MAX_NAME_BYTES:
         raise FilesError(
-            "name", f"The name has {len(name)} bytes; a file's name has at most {_MAX_NAME_BYTES}."
+            "name",
+            Text(
+                "The name has {count} bytes; a file's name has at most {max_name_bytes}.",
+                count=len(name),
+                max_name_bytes=_MAX_NAME_BYTES,
+            ),
         )
     try:
         text = name.decode()
     except UnicodeDecodeError:
-        raise FilesError("name", f"The name '{shown}' is not Unicode (UTF-8).") from None
+        raise FilesError("name", Text("The name '{shown}' is not Unicode (UTF-8).", shown=shown)) from None
     if any(map(_is_hidden, text)):
         raise FilesError(
             "name",
-            f"The name '{shown}' has control characters or such that turn the reading direction.",
-            hint="Choose a name without them.",
+            Text(
+                "The name '{shown}' has control characters or such that turn the reading direction.",
+                shown=shown,
+            ),
+            hint=Text("Choose a name without them."),
         )
     return name
 
@@ -142,7 +162,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         except (binascii.Error, msgspec.DecodeError, ValueError):
             upload = None
         if upload is None or not _ID.fullmatch(upload.id) or upload.size < 0:
-            raise FilesError("missing", "There is no such upload.")
+            raise FilesError("missing", Text("There is no such upload."))
         parse_path(upload.folder)
         check_new_name(upload.name)
         return upload
@@ -177,9 +197,9 @@ class Files:
         home = self._supervisor.spec.machine.home
         guest = self._supervisor.running_guest()
         if self._supervisor.state != "running":
-            raise VmError("The desktop is not ready yet.", hint="Try again in a moment.")
+            raise VmError(Text("The desktop is not ready yet."), hint=Text("Try again in a moment."))
         if not home or guest.agent is None:
-            raise FilesError("missing", "Files cannot be exchanged with this machine.")
+            raise FilesError("missing", Text("Files cannot be exchanged with this machine."))
         if self._of is None or self._of[0] is not guest:
             # Each VM has an agent of its own.
             self._of = guest, GuestFiles(guest.agent, home)
@@ -190,7 +210,9 @@ class Files:
         """While one goes on; raises FilesError where there are too many."""
         if self._transfers >= _MAX_AT_ONCE:
             raise FilesError(
-                "busy", f"{_MAX_AT_ONCE} files are being transferred already.", hint="Wait until one is done."
+                "busy",
+                Text("{max_at_once} files are being transferred already.", max_at_once=_MAX_AT_ONCE),
+                hint=Text("Wait until one is done."),
             )
         self._transfers += 1
         try:
@@ -213,8 +235,13 @@ class Files:
             most = render_mib(self._supervisor.spec.policy.max_file_mib)
             raise FilesError(
                 "size",
-                f"'{show(name)}' has {render_mib(-(-size // _MIB))}; at most {most} can be transferred.",
-                hint="Split it, or ask the administrator.",
+                Text(
+                    "'{name}' has {size}; at most {most} can be transferred.",
+                    name=show(name),
+                    size=render_mib(-(-size // _MIB)),
+                    most=most,
+                ),
+                hint=Text("Split it, or ask the administrator."),
             )
 
     async def list_folder(self, folder: bytes) -> dict[str, Any]:
@@ -275,7 +302,7 @@ class Files:
         self.note_activity()
         async with self._lock(upload):
             if offset + len(data) > upload.size:
-                raise FilesError("size", f"'{show(upload.name)}' is longer than was said.")
+                raise FilesError("size", Text("'{name}' is longer than was said.", name=show(upload.name)))
             await self.guest.append(upload.partial, data, offset=offset, about=upload.name)
             return await self._finish_if_whole(upload, offset + len(data))
 

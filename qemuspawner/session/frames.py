@@ -189,7 +189,16 @@ def pong(payload: bytes) -> bytes:
     return bytes([_FIN | _PONG, len(payload)]) + payload
 
 
+def cut_reason(reason: str) -> str:
+    """What of a close frame's reason fits into it, in whole words."""
+    if len(reason.encode()) <= _MAX_CONTROL_BYTES - 2:
+        return reason
+    ellipsis = "…"
+    fitting = reason.encode()[: _MAX_CONTROL_BYTES - 2 - len(ellipsis.encode())].decode(errors="ignore")
+    return (fitting.rpartition(" ")[0] or fitting) + ellipsis
+
+
 def farewell(code: int, reason: str) -> bytes:
     """A close frame; a reason too long for it is cut."""
-    said = reason.encode()[: _MAX_CONTROL_BYTES - 2].decode(errors="ignore").encode()
+    said = cut_reason(reason).encode()
     return bytes([_FIN | _CLOSE, 2 + len(said)]) + struct.pack(">H", code) + said

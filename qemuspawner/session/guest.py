@@ -17,6 +17,7 @@ from qemuspawner.qemu.vnc import wait_for_display
 from qemuspawner.session.desktop import set_size
 from qemuspawner.session.ports import Ports
 from qemuspawner.session.prepare import Started
+from qemuspawner.texts import Text
 
 _QMP_TIMEOUT_S = 20
 _DISPLAY_TIMEOUT_S = 20
@@ -130,7 +131,9 @@ class Guest:
             try:
                 await asyncio.to_thread(target.write_bytes, picture)
             except OSError as exc:
-                raise VmError("The screen could not be saved.", hint="Is the host's disk full?") from exc
+                raise VmError(
+                    Text("The screen could not be saved."), hint=Text("Is the host's disk full?")
+                ) from exc
         return picture
 
     # The end

@@ -16,6 +16,7 @@ from qemuspawner.session import rfb
 from qemuspawner.session.desktop import Desktop, DesktopError, connect_desktop
 from qemuspawner.session.keyboard import SHIFT, Chord
 from qemuspawner.session.updates import ENCODINGS, Changes, Rect, Updates
+from qemuspawner.texts import Text
 
 Button = Literal["left", "middle", "right"]
 BUTTONS: dict[Button, int] = {"left": 1, "middle": 2, "right": 4}
@@ -138,8 +139,11 @@ class Hand:
         """The hand to oneself. Raises SessionError where too many wait for it."""
         if self._waiting >= _MOST_WAITING:
             raise SessionError(
-                f"{_MOST_WAITING} programs wait for their turn at this desktop already.",
-                hint="Try again in a moment.",
+                Text(
+                    "{most_waiting} programs wait for their turn at this desktop already.",
+                    most_waiting=_MOST_WAITING,
+                ),
+                hint=Text("Try again in a moment."),
             )
         self._waiting += 1
         try:
@@ -257,8 +261,8 @@ class Hand:
         console = await self._open()
         if not console.updates.absolute:
             raise SessionError(
-                "This machine's pointer can only be pushed, not put anywhere, at least for now.",
-                hint="Use the keyboard, or wait until the guest's desktop is there.",
+                Text("This machine's pointer can only be pushed, not put anywhere, at least for now."),
+                hint=Text("Use the keyboard, or wait until the guest's desktop is there."),
             )
         return console
 
@@ -296,4 +300,6 @@ class Hand:
 
 
 def _unreachable() -> VmError:
-    return VmError("The desktop does not answer.", hint="Is it asleep or ending? Look at its status.")
+    return VmError(
+        Text("The desktop does not answer."), hint=Text("Is it asleep or ending? Look at its status.")
+    )

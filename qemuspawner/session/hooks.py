@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from qemuspawner.errors import VmError, printable
 from qemuspawner.qemu.agent import AgentRefusalError
 from qemuspawner.session.guest import Guest
+from qemuspawner.texts import Text
 
 _FOLDER = "/etc/qemuspawner"
 _TIMEOUT_S = 20
@@ -29,11 +30,20 @@ async def run_hook(guest: Guest, name: str, values: Mapping[str, str]) -> None:
         VmError: It failed, or did not end within 20 s.
     """
     if guest.agent is None:
-        raise NoHookError("This machine has no guest agent.")
+        raise NoHookError(Text("This machine has no guest agent."))
     told = {f"QEMUSPAWNER_{key}": printable(value)[:_MAX_TEXT] for key, value in values.items()}
     try:
         code, _ = await guest.agent.run(f"{_FOLDER}/{name}", env=ENVIRONMENT | told, timeout_s=_TIMEOUT_S)
     except AgentRefusalError as exc:
-        raise NoHookError(f"This machine has no program '{_FOLDER}/{name}'.") from exc
+        raise NoHookError(
+            Text("This machine has no program '{folder}/{name}'.", folder=_FOLDER, name=name)
+        ) from exc
     if code:
-        raise VmError(f"The machine's program '{_FOLDER}/{name}' failed with code {code}.")
+        raise VmError(
+            Text(
+                "The machine's program '{folder}/{name}' failed with code {code}.",
+                folder=_FOLDER,
+                name=name,
+                code=code,
+            )
+        )

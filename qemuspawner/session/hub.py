@@ -11,6 +11,7 @@ from jupyterhub.httpclient import fetch
 from jupyterhub.utils import make_ssl_context
 
 from qemuspawner.errors import SessionError
+from qemuspawner.texts import Text
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
@@ -61,8 +62,12 @@ class Hub:
             text = await response.text()
             answer = json.loads(text) if text else None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as exc:
-            raise HubError("The hub does not answer.", status=0, hint="Try again in a moment.") from exc
+            raise HubError(
+                Text("The hub does not answer."), status=0, hint=Text("Try again in a moment.")
+            ) from exc
         if response.status >= 400:
             message = answer.get("message") if isinstance(answer, dict) else None
-            raise HubError(f"The hub says: {message or response.status}", status=response.status)
+            raise HubError(
+                Text("The hub says: {words}", words=message or response.status), status=response.status
+            )
         return answer

@@ -35,6 +35,7 @@ from qemuspawner.saved import (
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.prepare import Prepared
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 # Each suspend adds a layer to the disk; a chain of more is made shorter.
@@ -73,7 +74,7 @@ class Keeper:
         for saved in self.checkpoints():
             if saved.name == name:
                 return saved
-        raise SessionError("There is no such checkpoint.", hint="It was deleted, or has expired.")
+        raise SessionError(Text("There is no such checkpoint."), hint=Text("It was deleted, or has expired."))
 
     def picture(self, name: str) -> Path:
         return SavedPaths(root=self.paths.saved / self.find(name).name).picture
@@ -85,9 +86,12 @@ class Keeper:
         used = used_mib(StatePaths.of(self.spec.state_dir), self.spec.user)
         if used >= self.spec.quota_mib:
             raise SessionError(
-                f"Your suspended desktops and checkpoints take {render_mib(used)}; "
-                f"{render_mib(self.spec.quota_mib)} are allowed.",
-                hint="Delete some of them first.",
+                Text(
+                    "Your suspended desktops and checkpoints take {used}; {allowed} are allowed.",
+                    used=render_mib(used),
+                    allowed=render_mib(self.spec.quota_mib),
+                ),
+                hint=Text("Delete some of them first."),
             )
 
     # Saving; one at a time, which the caller sees to with `lock`
@@ -159,9 +163,12 @@ class Keeper:
         needed_mib = self.spec.memory_mib + DISK_RESERVE_MIB
         if free_mib < needed_mib:
             raise VmError(
-                f"Saving the desktop may need {render_mib(needed_mib)}; the host's disk has "
-                f"{render_mib(free_mib)} left.",
-                hint="Tell the administrator; the desktop goes on.",
+                Text(
+                    "Saving the desktop may need {needed}; the host's disk has {free} left.",
+                    needed=render_mib(needed_mib),
+                    free=render_mib(free_mib),
+                ),
+                hint=Text("Tell the administrator; the desktop goes on."),
             )
 
     def _check_checkpoint(self, guest: Guest, *, automatic: bool, needed: str) -> None:
@@ -171,13 +178,19 @@ class Keeper:
         spare = [saved for saved in kept if automatic and saved.automatic and saved.name != needed]
         if len(kept) - len(spare) >= self.spec.max_checkpoints:
             raise SessionError(
-                f"This desktop has {len(kept)} checkpoints; {self.spec.max_checkpoints} are allowed.",
-                hint="Delete one that you do not need any more.",
+                Text(
+                    "This desktop has {count} checkpoints; {max_checkpoints} are allowed.",
+                    count=len(kept),
+                    max_checkpoints=self.spec.max_checkpoints,
+                ),
+                hint=Text("Delete one that you do not need any more."),
             )
         if len(guest.disks) >= _MOST_LAYERS:
             raise SessionError(
-                f"This desktop's disk has {len(guest.disks)} layers, one for each checkpoint.",
-                hint="Delete checkpoints that you do not need, then suspend the desktop and wake it.",
+                Text(
+                    "This desktop's disk has {count} layers, one for each checkpoint.", count=len(guest.disks)
+                ),
+                hint=Text("Delete checkpoints that you do not need, then suspend the desktop and wake it."),
             )
 
     @contextlib.contextmanager
@@ -301,4 +314,4 @@ def note_problem(folder: Path, why: str) -> None:
     saved = load_saved(folder)
     if saved is not None and saved.kind != "template":
         with contextlib.suppress(OSError):
-            write_manifest(folder, structs.replace(saved, problem=why))
+            write_manifest(folder, structs.replace(saved, problem=str(why)))

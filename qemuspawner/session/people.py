@@ -21,6 +21,7 @@ from qemuspawner.session.relay import Viewer
 from qemuspawner.session.shares import SharedRole, Shares
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,10 @@ class People:
             reviewed_at=now,
         )
         if len(self._seats) >= _MAX_SEATS:
-            raise SessionError(f"{_MAX_SEATS} connections to this desktop are open.", hint="Close some.")
+            raise SessionError(
+                Text("{max_seats} connections to this desktop are open.", max_seats=_MAX_SEATS),
+                hint=Text("Close some."),
+            )
         self._seats.append(seat)
         if viewer is not None:
             self._audit.note("joined", by=person.name, role=person.role, staff=person.is_staff)
@@ -225,7 +229,7 @@ class People:
             has_access = self._logins.lets_in(model)
             person = await self.find(model, has_access=has_access, is_browser=seat.is_browser)
         if person is None or not person.may(seat.least):
-            seat.dismiss(CloseCode.WITHDRAWN, "Your access to this desktop was withdrawn.")
+            seat.dismiss(CloseCode.WITHDRAWN, Text("Your access to this desktop was withdrawn."))
         elif person != seat.person:
             self._audit.note("role-changed", by=person.name, role=person.role, was=seat.person.role)
             seat.person = person
@@ -234,12 +238,12 @@ class People:
     def _dismiss_guests(self) -> None:
         for seat in self._seats:
             if seat.is_inside and seat.person.role != "owner":
-                seat.dismiss(CloseCode.AWAY, "The owner has left; it opens again when they are back.")
+                seat.dismiss(CloseCode.AWAY, Text("The owner has left; it opens again when they are back."))
 
     def refuse_screen(self, person: Person) -> tuple[int, str] | None:
         """Why somebody may not see the screen right now, as a close code and a reason."""
         if person.role != "owner" and self._policy.owner_away == "leave" and self.owner_is_away:
-            return CloseCode.AWAY, "The owner is not here; it opens when they are back."
+            return CloseCode.AWAY, Text("The owner is not here; it opens when they are back.")
         return None
 
     def _settle(self) -> None:
@@ -314,20 +318,25 @@ class People:
     def drop(self, name: str, *, by: Person) -> None:
         """Close somebody's windows, and end what staff was consented to; a share stays."""
         if name == self._spec.user:
-            raise SessionError("The owner cannot be sent away.")
+            raise SessionError(Text("The owner cannot be sent away."))
         self._consents.pop(name, None)
         self._requests.pop(name, None)
         self._audit.note("dropped", by=by.name, who=name)
         for seat in self._seats:
             if seat.person.name == name and seat.is_inside:
-                seat.dismiss(CloseCode.WITHDRAWN, f"{by.name} has closed your window of this desktop.")
+                seat.dismiss(
+                    CloseCode.WITHDRAWN, Text("{name} has closed your window of this desktop.", name=by.name)
+                )
         self.note_change()
 
     def ask(self, request: Request) -> None:
         """Note a request; a later one of the same person takes its place."""
         self._requests.pop(request.name, None)
         if len(self._requests) >= _MAX_REQUESTS:
-            raise SessionError(f"{_MAX_REQUESTS} requests wait for an answer.", hint="Ask again later.")
+            raise SessionError(
+                Text("{max_requests} requests wait for an answer.", max_requests=_MAX_REQUESTS),
+                hint=Text("Ask again later."),
+            )
         self._requests[request.name] = request
         self._audit.note("asked", by=request.name, wants=request.wants)
         self.note_change()
@@ -351,13 +360,14 @@ class People:
         request = self._requests.get(name)
         if request is None or request not in self.requests_for(by):
             raise SessionError(
-                f"'{name}' does not ask for anything.", hint="Somebody else may have answered."
+                Text("'{name}' does not ask for anything.", name=name),
+                hint=Text("Somebody else may have answered."),
             )
         if request.wants == "drive":
             if granted is not None:
                 self.driving.hand_over(name, by=by, present=self.present)
         elif by.role != "owner":
-            raise SessionError("Only the owner lets others in.")
+            raise SessionError(Text("Only the owner lets others in."))
         elif granted is not None:
             await self._let_in(name, granted)
         self._requests.pop(name, None)

@@ -22,6 +22,7 @@ from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.command import NETWORK
 from qemuspawner.session.guest import Guest
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None
     if code:
         words = printable(output[-4000:].replace("\n", " | "))
         log.warning("%s: the machine says: %s", spec.session_id, words)
-        raise VmError(f"In the machine failed: {words.rstrip(' |').rpartition(' | ')[2][:200]}.")
+        raise VmError(
+            Text("In the machine failed: {words}.", words=words.rstrip(" |").rpartition(" | ")[2][:200])
+        )
 
 
 def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from qemuspawner.errors import VmError
 from qemuspawner.qemu.inside import make_sockets, open_network
 from qemuspawner.qemu.process import QemuProcess
+from qemuspawner.texts import Text
 
 # All ports of that namespace are free; below 1024 nobody may listen.
 _FIRST_PORT = 10_000
@@ -52,7 +53,9 @@ class Ports:
         except BaseException as exc:
             connection.close()
             if isinstance(exc, OSError):
-                raise VmError("The machine does not take connections.", hint="Is it still running?") from exc
+                raise VmError(
+                    Text("The machine does not take connections."), hint=Text("Is it still running?")
+                ) from exc
             raise
         return connection
 
@@ -69,7 +72,7 @@ class Ports:
     async def _open(self, name: str) -> None:
         async with self._opening:
             if self._is_closed:
-                raise VmError("The machine is not running.", hint="Start it again from the hub.")
+                raise VmError(Text("The machine is not running."), hint=Text("Start it again from the hub."))
             if self._network is None:
                 # QEMU answers below, so until then no other process had its process id.
                 self._network = open_network(self._qemu.pid)

@@ -38,6 +38,7 @@ from qemuspawner.qemu.vm import Accelerator, Memory, Vm, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
 from qemuspawner.spec import SessionSpec, Way
+from qemuspawner.texts import Text, list_texts
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def prepare(
     Raises:
         QemuSpawnerError: What is missing or wrong, in a sentence for the user.
     """
-    report("Checking the host and the machine's image", 5)
+    report(Text("Checking the host and the machine's image"), 5)
     state = StatePaths.of(spec.state_dir)
     qemu = find_qemu()
     if spec.jail:
@@ -129,7 +130,11 @@ def prepare(
         if plan.way != "restored":
             raise
         # Templates may be deleted at any moment, also while one is read.
-        reason = exc if isinstance(exc, VmError) else VmError(f"It cannot be read: {exc.strerror}.")
+        reason = (
+            exc
+            if isinstance(exc, VmError)
+            else VmError(Text("It cannot be read: {strerror}.", strerror=exc.strerror))
+        )
         started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
     return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started)
 
@@ -137,7 +142,7 @@ def prepare(
 def boot_instead(spec: SessionSpec, exc: VmError) -> Plan:
     """What to do where a template cannot be restored."""
     log.warning("Session %s boots cold: its template cannot be restored: %s", spec.session_id, exc.message)
-    return Plan(way="cold", why="its template cannot be restored; the log has the reason")
+    return Plan(way="cold", why=Text("its template cannot be restored; the log has the reason"))
 
 
 def choose(spec: SessionSpec, paths: SessionPaths, host: Host) -> tuple[SessionSpec, Plan]:
@@ -167,7 +172,7 @@ def choose_template(spec: SessionSpec, host: Host) -> Plan:
     """A template where one fits, else a cold boot, and why."""
     machine = spec.machine
     if not spec.templates:
-        return Plan(way="cold", why="templates are switched off here")
+        return Plan(way="cold", why=Text("templates are switched off here"))
     if obstacle := find_template_obstacle(machine):
         return Plan(way="cold", why=obstacle)
     state = StatePaths.of(spec.state_dir)
@@ -175,7 +180,7 @@ def choose_template(spec: SessionSpec, host: Host) -> Plan:
         fits = host.fingerprint(machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
     except OSError as exc:
         # check_image says which file it is.
-        return Plan(way="cold", why=f"its image cannot be read: {exc.strerror}")
+        return Plan(way="cold", why=Text("its image cannot be read: {strerror}", strerror=exc.strerror))
     saved, why = find_template(state, machine, fits)
     if saved is not None:
         folder = SavedPaths(root=state.templates / saved.name)
@@ -183,7 +188,7 @@ def choose_template(spec: SessionSpec, host: Host) -> Plan:
             check_files(folder, saved)
             return Plan(way="restored", saved=saved, folder=folder, restores=True)
         except VmError as exc:
-            why = f"its template is damaged: {exc.message}"
+            why = Text("its template is damaged: {message}", message=exc.message)
     log.info("Session %s boots cold: %s.", spec.session_id, why)
     return Plan(way="cold", why=why)
 
@@ -192,8 +197,8 @@ def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Pla
     saved = load_saved(folder)
     if saved is None or saved.spec is None or saved.spec.user != spec.user:
         raise SessionError(
-            "What this desktop was to go on from is not there any more.",
-            hint="It was deleted or has expired; start a new desktop.",
+            Text("What this desktop was to go on from is not there any more."),
+            hint=Text("It was deleted or has expired; start a new desktop."),
         )
     if saved.memory == "lost":
         return _boot_disk(spec, folder, saved)
@@ -202,7 +207,7 @@ def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Pla
     try:
         now = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
         if differences := saved.fingerprint.differences(now):
-            raise VmError(", ".join(differences))
+            raise VmError(list_texts(differences))
         check_files(paths, saved)
     except (VmError, OSError) as exc:
         raise cannot_wake(exc.message if isinstance(exc, VmError) else str(exc.strerror)) from exc
@@ -211,13 +216,13 @@ def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Pla
 
 def cannot_wake(why: str) -> SessionError:
     return SessionError(
-        f"The desktop cannot be woken: {why}.",
-        hint="Boot it from its disk: files are kept, and programs that were open are lost.",
+        Text("The desktop cannot be woken: {why}.", why=why),
+        hint=Text("Boot it from its disk: files are kept, and programs that were open are lost."),
     )
 
 
 def _boot_disk(spec: SessionSpec, folder: Path, saved: Saved) -> tuple[SessionSpec, Plan]:
-    why = "booted from the disk that was kept; programs that were open are lost"
+    why = Text("booted from the disk that was kept; programs that were open are lost")
     spec = _as_saved(spec, saved)
     return spec, Plan(way="cold", why=why, saved=saved, folder=SavedPaths(root=folder))
 
@@ -236,8 +241,8 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
         is_there = False
     if not is_there:
         raise SessionError(
-            "The image that this desktop's disk stands on has been replaced.",
-            hint="Nothing is deleted: the administrator puts the former image of the machine back.",
+            Text("The image that this desktop's disk stands on has been replaced."),
+            hint=Text("Nothing is deleted: the administrator puts the former image of the machine back."),
         )
     return structs.replace(spec, machine=machine, cpus=saved.spec.cpus, memory_mib=saved.spec.memory_mib)
 
@@ -245,13 +250,19 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
 def _check_supported(spec: SessionSpec) -> None:
     machine = spec.machine
     if machine.gpu.need == "required":
-        raise SessionError(f"'{machine.name}' needs a GPU, and this host offers none.")
+        raise SessionError(Text("'{name}' needs a GPU, and this host offers none.", name=machine.name))
     if spec.gpus is not None:
-        raise SessionError(f"The desktop was promised a GPU ({spec.gpus}), and this host passes none on.")
+        raise SessionError(
+            Text("The desktop was promised a GPU ({gpus}), and this host passes none on.", gpus=spec.gpus)
+        )
     if machine.network != "none":
         raise SessionError(
-            f"'{machine.name}' asks for the network '{machine.network}', and this host offers 'none' only.",
-            hint='The administrator sets network = "none" in its machine.toml.',
+            Text(
+                "'{name}' asks for the network '{network}', and this host offers 'none' only.",
+                name=machine.name,
+                network=machine.network,
+            ),
+            hint=Text('The administrator sets network = "none" in its machine.toml.'),
         )
 
 
@@ -270,7 +281,7 @@ def start_vm(
     Raises:
         QemuSpawnerError: What is missing or wrong.
     """
-    report("Making your own copy of the machine's disk", 15)
+    report(Text("Making your own copy of the machine's disk"), 15)
     _empty(paths.vm)
     uefi_code = None
     if spec.machine.firmware == "uefi":
@@ -290,7 +301,7 @@ def start_vm(
             incoming=plan.restores,
             uefi_code=uefi_code,
         )
-        report("Starting the virtual machine", 25)
+        report(Text("Starting the virtual machine"), 25)
         command = [str(host.qemu.program), *qemu_args(vm)]
         if spec.jail:
             command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")

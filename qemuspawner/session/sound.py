@@ -25,6 +25,7 @@ from qemuspawner.session.visitors import (
     watch,
 )
 from qemuspawner.session.websocket import WebSocket
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -152,5 +153,5 @@ class _Link:
 
     async def _await_leave(self) -> None:
         if await self._websocket.receive():
-            raise Farewell(CloseCode.MALFORMED, "Who listens has nothing to send.")
+            raise Farewell(CloseCode.MALFORMED, Text("Who listens has nothing to send."))
         raise Farewell(CloseCode.NORMAL)

@@ -49,6 +49,7 @@ from qemuspawner.session.prepare import (
 )
 from qemuspawner.session.turns import take_turn
 from qemuspawner.spec import Load, SessionSpec, SessionStatus, State, Step, SuspendOn
+from qemuspawner.texts import Text
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
 _AGENT_TIMEOUT_S = 240
@@ -197,11 +198,11 @@ class Supervisor:
         except (OSError, SubprocessError) as exc:
             self.log.exception("The session cannot be prepared")
             self._stack.close()
-            why = getattr(exc, "strerror", None) or "a program of the host did not answer"
+            why = getattr(exc, "strerror", None) or Text("a program of the host did not answer")
             self._fail(
                 SessionError(
-                    f"The desktop cannot be prepared on this host: {why}.",
-                    hint="Tell the administrator; the hub's log has the details.",
+                    Text("The desktop cannot be prepared on this host: {why}.", why=why),
+                    hint=Text("Tell the administrator; the hub's log has the details."),
                 )
             )
 
@@ -214,7 +215,11 @@ class Supervisor:
             self._fail(exc)
         except Exception:
             self.log.exception("The session failed")
-            self._fail(SessionError("The session failed for a reason of its own.", hint="The log has more."))
+            self._fail(
+                SessionError(
+                    Text("The session failed for a reason of its own."), hint=Text("The log has more.")
+                )
+            )
             await self._keep_what_is_left()
         finally:
             if self._guest is not None:
@@ -269,7 +274,10 @@ class Supervisor:
                 memories=self._memories,
             )
         except OSError as exc:
-            raise SessionError(f"The machine cannot be started: {exc.strerror}.", hint="Try again.") from exc
+            raise SessionError(
+                Text("The machine cannot be started: {strerror}.", strerror=exc.strerror),
+                hint=Text("Try again."),
+            ) from exc
 
     def _instead(self, plan: Plan, exc: VmError) -> Plan:
         """What to start where `plan` failed; raises where that is for the user to say."""
@@ -279,7 +287,9 @@ class Supervisor:
             note_problem(plan.folder.root, exc.message)
             way_back, self._way_back = self._way_back, None
             if way_back is not None:
-                self.report(f"The checkpoint cannot be restored: {exc.message}", level="warning")
+                self.report(
+                    Text("The checkpoint cannot be restored: {message}", message=exc.message), level="warning"
+                )
                 return way_back
             raise cannot_wake(exc.message) from exc
         raise exc
@@ -293,11 +303,14 @@ class Supervisor:
         self._report_running(plan)
 
     def _report_running(self, plan: Plan) -> None:
-        way = {"cold": "booting", "restored": "restored from its template", "woken": "awake again"}[plan.way]
-        why = f" ({plan.why})" if plan.why else ""
-        self.report(f"The machine is {way}{why}", 35)
+        words = {
+            "cold": Text("The machine is booting"),
+            "restored": Text("The machine is restored from its template"),
+            "woken": Text("The machine is awake again"),
+        }[plan.way]
+        self.report(Text("{words} ({why})", words=words, why=plan.why) if plan.why else words, 35)
         if self._prepared is not None and self._prepared.host.accelerator == "tcg":
-            self.report("It runs by emulation (TCG), slower than with KVM", level="warning")
+            self.report(Text("It runs by emulation (TCG), slower than with KVM"), level="warning")
 
     async def _watch(self, guest: Guest) -> None:
         """Until the VM is to end, or to give way to another one."""
@@ -339,7 +352,9 @@ class Supervisor:
         """The session must end now: keep what can be kept of it."""
         assert self.keeper is not None
         self._set_state("suspending")
-        reason = f"{self._message} The desktop is asleep; start it again to go on where you were."
+        reason = Text(
+            "{message} The desktop is asleep; start it again to go on where you were.", message=self._message
+        )
         try:
             if why := find_saving_obstacle(self.spec.machine):
                 raise VmError(why)
@@ -348,7 +363,9 @@ class Supervisor:
             await guest.stop()
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The memory cannot be kept, only the disk: %s", exc)
-            reason = f"{self._message} Its disk is kept, programs that were open are not."
+            reason = Text(
+                "{message} Its disk is kept, programs that were open are not.", message=self._message
+            )
             await self.dismiss_viewers(reason)
             await guest.shut_down()
             await guest.stop()
@@ -356,7 +373,8 @@ class Supervisor:
                 saved = await self.keeper.keep_disk(guest)
             except (VmError, OSError) as full:
                 raise SessionError(
-                    f"{self._message} It could not be kept: {full}.", hint="Tell the administrator."
+                    Text("{message} It could not be kept: {full}.", message=self._message, full=full),
+                    hint=Text("Tell the administrator."),
                 ) from full
         self._message = reason
         self._set_state("suspended")
@@ -373,7 +391,7 @@ class Supervisor:
         except (QemuSpawnerError, OSError):
             self.log.exception("The disk could not be kept")
             return
-        self._hint = "Start it again from its disk: files are kept, programs that were open are lost."
+        self._hint = Text("Start it again from its disk: files are kept, programs that were open are lost.")
         await asyncio.to_thread(keeper.tidy, saved)
 
     async def _work(self, work: Coroutine[Any, Any, None]) -> None:
@@ -392,15 +410,17 @@ class Supervisor:
             self.end(Ending(reason=exc.message, hint=exc.hint, failed=True, graceful=False))
             return
         if guest.agent is not None and not guest.plan.restores:
-            self.report("Waiting for the machine's desktop", 50)
+            self.report(Text("Waiting for the machine's desktop"), 50)
             if not await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
-                self.report("The guest agent does not answer; the screen is shown as it is", level="warning")
+                self.report(
+                    Text("The guest agent does not answer; the screen is shown as it is"), level="warning"
+                )
         # Nobody could have used it before.
         self.clocks.note_input()
         self._was_up = True
         self._progress = 100
         self._set_state("running")
-        self.report("The desktop is ready", 100)
+        self.report(Text("The desktop is ready"), 100)
         # A restored desktop is shown at once, and is made its user's while the browser loads the page.
         if guest.agent is not None:
             await self._personalise(guest)
@@ -443,10 +463,13 @@ class Supervisor:
         try:
             async with take_turn(StatePaths.of(self.spec.state_dir).probes, patience_s=_PATIENCE_S):
                 if not await guest.agent.wait_until_ready(timeout_s=_RESTORED_AGENT_TIMEOUT_S):
-                    raise VmError("The guest agent does not answer.")
+                    raise VmError(Text("The guest agent does not answer."))
                 await personalise(guest, self.spec)
         except VmError as exc:
-            self.report(f"The desktop could not be told whose it is: {exc.message}", level="warning")
+            self.report(
+                Text("The desktop could not be told whose it is: {message}", message=exc.message),
+                level="warning",
+            )
 
     def _sweep(self) -> None:
         # Housekeeping must not end a session.
@@ -470,9 +493,15 @@ class Supervisor:
 
     async def _ride_out(self, qemu: QemuProcess, *, is_full: bool) -> None:
         """QEMU has paused the VM before anything was lost; go on after a while."""
-        what = "is full" if is_full else "fails"
-        self._message = f"The host's disk {what}: the machine is paused, and nothing is lost."
-        self._hint = f"It goes on when the disk can be written again, tried every {_RETRY_DISK_S} s."
+        self._message = (
+            Text("The host's disk is full: the machine is paused, and nothing is lost.")
+            if is_full
+            else Text("The host's disk fails: the machine is paused, and nothing is lost.")
+        )
+        self._hint = Text(
+            "It goes on when the disk can be written again, tried every {retry_disk_s} s.",
+            retry_disk_s=_RETRY_DISK_S,
+        )
         self._note_change()
         self.log.error("%s", self._message)
         await asyncio.sleep(_RETRY_DISK_S)
@@ -496,13 +525,13 @@ class Supervisor:
 
     def _note_exit(self, qemu: QemuProcess, code: int) -> None:
         if self._shut_down_by_guest:
-            self.end(Ending(reason="The desktop was shut down.", graceful=False))
+            self.end(Ending(reason=Text("The desktop was shut down."), graceful=False))
             return
         if code == 0:
             # By a signal, as when the host itself shuts down.
             self.end(
                 Ending(
-                    reason="The desktop was shut down by its host.",
+                    reason=Text("The desktop was shut down by its host."),
                     graceful=False,
                     cause="stop",
                     for_good=False,
@@ -512,8 +541,8 @@ class Supervisor:
         self.log.error("QEMU ended with code %s: %s", code, qemu.last_words)
         self.end(
             Ending(
-                reason="The virtual machine ended unexpectedly.",
-                hint="Start it again; if it ends again, tell the administrator.",
+                reason=Text("The virtual machine ended unexpectedly."),
+                hint=Text("Start it again; if it ends again, tell the administrator."),
                 failed=True,
                 graceful=False,
             )
@@ -624,8 +653,8 @@ class Supervisor:
             await run_hook(guest, "keyboard", {"LAYOUT": keyboard.layout, "VARIANT": keyboard.variant})
         except NoHookError as exc:
             raise SessionError(
-                f"The layout cannot be set from here: {exc.message}",
-                hint="Set it inside the desktop, in its own settings.",
+                Text("The layout cannot be set from here: {message}", message=exc.message),
+                hint=Text("Set it inside the desktop, in its own settings."),
             ) from exc
         guest.keyboard = name
         self.log.info("Keyboard layout %s, set by %s", name, by)
@@ -637,9 +666,9 @@ class Supervisor:
         self.log.info("Power: %s, asked for by %s", action, by)
         match action:
             case "shutdown":
-                self.end(Ending(reason="The desktop was shut down."))
+                self.end(Ending(reason=Text("The desktop was shut down.")))
             case "poweroff":
-                self.end(Ending(reason="The desktop was switched off.", graceful=False))
+                self.end(Ending(reason=Text("The desktop was switched off."), graceful=False))
             case "reset":
                 await qemu.execute("system_reset")
 
@@ -667,14 +696,14 @@ class Supervisor:
     def running_guest(self) -> Guest:
         guest = self._guest
         if guest is None or not guest.qemu.running or self._state not in ("booting", "running"):
-            raise VmError("The machine is not running.", hint="Start it again from the hub.")
+            raise VmError(Text("The machine is not running."), hint=Text("Start it again from the hub."))
         return guest
 
     def _ready_guest(self) -> Guest:
         """One that is past its boot; raises VmError, also where it can never be saved."""
         guest = self.running_guest()
         if self._state != "running":
-            raise VmError("The desktop is not ready yet.", hint="Try again in a moment.")
+            raise VmError(Text("The desktop is not ready yet."), hint=Text("Try again in a moment."))
         if obstacle := find_saving_obstacle(self.spec.machine):
             raise VmError(obstacle)
         return guest
@@ -687,7 +716,7 @@ class Supervisor:
         """
         guest = self._ready_guest()
         try:
-            await self._work(self._suspend(guest, f"{by} has put the desktop to sleep."))
+            await self._work(self._suspend(guest, Text("{name} has put the desktop to sleep.", name=by)))
         except OSError as exc:
             raise _not_saved(exc) from exc
 
@@ -703,7 +732,7 @@ class Supervisor:
                 if not guest.qemu.running:
                     self._note_exit(guest.qemu, await guest.qemu.wait())
                 raise
-            self._message = f"{reason} Start it again to go on where you were."
+            self._message = Text("{reason} Start it again to go on where you were.", reason=reason)
             await self.dismiss_viewers(self._message)
             await guest.stop()
             self._set_state("suspended")
@@ -713,7 +742,7 @@ class Supervisor:
     def _check_still(self, guest: Guest) -> None:
         """Raise VmError where, while we waited for our turn, something else has begun with this VM."""
         if self._guest is not guest or self._state != "running":
-            raise VmError("The desktop is being suspended, stopped or taken back already.")
+            raise VmError(Text("The desktop is being suspended, stopped or taken back already."))
 
     async def save_checkpoint(self, *, title: str, by: str) -> None:
         """Remember the desktop as it is now. Raises QemuSpawnerError where it cannot be saved."""
@@ -753,8 +782,10 @@ class Supervisor:
             self._check_still(guest)
             if self.keeper.find(name).fingerprint != self.keeper.fingerprint:
                 raise SessionError(
-                    "This checkpoint is of another size or another image than the desktop has now.",
-                    hint="Put the desktop to sleep, then start it from the checkpoint on the hub's page.",
+                    Text("This checkpoint is of another size or another image than the desktop has now."),
+                    hint=Text(
+                        "Put the desktop to sleep, then start it from the checkpoint on the hub's page."
+                    ),
                 )
             plan = await self._plan_of(name)
             present = await self._save(guest, title="Before going back", automatic=True, needed=name)
@@ -793,7 +824,8 @@ class Supervisor:
 
 def _not_saved(exc: OSError) -> VmError:
     return VmError(
-        f"The desktop could not be saved: {exc.strerror}.", hint="It goes on; nothing else has happened."
+        Text("The desktop could not be saved: {strerror}.", strerror=exc.strerror),
+        hint=Text("It goes on; nothing else has happened."),
     )
 
 

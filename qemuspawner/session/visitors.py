@@ -9,6 +9,7 @@ from typing import Any
 from qemuspawner.session import rfb
 from qemuspawner.session.desktop import DesktopError
 from qemuspawner.session.websocket import WebSocket, WebSocketError
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,15 @@ def make_room(visitor: Visitor, present: Sequence[Visitor]) -> Farewell | None:
     """Dismiss who of `present`, the longest first, has to go for `visitor`; or the answer that refuses."""
     own = [other for other in present if other.name == visitor.name]
     if len(own) >= MAX_VISITORS_PER_PERSON:
-        own[0].dismiss(CloseCode.REPLACED, "The desktop was opened in another window.")
+        own[0].dismiss(CloseCode.REPLACED, Text("The desktop was opened in another window."))
     elif len(present) >= MAX_VISITORS:
         guests = [other for other in present if not other.is_owner]
         if not visitor.is_owner or not guests:
-            return Farewell(CloseCode.FULL, f"{MAX_VISITORS} viewers look at this desktop already.")
-        guests[0].dismiss(CloseCode.FULL, "The owner came and the desktop was full.")
+            return Farewell(
+                CloseCode.FULL,
+                Text("{max_visitors} viewers look at this desktop already.", max_visitors=MAX_VISITORS),
+            )
+        guests[0].dismiss(CloseCode.FULL, Text("The owner came and the desktop was full."))
     return None
 
 
@@ -87,11 +91,11 @@ def farewell_for(error: BaseException) -> Farewell:
         case DesktopError():
             return Farewell(CloseCode.UNREACHABLE, str(error))
         case TimeoutError():
-            return Farewell(CloseCode.NORMAL, "the viewer did not answer in time")
+            return Farewell(CloseCode.NORMAL, Text("the viewer did not answer in time"))
         case OSError():
-            return Farewell(CloseCode.NORMAL, "the connection was lost")
+            return Farewell(CloseCode.NORMAL, Text("the connection was lost"))
     log.error("The relay failed", exc_info=error)
-    return Farewell(1011, "The relay failed; the log has the detail.")
+    return Farewell(1011, Text("The relay failed; the log has the detail."))
 
 
 async def first_end(visitor: Visitor, *tasks: asyncio.Future[Any]) -> Farewell | None:
@@ -114,7 +118,7 @@ async def watch(websocket: WebSocket) -> None:
         await asyncio.sleep(_PING_EVERY_S)
         silent_s = loop.time() - websocket.heard_at
         if silent_s > _DEAD_AFTER_S:
-            raise Farewell(CloseCode.NORMAL, f"nothing was heard for {silent_s:.0f} s")
+            raise Farewell(CloseCode.NORMAL, Text("nothing was heard for {silent_s} s", silent_s=silent_s))
         # A viewer that takes nothing holds the ping up too; by then it is as good as dead.
         async with asyncio.timeout(_DEAD_AFTER_S):
             await websocket.ping()

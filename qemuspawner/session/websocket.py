@@ -78,7 +78,7 @@ def _accept_token(key: str) -> str:
     return base64.b64encode(digest).decode()
 
 
-async def accept_websocket(handler: RequestHandler) -> "WebSocket":
+async def accept_websocket(handler: RequestHandler, *, say: Callable[[str], str] = str) -> "WebSocket":
     """Answer a handler's GET with 101 and take its connection over.
 
     Who may come in is decided before; the handler writes nothing afterwards::
@@ -87,6 +87,8 @@ async def accept_websocket(handler: RequestHandler) -> "WebSocket":
             ...  # login, Origin, offered_ticket(self.request): HTTPError(403) for who must stay out
             websocket = await accept_websocket(self)
             await self.relay.serve(websocket, Viewer(name="alice", role="owner"))
+
+    `say` turns the reason of a close into the peer's language.
 
     Raises:
         HTTPError: The request is no websocket handshake.
@@ -97,12 +99,12 @@ async def accept_websocket(handler: RequestHandler) -> "WebSocket":
     for name, value in headers.items():
         handler.set_header(name, value)
     await handler.flush()
-    return await _take_over(handler.detach())
+    return await _take_over(handler.detach(), say)
 
 
-async def _take_over(stream: IOStream) -> "WebSocket":
+async def _take_over(stream: IOStream, say: Callable[[str], str]) -> "WebSocket":
     """Go on with a Tornado stream on which the 101 response has been written."""
-    websocket = WebSocket()
+    websocket = WebSocket(say)
     if isinstance(stream, SSLIOStream) or stream.closed():
         StreamTransport(stream, websocket.wire)
         return websocket
@@ -125,7 +127,8 @@ async def _take_over(stream: IOStream) -> "WebSocket":
 class WebSocket:
     """One peer: binary messages out, a stream of bytes in."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], str] = str) -> None:
+        self._say = say
         self.wire = Wire(buffer_bytes=_READ_BYTES)
         self.wire.on_drained = self._pong
         self._frames = frames.FrameReader()
@@ -203,7 +206,7 @@ class WebSocket:
         Nobody may be receiving any more; pouring ends. What is being sent is finished first.
         """
         if not self._is_silent:
-            self.wire.write(frames.farewell(code, reason))
+            self.wire.write(frames.farewell(code, self._say(reason)))
             self._is_silent = True
         self.wire.stop_pouring()
         with suppress(TimeoutError, OSError):

@@ -1,5 +1,7 @@
 // Requests to the session's API, and what it means when they fail.
 
+import { t } from "./i18n.js";
+
 const ASK_TIMEOUT_MS = 15_000;
 // Many gigabytes may have to be written.
 const ACT_TIMEOUT_MS = 120_000;
@@ -23,7 +25,7 @@ export class ApiError extends Error {
 
   /** In whole sentences, for the person who asked. */
   get words() {
-    return [this.message, this.hint].filter(Boolean).join(" ") || "The session did not answer.";
+    return [this.message, this.hint].filter(Boolean).join(" ") || t("The session did not answer.");
   }
 }
 

@@ -1,5 +1,6 @@
 // The menu of checkpoints: what was saved of the desktop, to go back to or to go on from elsewhere.
 
+import { moment, t } from "./i18n.js";
 import { askText, confirmAction } from "./notice.js";
 import { describeAge, describeSize, describeSpan } from "./words.js";
 
@@ -37,7 +38,7 @@ export class Checkpoints {
 
   async #load() {
     if (!this.#shown.checkpoints.length) {
-      this.#note("Looking for checkpoints…");
+      this.#note(t("Looking for checkpoints…"));
     }
     await this.#request(() => this.#api.checkpoints(), "");
   }
@@ -47,24 +48,24 @@ export class Checkpoints {
       return;
     }
     const title = await askText({
-      title: "Save a checkpoint",
-      text: "Everything is saved as it is now, with what is open. The desktop pauses for about a second.",
-      field: "Title",
-      placeholder: "Optional, such as “before the update”",
-      label: "Save",
+      title: t("Save a checkpoint"),
+      text: t("Everything is saved as it is now, with what is open. The desktop pauses for about a second."),
+      field: t("Title"),
+      placeholder: t("Optional, such as “before the update”"),
+      label: t("Save"),
       maxLength: MAX_TITLE,
     });
     if (title !== null) {
-      this.#note("Saving…");
-      await this.#request(() => this.#api.saveCheckpoint(title), "The checkpoint is saved.");
+      this.#note(t("Saving…"));
+      await this.#request(() => this.#api.saveCheckpoint(title), t("The checkpoint is saved."));
     }
   }
 
   async #goBack(checkpoint) {
     const isWanted = await confirmAction({
-      title: `Go back to “${titleOf(checkpoint)}”?`,
-      text: `The desktop will be as it was ${describeAge(checkpoint.age_s)}. As it is now, it is saved first, as the checkpoint “Before going back”.`,
-      label: "Go back",
+      title: t("Go back to “{title}”?", { title: titleOf(checkpoint) }),
+      text: t("The desktop will be as it was {age}. As it is now, it is saved first, as the checkpoint “Before going back”.", { age: describeAge(checkpoint.age_s) }),
+      label: t("Go back"),
       isDangerous: false,
     });
     if (isWanted) {
@@ -74,12 +75,12 @@ export class Checkpoints {
 
   async #branch(checkpoint) {
     const name = await askText({
-      title: "Start another desktop from here",
-      text: `A new desktop goes on from “${titleOf(checkpoint)}”; this one stays as it is.`,
-      field: "Name of the new desktop",
-      rule: `Small letters and digits, beginning with a letter, with single - between them; at most ${MAX_SERVER_NAME} characters.`,
+      title: t("Start another desktop from here"),
+      text: t("A new desktop goes on from “{title}”; this one stays as it is.", { title: titleOf(checkpoint) }),
+      field: t("Name of the new desktop"),
+      rule: t("Small letters and digits, beginning with a letter, with single - between them; at most {most} characters.", { most: MAX_SERVER_NAME }),
       pattern: SERVER_NAME,
-      label: "Continue",
+      label: t("Continue"),
       maxLength: MAX_SERVER_NAME,
     });
     if (name !== null) {
@@ -92,14 +93,14 @@ export class Checkpoints {
 
   async #delete(checkpoint) {
     const isWanted = await confirmAction({
-      title: `Delete “${titleOf(checkpoint)}”?`,
-      text: "This checkpoint is gone then. The desktop itself stays as it is.",
-      label: "Delete",
+      title: t("Delete “{title}”?", { title: titleOf(checkpoint) }),
+      text: t("This checkpoint is gone then. The desktop itself stays as it is."),
+      label: t("Delete"),
       isDangerous: true,
     });
     if (isWanted) {
       const at = this.#shown.checkpoints.indexOf(checkpoint);
-      await this.#request(() => this.#api.deleteCheckpoint(checkpoint.name), "Deleted.");
+      await this.#request(() => this.#api.deleteCheckpoint(checkpoint.name), t("Deleted."));
       // The button that had the keyboard is gone with its checkpoint.
       const rows = byId("checkpoint-list").children;
       const next = rows[Math.min(at, rows.length - 1)]?.querySelector("[data-do=delete]");
@@ -134,14 +135,14 @@ export class Checkpoints {
   #showSave() {
     const { checkpoints, most } = this.#shown;
     const isFull = checkpoints.length >= most;
-    const full = most === 0 ? "No checkpoints are kept here." : `All ${most} are in use: delete one to save another.`;
+    const full = most === 0 ? t("No checkpoints are kept here.") : t("All {most} are in use: delete one to save another.", { most });
     const why = this.#obstacle || (isFull ? full : "");
     const button = byId("checkpoint-save");
     // Not `disabled`: it would lose the keyboard's focus while it works.
     button.setAttribute("aria-disabled", String(this.#isBusy || Boolean(why)));
     button.title = why;
     byId("checkpoint-why").textContent = why;
-    byId("checkpoint-count").textContent = checkpoints.length && !isFull ? `${checkpoints.length} of ${most}` : "";
+    byId("checkpoint-count").textContent = checkpoints.length && !isFull ? t("{count} of {most}", { count: checkpoints.length, most }) : "";
   }
 
   #show(shown) {
@@ -160,13 +161,13 @@ export class Checkpoints {
     const title = element("p", "title", titleOf(checkpoint));
     title.title = titleOf(checkpoint);
     const facts = element("p", "facts", factsOf(checkpoint));
-    facts.title = new Date(Date.now() - checkpoint.age_s * 1000).toLocaleString();
+    facts.title = moment(Date.now() - checkpoint.age_s * 1000);
     const actions = document.createElement("div");
     actions.className = "actions";
     actions.append(
-      this.#action("go-back", "Go back", checkpoint, "Put this desktop back to it", () => this.#goBack(checkpoint)),
-      this.#action("branch", "Branch…", checkpoint, "Start another desktop from it", () => this.#branch(checkpoint)),
-      this.#action("delete", "Delete", checkpoint, "", () => this.#delete(checkpoint)),
+      this.#action("go-back", t("Go back"), checkpoint, t("Put this desktop back to it"), () => this.#goBack(checkpoint)),
+      this.#action("branch", t("Branch…"), checkpoint, t("Start another desktop from it"), () => this.#branch(checkpoint)),
+      this.#action("delete", t("Delete"), checkpoint, "", () => this.#delete(checkpoint)),
     );
     actions.firstElementChild.disabled = Boolean(this.#obstacle);
     about.append(title, facts, actions);
@@ -193,22 +194,28 @@ export class Checkpoints {
     button.type = "button";
     button.dataset.do = what;
     button.title = about;
-    button.setAttribute("aria-label", `${label.replace("…", "")}: ${titleOf(checkpoint)}, ${describeAge(checkpoint.age_s)}`);
+    button.setAttribute("aria-label", t("{action}: {title}, {age}", { action: label.replace("…", ""), title: titleOf(checkpoint), age: describeAge(checkpoint.age_s) }));
     button.addEventListener("click", run);
     return button;
   }
 }
 
+// What the session itself calls the one that it saves on the way back; see supervisor.py.
+const BEFORE = "Before going back";
+
 function titleOf({ title, automatic }) {
-  return title || (automatic ? "Automatic" : "Untitled");
+  if (automatic && title === BEFORE) {
+    return t("Before going back");
+  }
+  return title || (automatic ? t("Automatic") : t("Untitled"));
 }
 
 function factsOf({ title, automatic, age_s, size_bytes, expires_in_s }) {
   return [
-    title && automatic ? "Automatic" : "",
+    title && automatic ? t("Automatic") : "",
     describeAge(age_s),
     describeSize(size_bytes),
-    expires_in_s ? `kept for ${describeSpan(expires_in_s)}` : "",
+    expires_in_s ? t("kept for {span}", { span: describeSpan(expires_in_s) }) : "",
   ]
     .filter(Boolean)
     .join(" · ");

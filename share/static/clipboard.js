@@ -3,9 +3,11 @@
 
 import { MAX_COPIED_BYTES } from "./cuttext.js";
 import { DeviceClipboard, IS_MAC } from "./device.js";
+import { decimal, plural, t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { Pasting } from "./pasting.js";
 import { remember, remembered } from "./settings.js";
+import { describeSize } from "./words.js";
 
 // The relay passes no longer text on.
 const MAX_BYTES = 200 * 1024;
@@ -13,7 +15,7 @@ const MAX_TYPED = 2000;
 // The guest does not say when it knows of a text, and a key that overtakes it would paste the one before. An idle
 // guest is faster than the key; a busy one may not be.
 const GUEST_TAKES_MS = 100;
-const PASTE_KEYS = IS_MAC ? "Cmd+V" : "Ctrl+V";
+const PASTE_KEYS = IS_MAC ? t("Cmd+V") : t("Ctrl+V");
 
 const byId = (id) => document.getElementById(id);
 
@@ -81,8 +83,8 @@ export class Clipboard {
       text = await copied;
     } catch (error) {
       toast(error instanceof RangeError
-        ? `What was copied in the desktop is too long for the clipboard: at most ${MAX_COPIED_BYTES / 1024} KiB.`
-        : "What was copied in the desktop cannot be read.");
+        ? t("What was copied in the desktop is too long for the clipboard: at most {most}.", { most: describeSize(MAX_COPIED_BYTES) })
+        : t("What was copied in the desktop cannot be read."));
       text = null;
     }
     if (copy !== this.#copies) {
@@ -142,7 +144,7 @@ export class Clipboard {
       return false;
     }
     if (new TextEncoder().encode(text).length > MAX_BYTES) {
-      toast(`The text is too long for the clipboard: at most ${MAX_BYTES / 1024} KiB.`);
+      toast(t("The text is too long for the clipboard: at most {most}.", { most: describeSize(MAX_BYTES) }));
       return false;
     }
     if (text !== this.#there) {
@@ -162,7 +164,7 @@ export class Clipboard {
 
   async #send() {
     if (await this.give(byId("clipboard-text").value)) {
-      toast("Copied. Paste it in the desktop.");
+      toast(t("Copied. Paste it in the desktop."));
     }
   }
 
@@ -171,13 +173,13 @@ export class Clipboard {
       return;
     }
     if (text.length > MAX_TYPED) {
-      toast(`The text is too long to be typed: at most ${MAX_TYPED} characters.`);
+      toast(t("The text is too long to be typed: at most {most} characters.", { most: decimal(MAX_TYPED) }));
       return;
     }
     this.#desktop.focus();
     const missing = await this.#desktop.type(text);
     if (missing) {
-      toast(`Left out: ${missing} characters that the desktop’s keyboard does not have.`);
+      toast(plural(missing, "Left out: {count} character that the desktop’s keyboard does not have.", "Left out: {count} characters that the desktop’s keyboard does not have."));
     }
   }
 
@@ -187,10 +189,10 @@ export class Clipboard {
       await navigator.clipboard.writeText(area.value);
     } catch {
       area.select();
-      toast("Press Ctrl+C to copy the selected text.");
+      toast(t("Press Ctrl+C to copy the selected text."));
       return;
     }
-    toast("Copied to this device.");
+    toast(t("Copied to this device."));
   }
 
   // The panel
@@ -207,18 +209,18 @@ export class Clipboard {
   }
 
   #describeSharing() {
-    const byKeys = `${PASTE_KEYS} brings this device’s text along.`;
+    const byKeys = t("{keys} brings this device’s text along.", { keys: PASTE_KEYS });
     if (!window.isSecureContext) {
-      return `${byKeys} The browser allows no more, as this page was not opened by https.`;
+      return `${byKeys} ${t("The browser allows no more, as this page was not opened by https.")}`;
     }
     if (!this.#isAlone) {
-      return `${byKeys} Nothing else takes it to the desktop while others see that.`;
+      return `${byKeys} ${t("Nothing else takes it to the desktop while others see that.")}`;
     }
     return {
-      granted: "What you copy on one side can be pasted on the other.",
-      prompt: `${byKeys} For pasting with the mouse, the browser must let this page read the clipboard.`,
-      denied: `${byKeys} To paste with the mouse, put it in here first: the browser does not let this page read the clipboard.`,
-      never: `${byKeys} To paste with the mouse, put it in here first.`,
+      granted: t("What you copy on one side can be pasted on the other."),
+      prompt: `${byKeys} ${t("For pasting with the mouse, the browser must let this page read the clipboard.")}`,
+      denied: `${byKeys} ${t("To paste with the mouse, put it in here first: the browser does not let this page read the clipboard.")}`,
+      never: `${byKeys} ${t("To paste with the mouse, put it in here first.")}`,
     }[this.#device.permission];
   }
 }
@@ -234,9 +236,9 @@ function describePolicy(copies_in, copies_out) {
     return "";
   }
   if (copies_in) {
-    return "Text goes into this desktop, but you may not copy out of it.";
+    return t("Text goes into this desktop, but you may not copy out of it.");
   }
   return copies_out
-    ? "You can copy out of this desktop, but it takes no text from you."
-    : "You cannot copy here, neither into the desktop nor out of it.";
+    ? t("You can copy out of this desktop, but it takes no text from you.")
+    : t("You cannot copy here, neither into the desktop nor out of it.");
 }

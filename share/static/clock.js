@@ -1,6 +1,7 @@
 // The time that is left: the lifetime's end, and the end for want of input.
 
-import { fateOf, fateVerb } from "./words.js";
+import { t } from "./i18n.js";
+import { fateOf } from "./words.js";
 
 const WARN_S = 10 * 60;
 const URGENT_S = 2 * 60;
@@ -17,9 +18,9 @@ export function describe(seconds) {
   const minutes = Math.floor(left / 60);
   const hours = Math.floor(minutes / 60);
   if (hours >= 48) {
-    return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+    return t("{days} d {hours} h", { days: Math.floor(hours / 24), hours: hours % 24 });
   }
-  return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
+  return hours ? t("{hours} h {minutes} min", { hours, minutes: minutes % 60 }) : t("{minutes} min", { minutes });
 }
 
 // Nothing is lost by falling asleep, so that is never urgent.
@@ -28,13 +29,38 @@ function levelOf(fate, seconds) {
 }
 
 const ADVICE = {
-  sleeps: { warning: "Everything is kept as it is." },
+  sleeps: { warning: t("Everything is kept as it is.") },
   keeps: {
-    warning: "Its disk is kept; save what is open in time.",
-    urgent: "Its disk is kept; save what is open now.",
+    warning: t("Its disk is kept; save what is open in time."),
+    urgent: t("Its disk is kept; save what is open now."),
   },
-  ends: { warning: "Save your work in time.", urgent: "Save your work now." },
+  ends: { warning: t("Save your work in time."), urgent: t("Save your work now.") },
 };
+
+function describeEnd(fate, span) {
+  return {
+    sleeps: t("This desktop falls asleep in {span}.", { span }),
+    keeps: t("This desktop shuts down in {span}.", { span }),
+    ends: t("This desktop ends in {span}.", { span }),
+  }[fate];
+}
+
+function describeIdleEnd(fate, span) {
+  return {
+    sleeps: t("Nobody has used this desktop for a while. It falls asleep in {span}.", { span }),
+    keeps: t("Nobody has used this desktop for a while. It shuts down in {span}.", { span }),
+    ends: t("Nobody has used this desktop for a while. It ends in {span}.", { span }),
+  }[fate];
+}
+
+/** What is said when its time was extended. */
+export function describeExtended(fate, span) {
+  return {
+    sleeps: t("Extended. The desktop falls asleep in {span}.", { span }),
+    keeps: t("Extended. The desktop shuts down in {span}.", { span }),
+    ends: t("Extended. The desktop ends in {span}.", { span }),
+  }[fate];
+}
 
 /** What a clock shows, from the session's newest status. */
 export class Clock {
@@ -55,9 +81,9 @@ export class Clock {
     return this.#status ? this.#until(this.#status.deadline) : Infinity;
   }
 
-  /** What the desktop does when its time is over: "ends", or "falls asleep". */
-  get verb() {
-    return this.#status ? fateVerb(fateOf(this.#status, "lifetime")) : "ends";
+  /** What becomes of the desktop when its time is over; see `fateOf`. */
+  get fate() {
+    return this.#status ? fateOf(this.#status, "lifetime") : "ends";
   }
 
   get canExtend() {
@@ -73,7 +99,7 @@ export class Clock {
       return {
         cause: "idle",
         level: levelOf(fate, idle_s),
-        text: `Nobody has used this desktop for a while. It ${fateVerb(fate)} in ${describe(idle_s)}.`,
+        text: describeIdleEnd(fate, describe(idle_s)),
       };
     }
     if (left_s < WARN_S) {
@@ -82,7 +108,7 @@ export class Clock {
       return {
         cause: "time",
         level,
-        text: `This desktop ${fateVerb(fate)} in ${describe(left_s)}. ${this.canExtend ? "" : ADVICE[fate][level]}`.trim(),
+        text: `${describeEnd(fate, describe(left_s))} ${this.canExtend ? "" : ADVICE[fate][level]}`.trim(),
       };
     }
     return null;

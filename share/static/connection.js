@@ -1,5 +1,7 @@
 // How good the connection is, for people who wonder.
 
+import { decimal, t } from "./i18n.js";
+
 const byId = (id) => document.getElementById(id);
 
 export class Connection {
@@ -28,17 +30,18 @@ export class Connection {
     this.#before = now;
     if (before) {
       const seconds = (now.at_ms - before.at_ms) / 1000;
-      byId("updates").textContent = `${Math.round((now.updates - before.updates) / seconds)} per second`;
+      byId("updates").textContent = t("{number} per second", { number: decimal((now.updates - before.updates) / seconds) });
       byId("received").textContent = describeRate((now.bytes - before.bytes) / seconds);
     }
     const latency_ms = await this.#ping();
-    byId("latency").textContent = latency_ms === null ? "no answer" : `${Math.round(latency_ms)} ms`;
+    byId("latency").textContent = latency_ms === null ? t("no answer") : t("{number} ms", { number: decimal(latency_ms) });
   }
 }
 
 /** 123456 -> "123 kB/s". */
 function describeRate(bytes_s) {
-  const [unit, size] = bytes_s < 1e6 ? ["kB/s", 1e3] : ["MB/s", 1e6];
-  const number = bytes_s / size;
-  return `${number < 10 ? number.toFixed(1) : Math.round(number)} ${unit}`;
+  const isSlow = bytes_s < 1e6;
+  const value = bytes_s / (isSlow ? 1e3 : 1e6);
+  const number = decimal(value, value < 10 ? 1 : 0);
+  return isSlow ? t("{number} kB/s", { number }) : t("{number} MB/s", { number });
 }

@@ -1,5 +1,6 @@
 // More time than extending gains: asking the site's staff for it, and their answer.
 
+import { t } from "./i18n.js";
 import { describeSpan } from "./words.js";
 import { askText, toast } from "./notice.js";
 
@@ -37,11 +38,11 @@ export class Extension {
 
   async ask() {
     const reason = await askText({
-      title: "Ask for more time",
-      text: "This desktop has reached its longest lifetime. The site’s staff can grant more.",
-      field: "What do you need it for?",
-      label: "Ask",
-      rule: "They see your name and this sentence.",
+      title: t("Ask for more time"),
+      text: t("This desktop has reached its longest lifetime. The site’s staff can grant more."),
+      field: t("What do you need it for?"),
+      label: t("Ask"),
+      rule: t("They see your name and this sentence."),
       pattern: /\S/,
       maxLength: MAX_TEXT,
     });
@@ -52,10 +53,10 @@ export class Extension {
 
   async #answer(grant) {
     const comment = await askText({
-      title: grant ? `Grant ${describeSpan(grant)} more?` : "Refuse more time?",
+      title: grant ? t("Grant {span} more?", { span: describeSpan(grant) }) : t("Refuse more time?"),
       text: this.#words(),
-      field: "A word to them, if you like",
-      label: grant ? "Grant" : "Refuse",
+      field: t("A word to them, if you like"),
+      label: grant ? t("Grant") : t("Refuse"),
       maxLength: MAX_TEXT,
     });
     if (comment !== null) {
@@ -78,9 +79,9 @@ export class Extension {
     }
     const { by, reason, seconds, answer, answered_by: staff, granted_s: granted_s, comment } = extension;
     const words = {
-      "": `${by} asks the site’s staff for ${describeSpan(seconds)} more: ${reason}`,
-      granted: `${staff} has granted ${describeSpan(granted_s)} more.`,
-      refused: `${staff} has refused more time.`,
+      "": t("{name} asks the site’s staff for {span} more: {reason}", { name: by, span: describeSpan(seconds), reason }),
+      granted: t("{name} has granted {span} more.", { name: staff, span: describeSpan(granted_s) }),
+      refused: t("{name} has refused more time.", { name: staff }),
     }[answer];
     return answer && comment ? `${words} ${comment}` : words;
   }

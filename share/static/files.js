@@ -1,5 +1,6 @@
 // The menu of files: what lies in the user's home on the desktop, and what is dropped onto the page.
 
+import { moment, plural, t } from "./i18n.js";
 import { askText, toast } from "./notice.js";
 import { remember, remembered } from "./settings.js";
 import { Uploads } from "./uploads.js";
@@ -64,20 +65,20 @@ export class Files {
   }
 
   get #folderName() {
-    return this.#shown ? ["~", ...this.#shown.folders.map(({ name }) => name)].join("/") : "the desktop";
+    return this.#shown ? ["~", ...this.#shown.folders.map(({ name }) => name)].join("/") : t("the desktop");
   }
 
   // Looking
 
   async #load(path, { focus = null } = {}) {
     if (!this.#mayLook) {
-      this.#note("Files of this desktop cannot be looked at by you, only sent to it.");
+      this.#note(t("Files of this desktop cannot be looked at by you, only sent to it."));
       return;
     }
     this.#loads += 1;
     const load = this.#loads;
     if (path !== this.#shown?.path) {
-      this.#note("Looking…");
+      this.#note(t("Looking…"));
     }
     try {
       const shown = await this.#api.files(path);
@@ -109,7 +110,7 @@ export class Files {
     }
     const { folders, entries, is_whole } = this.#shown;
     const focused = byId("files-menu").contains(document.activeElement) ? document.activeElement.dataset.path : undefined;
-    const crumbs = [{ name: "Home", path: "" }, ...folders].map((folder, at, all) => this.#crumb(folder, at === all.length - 1));
+    const crumbs = [{ name: t("Home"), path: "" }, ...folders].map((folder, at, all) => this.#crumb(folder, at === all.length - 1));
     byId("files-path").replaceChildren(...crumbs);
     const isShown = ({ name }) => byId("files-hidden").checked || !name.startsWith(".");
     const rows = entries.filter(isShown).map((entry) => this.#row(entry));
@@ -118,9 +119,9 @@ export class Files {
     // What had the keyboard has been made anew.
     [...byId("files-menu").querySelectorAll("[data-path]")].find(({ dataset }) => dataset.path === focused)?.focus();
     if (!is_whole) {
-      this.#note(`Only ${entries.length} of what is in this folder are shown.`);
+      this.#note(plural(entries.length, "Only {count} entry of this folder is shown.", "Only {count} entries of this folder are shown."));
     } else if (rows.length === 0) {
-      this.#note(entries.length ? "Only hidden files are here." : "This folder is empty.");
+      this.#note(entries.length ? t("Only hidden files are here.") : t("This folder is empty."));
     }
   }
 
@@ -142,11 +143,11 @@ export class Files {
     item.classList.add("item");
     item.dataset.path = entry.path;
     const icon = byId(entry.kind === "folder" ? "folder-icon" : "file-icon").content.cloneNode(true);
-    const about = entry.kind === "folder" ? "" : entry.kind === "file" ? describeSize(entry.size_bytes) : "no plain file";
+    const about = entry.kind === "folder" ? "" : entry.kind === "file" ? describeSize(entry.size_bytes) : t("no plain file");
     // Names may be written from right to left, and shall not turn what stands beside them.
     const name = element("bdi", "file-name", entry.name);
-    item.append(icon, name, element("span", "facts", isTooLarge ? `${about}, too large` : about));
-    item.title = `${entry.name}\n${new Date(entry.modified * 1000).toLocaleString()}`;
+    item.append(icon, name, element("span", "facts", isTooLarge ? t("{size}, too large", { size: about }) : about));
+    item.title = `${entry.name}\n${moment(entry.modified * 1000)}`;
     row.append(item);
     return row;
   }
@@ -170,11 +171,11 @@ export class Files {
 
   async #makeFolder() {
     const name = await askText({
-      title: "New folder",
-      text: `It is made in ${this.#folderName}.`,
-      field: "Name",
-      label: "Make",
-      rule: "Any name without “/”.",
+      title: t("New folder"),
+      text: t("It is made in {folder}.", { folder: this.#folderName }),
+      field: t("Name"),
+      label: t("Make"),
+      rule: t("Any name without “/”."),
       pattern: /^[^/]+$/,
       maxLength: MAX_NAME,
     });
@@ -188,7 +189,7 @@ export class Files {
       return;
     }
     await this.#load(this.#shown.path);
-    this.#note(`The folder “${name}” is made.`);
+    this.#note(t("The folder “{name}” is made.", { name }));
   }
 
   // Sending
@@ -214,7 +215,7 @@ export class Files {
     const isWelcome = this.#maySend && document.body.dataset.phase === "connected";
     event.dataTransfer.dropEffect = isWelcome ? "copy" : "none";
     byId("drop").hidden = !isWelcome;
-    byId("drop-text").textContent = `Drop to upload to ${this.#folderName}`;
+    byId("drop-text").textContent = this.#shown ? t("Drop to upload to {folder}", { folder: this.#folderName }) : t("Drop to upload to the desktop");
   }
 
   #onDrop(event) {
@@ -230,7 +231,7 @@ export class Files {
     const items = [...event.dataTransfer.items].filter(({ kind }) => kind === "file");
     const files = items.filter((item) => !item.webkitGetAsEntry?.()?.isDirectory).map((item) => item.getAsFile());
     if (files.length < items.length) {
-      toast("Folders cannot be uploaded: drop the files that are in them, or a zip file.");
+      toast(t("Folders cannot be uploaded: drop the files that are in them, or a zip file."));
     }
     this.#send(files);
   }

@@ -1,16 +1,27 @@
 // The keyboard layout of the guest: what it has, what this person's own probably is, and setting it.
 
+import { t } from "./i18n.js";
 import { LAYOUTS, guessByLanguage, matchLayout } from "./layouts.js";
 import { remember, remembered } from "./settings.js";
 
 const byId = (id) => document.getElementById(id);
+
+const NAMES = {
+  us: t("English (US)"),
+  gb: t("English (UK)"),
+  de: t("German"),
+  fr: t("French"),
+  es: t("Spanish"),
+  ch: t("German (Switzerland)"),
+  "ch-fr": t("French (Switzerland)"),
+};
 
 export class Keyboard {
   #api;
   #desktop;
   #onStatus;
   #status = null;
-  #chosen = remembered("keyboard", Object.keys(LAYOUTS)) ?? "";
+  #chosen = remembered("keyboard", LAYOUTS) ?? "";
   #guess = { layout: guessByLanguage(navigator.language), isSure: false };
   #isOffered = false; // of itself, once a page
   #obstacle = "";
@@ -23,8 +34,8 @@ export class Keyboard {
     this.#desktop = desktop;
     this.#onStatus = onStatus;
     const select = byId("keyboard-layout");
-    for (const [layout, name] of Object.entries(LAYOUTS)) {
-      select.add(new Option(name, layout));
+    for (const layout of LAYOUTS) {
+      select.add(new Option(NAMES[layout], layout));
     }
     select.addEventListener("change", () => this.#choose(select.value));
     this.#ready = this.#look();
@@ -88,10 +99,13 @@ export class Keyboard {
     if (document.activeElement !== select) {
       select.value = keyboard || (this.#obstacle ? "" : this.#chosen);
     }
-    const guess = LAYOUTS[this.#guess.layout];
-    const has = keyboard
-      ? `The desktop has: ${LAYOUTS[keyboard] ?? keyboard}.`
-      : `The desktop has a layout of its own.${guess ? ` Yours may be: ${guess}.` : ""}`;
+    const guess = NAMES[this.#guess.layout];
+    let has = t("The desktop has a layout of its own.");
+    if (keyboard) {
+      has = t("The desktop has: {layout}.", { layout: NAMES[keyboard] ?? keyboard });
+    } else if (guess) {
+      has += ` ${t("Yours may be: {layout}.", { layout: guess })}`;
+    }
     byId("keyboard-hint").textContent = this.#obstacle || has;
   }
 }

@@ -68,16 +68,8 @@ const TABLES = {
   ],
 };
 
-/** The layouts' names for people. */
-export const LAYOUTS = {
-  us: "English (US)",
-  gb: "English (UK)",
-  de: "German",
-  fr: "French",
-  es: "Spanish",
-  ch: "German (Switzerland)",
-  "ch-fr": "French (Switzerland)",
-};
+/** The layouts, in the order of menus. */
+export const LAYOUTS = Object.keys(TABLES);
 
 const LEVELS = [{}, { shift: true }, { altgr: true }];
 

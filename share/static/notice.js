@@ -1,5 +1,7 @@
 // What is shown in the desktop's place, and the small things shown above it.
 
+import { decimal, t } from "./i18n.js";
+
 const byId = (id) => document.getElementById(id);
 
 /** Show a card where the desktop would be.
@@ -123,7 +125,7 @@ function showSteps(steps) {
       const item = document.createElement("li");
       item.dataset.level = level;
       const time = document.createElement("time");
-      time.textContent = `${at.toFixed(1)} s`;
+      time.textContent = t("{number} s", { number: decimal(at, 1) });
       const words = document.createElement("span");
       words.textContent = text;
       item.append(time, words);

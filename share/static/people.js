@@ -1,17 +1,23 @@
 // The people at the desktop: who is here, who asks, who drives, and with whom it is shared.
 
+import { plural, t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { hueOf } from "./pointers.js";
 import { describeSpan } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 
-const ROLES = { owner: "owner", control: "controls", view: "looks on", waiting: "waits" };
-const WISHES = {
-  view: "asks to look on",
-  control: "asks for control",
-  drive: "asks for mouse and keyboard",
-};
+const ROLES = { owner: t("owner"), control: t("controls"), view: t("looks on"), waiting: t("waits") };
+
+function describeWish({ name, wants, reason }) {
+  const wish = {
+    view: t("{name} asks to look on", { name }),
+    control: t("{name} asks for control", { name }),
+    drive: t("{name} asks for mouse and keyboard", { name }),
+  }[wants];
+  return reason ? t("{wish}: “{reason}”.", { wish, reason }) : t("{wish}.", { wish });
+}
+
 const NOBODY = { people: [], requests: [], one_driver: false, driver: "", you: { role: "waiting" } };
 
 export class People {
@@ -34,7 +40,7 @@ export class People {
     });
     byId("link-make").addEventListener("click", () => this.#makeLink());
     byId("link-copy").addEventListener("click", () => this.#copyLink());
-    byId("links-revoke").addEventListener("click", () => this.#changeShares(() => api.revokeLinks(), "No link is good any more."));
+    byId("links-revoke").addEventListener("click", () => this.#changeShares(() => api.revokeLinks(), t("No link is good any more.")));
   }
 
   /** Take what the session told. */
@@ -43,7 +49,7 @@ export class People {
     this.#now = now;
     const others = now.people.length - 1;
     byId("people-count").textContent = others > 0 ? String(now.people.length) : "";
-    byId("people-button").title = others > 0 ? `People: ${now.people.length} are here` : "People";
+    byId("people-button").title = others > 0 ? t("People: {count} are here", { count: now.people.length }) : t("People");
     this.#showHere();
     this.#showDriving();
     this.#showAsking(before);
@@ -58,7 +64,8 @@ export class People {
   async ask(wants) {
     await this.#act(() => this.#api.askFor(wants));
     if (this.#now.requests.some(({ name }) => name === this.#now.you.name)) {
-      toast(wants === "drive" ? `${this.#now.driver || "The driver"} is asked.` : `${this.#config.owner} is asked.`);
+      const asked = wants === "drive" ? this.#now.driver : this.#config.owner;
+      toast(asked ? t("{name} is asked.", { name: asked }) : t("Who has mouse and keyboard is asked."));
     }
   }
 
@@ -92,27 +99,27 @@ export class People {
     const about = element("div", "about", "");
     const isYou = person.name === you.name;
     about.append(
-      element("p", "title", isYou ? `${person.name} (you)` : person.name),
+      element("p", "title", isYou ? t("{name} (you)", { name: person.name }) : person.name),
       element("p", "facts", this.#factsOf(person)),
     );
     row.append(mark, about);
     if (you.role === "owner" && !isYou) {
-      row.append(button("Send away", `Close the windows of ${person.name}`, () => this.#act(() => this.#api.drop(person.name))));
+      row.append(button(t("Send away"), t("Close the windows of {name}", { name: person.name }), () => this.#act(() => this.#api.drop(person.name))));
     }
     const mayGive = this.#now.one_driver && person.role !== "view" && !person.drives;
     if (mayGive && !isYou && (you.role === "owner" || you.drives)) {
-      const label = `Give mouse and keyboard to ${person.name}`;
-      row.append(button("Give mouse", label, () => this.#act(() => this.#api.handOver(person.name))));
+      const label = t("Give mouse and keyboard to {name}", { name: person.name });
+      row.append(button(t("Give mouse"), label, () => this.#act(() => this.#api.handOver(person.name))));
     }
     return row;
   }
 
   #factsOf(person) {
     return [
-      person.staff ? "site staff" : "",
+      person.staff ? t("site staff") : "",
       ROLES[person.role],
-      this.#now.one_driver && person.drives ? "has mouse and keyboard" : "",
-      person.windows > 1 ? `${person.windows} windows` : "",
+      this.#now.one_driver && person.drives ? t("has mouse and keyboard") : "",
+      person.windows > 1 ? plural(person.windows, "{count} window", "{count} windows") : "",
     ]
       .filter(Boolean)
       .join(" · ");
@@ -125,8 +132,8 @@ export class People {
     byId("one-driver").checked = one_driver;
     byId("one-driver-row").hidden = you.role !== "owner";
     byId("drive-row").hidden = !one_driver || you.role === "view" || you.role === "waiting" || you.drives;
-    byId("drive-about").textContent = driver ? `${driver} has mouse and keyboard.` : "";
-    byId("drive").textContent = you.role === "owner" ? "Take mouse and keyboard" : "Ask for mouse and keyboard";
+    byId("drive-about").textContent = driver ? t("{name} has mouse and keyboard.", { name: driver }) : "";
+    byId("drive").textContent = you.role === "owner" ? t("Take mouse and keyboard") : t("Ask for mouse and keyboard");
     byId("drive").disabled = this.#asks("drive");
   }
 
@@ -150,24 +157,23 @@ export class People {
     if (!request) {
       return;
     }
-    const reason = request.reason ? `: “${request.reason}”` : "";
-    const text = `${request.name} ${WISHES[request.wants]}${reason}.`;
+    const text = describeWish(request);
     // Set again, the same text would be read aloud again.
     if (byId("asking-text").textContent !== text) {
       byId("asking-text").textContent = text;
     }
     const answers =
       request.wants === "drive"
-        ? [["Give it", "control"]]
+        ? [[t("Give it"), "control"]]
         : [
-            ["Allow control", "control"],
-            ["View only", "view"],
+            [t("Allow control"), "control"],
+            [t("View only"), "view"],
           ];
     byId("asking-actions").replaceChildren(
       ...answers.map(([label, grant]) =>
-        button(label, `${label}: ${request.name}`, () => this.#act(() => this.#api.answer(request.name, grant))),
+        button(label, t("{action}: {name}", { action: label, name: request.name }), () => this.#act(() => this.#api.answer(request.name, grant))),
       ),
-      button("Refuse", `Refuse ${request.name}`, () => this.#act(() => this.#api.answer(request.name, null))),
+      button(t("Refuse"), t("Refuse {name}", { name: request.name }), () => this.#act(() => this.#api.answer(request.name, null))),
     );
   }
 
@@ -179,7 +185,7 @@ export class People {
       return;
     }
     const isGranted = asked.wants === "drive" ? you.drives : you.role !== before.you.role;
-    toast(isGranted ? "Granted." : "It was refused.");
+    toast(isGranted ? t("Granted.") : t("It was refused."));
   }
 
   // With whom it is shared
@@ -199,7 +205,7 @@ export class People {
     const [kind, role] = [byId("share-kind").value, byId("share-role").value];
     const isShared = await this.#changeShares(
       () => this.#api.share(kind, name, role, Number(byId("share-expiry").value)),
-      `Shared with ${name}. They find it on the hub's home page.`,
+      t("Shared with {name}. They find it on the hub's home page.", { name }),
     );
     if (isShared) {
       byId("share-name").value = "";
@@ -233,25 +239,25 @@ export class People {
     const { shares, codes } = this.#shares;
     byId("share-list").replaceChildren(...shares.map((share) => this.#shareRow(share)));
     byId("links").hidden = codes.length === 0;
-    byId("links-about").textContent = codes.length === 1 ? "One link can be used." : `${codes.length} links can be used.`;
+    byId("links-about").textContent = plural(codes.length, "One link can be used.", "{count} links can be used.");
   }
 
   #shareRow({ kind, name, role, expires_in_s }) {
     const row = document.createElement("li");
     const about = element("div", "about", "");
     about.append(
-      element("p", "title", kind === "group" ? `Group ${name}` : name),
-      element("p", "facts", expires_in_s ? `for ${describeSpan(expires_in_s)} more` : "until it is taken back"),
+      element("p", "title", kind === "group" ? t("Group {name}", { name }) : name),
+      element("p", "facts", expires_in_s ? t("for {span} more", { span: describeSpan(expires_in_s) }) : t("until it is taken back")),
     );
     const select = document.createElement("select");
-    select.setAttribute("aria-label", `What ${name} may do`);
-    select.append(new Option("View only", "view"), new Option("Control", "control"));
+    select.setAttribute("aria-label", t("What {name} may do", { name }));
+    select.append(new Option(t("View only"), "view"), new Option(t("Control"), "control"));
     select.value = role;
     select.addEventListener("change", () =>
-      this.#changeShares(() => this.#api.share(kind, name, select.value, expires_in_s), `Changed for ${name}.`),
+      this.#changeShares(() => this.#api.share(kind, name, select.value, expires_in_s), t("Changed for {name}.", { name })),
     );
-    const remove = button("Remove", `Take it back from ${name}`, () =>
-      this.#changeShares(() => this.#api.unshare(kind, name), `Not shared with ${name} any more.`),
+    const remove = button(t("Remove"), t("Take it back from {name}", { name }), () =>
+      this.#changeShares(() => this.#api.unshare(kind, name), t("Not shared with {name} any more.", { name })),
     );
     row.append(about, select, remove);
     return row;
@@ -263,7 +269,7 @@ export class People {
       byId("link").value = new URL(path, location.href).href;
       byId("link-row").hidden = false;
       byId("link").select();
-      await this.#changeShares(() => this.#api.shares(), "Whoever opens this link can accept it. It is shown only now.");
+      await this.#changeShares(() => this.#api.shares(), t("Whoever opens this link can accept it. It is shown only now."));
     } catch (error) {
       this.#note(error.words ?? String(error), true);
     }
@@ -273,9 +279,9 @@ export class People {
     byId("link").select();
     try {
       await navigator.clipboard.writeText(byId("link").value);
-      this.#note("The link is copied.", false);
+      this.#note(t("The link is copied."), false);
     } catch {
-      this.#note("Press Ctrl+C to copy the link.", false);
+      this.#note(t("Press Ctrl+C to copy the link."), false);
     }
   }
 }

@@ -2,9 +2,10 @@
 
 import { Api, ApiError } from "./api.js";
 import { Clipboard } from "./clipboard.js";
-import { Clock, describe } from "./clock.js";
+import { Clock, describe, describeExtended } from "./clock.js";
 import { Desktop } from "./desktop.js";
 import { Events } from "./events.js";
+import { plural, t } from "./i18n.js";
 import { Modifiers } from "./modifiers.js";
 import { confirmAction, hideBanner, hideNotice, showBanner, showNotice, toast } from "./notice.js";
 import { setUpPorts } from "./ports.js";
@@ -43,8 +44,8 @@ const LONGEST_LEAVE_MS = 15_000;
 // The hub's proxy needs a moment to notice a session that restarts; after so many answers it is over.
 const GONE_AFTER = 4;
 
-const HUB = { label: "Back to the hub", href: config.hub_home };
-const RETRY = { label: "Try again", run: () => start() };
+const HUB = { label: t("Back to the hub"), href: config.hub_home };
+const RETRY = { label: t("Try again"), run: () => start() };
 
 let status = null;
 let retries = 0;
@@ -82,7 +83,7 @@ function start() {
 async function connect() {
   clearTimeout(nextTry);
   if (!wasConnected && !errand) {
-    setPhase("starting", "Connecting");
+    setPhase("starting", t("Connecting"));
   }
   try {
     let ticket = await arrive();
@@ -148,9 +149,9 @@ function onFailedRequest(error) {
   if (error.kind === "login") {
     finish({
       kind: "lock",
-      title: "You are logged out",
-      text: "The hub no longer knows this browser, or the desktop is no longer shared with you. The desktop itself keeps running.",
-      actions: [{ label: "Log in again", run: () => location.reload() }, HUB],
+      title: t("You are logged out"),
+      text: t("The hub no longer knows this browser, or the desktop is no longer shared with you. The desktop itself keeps running."),
+      actions: [{ label: t("Log in again"), run: () => location.reload() }, HUB],
     });
     return;
   }
@@ -164,7 +165,7 @@ function onFailedRequest(error) {
     // The hub knows: it repairs the way and sends us back here, or shows that nothing runs.
     location.reload();
   } else {
-    showEnded("The session is not running any more.");
+    showEnded(t("The session is not running any more."));
   }
 }
 
@@ -175,7 +176,7 @@ function retry() {
   retries += 1;
   clearTimeout(nextTry);
   nextTry = setTimeout(connect, wait_ms);
-  setPhase("reconnecting", navigator.onLine ? "Reconnecting" : "No network");
+  setPhase("reconnecting", navigator.onLine ? t("Reconnecting") : t("No network"));
   if (errand) {
     setPhase("starting", errand.title);
     showErrand();
@@ -183,11 +184,11 @@ function retry() {
   }
   showNotice({
     kind: "busy",
-    title: wasConnected ? "Connection lost" : "Connecting to the desktop",
+    title: wasConnected ? t("Connection lost") : t("Connecting to the desktop"),
     text: navigator.onLine
-      ? "Trying to reach the desktop. It keeps running meanwhile."
-      : "This device has no network. The desktop keeps running meanwhile.",
-    actions: retries > 2 ? [{ label: "Try now", run: connect }, HUB] : [],
+      ? t("Trying to reach the desktop. It keeps running meanwhile.")
+      : t("This device has no network. The desktop keeps running meanwhile."),
+    actions: retries > 2 ? [{ label: t("Try now"), run: connect }, HUB] : [],
   });
 }
 
@@ -210,16 +211,16 @@ function finish(notice) {
 }
 
 function showEnded(reason, hint = "") {
-  finish({ kind: "done", title: "This session has ended", text: reason, hint, actions: [HUB] });
+  finish({ kind: "done", title: t("This session has ended"), text: reason, hint, actions: [HUB] });
 }
 
 /** Nobody is left to say why it is gone. */
 function showPerhapsAsleep() {
   finish({
     kind: "asleep",
-    title: "The desktop does not answer",
-    text: "It may have fallen asleep while this page was away.",
-    actions: [{ label: "Open it again", run: () => location.reload() }, HUB],
+    title: t("The desktop does not answer"),
+    text: t("It may have fallen asleep while this page was away."),
+    actions: [{ label: t("Open it again"), run: () => location.reload() }, HUB],
   });
 }
 
@@ -228,17 +229,17 @@ function showAsleep(reason) {
   const isOwner = status?.you.role === "owner";
   finish({
     kind: "asleep",
-    title: "The desktop is asleep",
-    text: reason || "It is saved as it was, with everything that is open.",
-    hint: isOwner ? "" : "Its owner can wake it.",
-    actions: [isOwner ? { label: "Wake it", run: wake } : { label: "Look again", run: () => location.reload() }, HUB],
+    title: t("The desktop is asleep"),
+    text: reason || t("It is saved as it was, with everything that is open."),
+    hint: isOwner ? "" : t("Its owner can wake it."),
+    actions: [isOwner ? { label: t("Wake it"), run: wake } : { label: t("Look again"), run: () => location.reload() }, HUB],
   });
 }
 
 /** Load the page anew as soon as the hub has noticed that the old session has left: then it wakes the desktop. */
 async function wake() {
-  setPhase("over", "Waking");
-  showNotice({ kind: "busy", title: "Waking the desktop" });
+  setPhase("over", t("Waking"));
+  showNotice({ kind: "busy", title: t("Waking the desktop") });
   const until_ms = performance.now() + LONGEST_LEAVE_MS;
   while (performance.now() < until_ms && (await isLeaving())) {
     await new Promise((resolve) => setTimeout(resolve, LEAVING_POLL_MS));
@@ -257,15 +258,15 @@ async function isLeaving() {
 
 /** Site staff, whom the owner has to let in. */
 function showWaiting(text = "") {
-  setPhase("starting", "Waiting");
+  setPhase("starting", t("Waiting"));
   const name = config.owner;
   showNotice({
     kind: "lock",
-    title: `${name} has not let you in`,
-    text: text || `You may ask to see this desktop. What you do here is logged.`,
+    title: t("{name} has not let you in", { name }),
+    text: text || t("You may ask to see this desktop. What you do here is logged."),
     actions: text ? [HUB] : [
-      { label: "Ask to look on", run: () => askToCome("view") },
-      { label: "Ask for control", run: () => askToCome("control") },
+      { label: t("Ask to look on"), run: () => askToCome("view") },
+      { label: t("Ask for control"), run: () => askToCome("control") },
       HUB,
     ],
   });
@@ -274,7 +275,7 @@ function showWaiting(text = "") {
 
 async function askToCome(wants) {
   await (await loadPanels()).ask(wants);
-  showWaiting(`${config.owner} is asked. This page opens the desktop when you are let in.`);
+  showWaiting(t("{name} is asked. This page opens the desktop when you are let in.", { name: config.owner }));
 }
 
 events.addEventListener("people", ({ detail }) => {
@@ -337,25 +338,25 @@ desktop.addEventListener("close", ({ detail: { code, reason } }) => {
     return;
   }
   if (code === ENDED) {
-    showEnded(reason || "Its time was over.");
+    showEnded(reason || t("Its time was over."));
   } else if (code === ASLEEP) {
     showAsleep(reason);
   } else if (code === WITHDRAWN) {
-    finish({ kind: "lock", title: "No longer shared with you", text: reason, actions: [HUB] });
+    finish({ kind: "lock", title: t("No longer shared with you"), text: reason, actions: [HUB] });
   } else if (code === AWAY) {
     isAway = true;
     events.start();
-    setPhase("starting", "Waiting for the owner");
-    showNotice({ kind: "lock", title: `${config.owner} is not here`, text: reason, actions: [HUB] });
+    setPhase("starting", t("Waiting for the owner"));
+    showNotice({ kind: "lock", title: t("{name} is not here", { name: config.owner }), text: reason, actions: [HUB] });
   } else if (code === REPLACED) {
     finish({
       kind: "done",
-      title: "Open in another window",
-      text: "You opened this desktop once more, so this window let go of it.",
-      actions: [{ label: "Use it here", run: () => start() }, HUB],
+      title: t("Open in another window"),
+      text: t("You opened this desktop once more, so this window let go of it."),
+      actions: [{ label: t("Use it here"), run: () => start() }, HUB],
     });
   } else if (code === FULL) {
-    finish({ kind: "alert", title: "Too many viewers", text: reason, actions: [RETRY, HUB] });
+    finish({ kind: "alert", title: t("Too many viewers"), text: reason, actions: [RETRY, HUB] });
   } else if (isFirstTry || status?.state === "suspending") {
     // The page's own ticket was too old; or the machine has stopped, and its session knows why.
     isFirstTry = false;
@@ -382,13 +383,13 @@ function take(newStatus) {
   if (status.state === "failed") {
     finish({
       kind: "alert",
-      title: "The desktop failed",
+      title: t("The desktop failed"),
       text: status.message,
       hint: status.hint,
       actions: [HUB],
     });
   } else if (status.state === "ended") {
-    showEnded(status.message || "The session is over.", status.hint);
+    showEnded(status.message || t("The session is over."), status.hint);
   } else if (status.state === "suspended") {
     showAsleep(status.message);
   } else {
@@ -402,19 +403,25 @@ function take(newStatus) {
   }
 }
 
+const UNTIL = {
+  sleeps: t("Until the desktop falls asleep"),
+  keeps: t("Until the desktop shuts down"),
+  ends: t("Until the desktop ends"),
+};
+
 /** What the page says about this desktop beside its picture. */
 function describeDesktop() {
   const way = describeWay(status);
   const obstacle = status.suspend_obstacle ?? "";
   byId("name").title = way;
-  byId("help-way").textContent = way && `This desktop was ${way[0].toLowerCase()}${way.slice(1)}.`.replace("..", ".");
+  byId("help-way").textContent = way;
   byId("help-closing").textContent = describeClosing(status);
-  byId("time-about").title = `Until the desktop ${clock.verb}`;
+  byId("time-about").title = UNTIL[clock.fate];
   const suspendButton = byId("suspend");
   suspendButton.disabled = Boolean(obstacle);
   suspendButton.title = obstacle;
   byId("suspend-about").textContent =
-    obstacle || "Sleep: everything stays as it is and comes back when you open it again.";
+    obstacle || t("Sleep: everything stays as it is and comes back when you open it again.");
 }
 
 function schedulePoll() {
@@ -447,10 +454,10 @@ function showProgress() {
     return;
   }
   const isStopping = status.state === "stopping";
-  setPhase("starting", isStopping ? "Stopping" : "Starting");
+  setPhase("starting", isStopping ? t("Stopping") : t("Starting"));
   showNotice({
     kind: "busy",
-    title: isStopping ? "The desktop is shutting down" : "The desktop is starting",
+    title: isStopping ? t("The desktop is shutting down") : t("The desktop is starting"),
     text: status.message,
     steps: status.steps,
     progress: isStopping ? null : status.progress,
@@ -458,8 +465,8 @@ function showProgress() {
 }
 
 const SAVING = {
-  title: "Saving…",
-  text: "The desktop falls asleep when its memory and its disk are saved. That takes some seconds.",
+  title: t("Saving…"),
+  text: t("The desktop falls asleep when its memory and its disk are saved. That takes some seconds."),
 };
 
 function showSaving() {
@@ -479,11 +486,11 @@ function showConnection() {
   }
   hideNotice();
   const words = {
-    booting: status.steps.at(-1)?.text ?? "Starting",
-    stopping: "Shutting down",
+    booting: status.steps.at(-1)?.text ?? t("Starting"),
+    stopping: t("Shutting down"),
   };
-  const calm = desktop.isViewOnly ? "View only" : "Connected";
-  const others = status.viewers > 1 ? ` · ${status.viewers} viewers` : "";
+  const calm = desktop.isViewOnly ? t("View only") : t("Connected");
+  const others = status.viewers > 1 ? ` · ${plural(status.viewers, "{count} viewer", "{count} viewers")}` : "";
   setPhase("connected", words[status.state] ?? calm + others);
 }
 
@@ -527,21 +534,21 @@ function tick() {
     return;
   }
   const mayExtend = RANK[status.you.role] >= RANK.control && (clock.canExtend || !panels?.isWaiting);
-  const extendLabel = clock.canExtend ? "Extend" : "Ask for more time";
+  const extendLabel = clock.canExtend ? t("Extend") : t("Ask for more time");
   byId("time").hidden = false;
   byId("time-left").textContent = describe(left_s);
   byId("extend").hidden = !mayExtend;
   byId("extend").textContent = extendLabel;
   const warning = trouble() ?? clock.warning;
   byId("time").dataset.level = warning?.cause === "time" ? warning.level : "";
-  document.title = warning ? `${describe(left_s)} left – ${config.session_title}` : config.session_title;
+  document.title = warning ? t("{span} left – {title}", { span: describe(left_s), title: config.session_title }) : config.session_title;
   if (!warning || hiddenWarning === warning.cause + warning.level) {
     hideBanner();
     return;
   }
   let action = null;
   if (warning.cause === "idle" && status.you.role !== "view") {
-    action = { label: "I am here", run: stir };
+    action = { label: t("I am here"), run: stir };
   } else if (warning.cause === "time" && mayExtend) {
     action = { label: extendLabel, run: extend };
   }
@@ -580,11 +587,11 @@ async function extend() {
   try {
     take(await api.extend());
   } catch (error) {
-    toast(error.message || "The session did not answer; its time is unchanged.");
+    toast(error.message || t("The session did not answer; its time is unchanged."));
     return;
   }
   hiddenWarning = "";
-  toast(`Extended. The desktop ${clock.verb} in ${describe(clock.left_s)}.`);
+  toast(describeExtended(clock.fate, describe(clock.left_s)));
   desktop.focus();
 }
 
@@ -598,26 +605,26 @@ document.addEventListener("visibilitychange", () => {
 
 // Tools.
 
-const DELETED = "Everything on it that is not in a checkpoint is deleted.";
+const DELETED = t("Everything on it that is not in a checkpoint is deleted.");
 
 const POWER = {
   shutdown: {
-    title: "Shut the desktop down?",
-    text: `The machine is asked to shut down, and the session ends with it. ${DELETED}`,
-    label: "Shut down",
+    title: t("Shut the desktop down?"),
+    text: `${t("The machine is asked to shut down, and the session ends with it.")} ${DELETED}`,
+    label: t("Shut down"),
     isDangerous: true,
     isEnd: true,
   },
   reset: {
-    title: "Reset the machine?",
-    text: "It restarts at once, as by the button on its case. What is not saved is lost.",
-    label: "Reset",
+    title: t("Reset the machine?"),
+    text: t("It restarts at once, as by the button on its case. What is not saved is lost."),
+    label: t("Reset"),
     isDangerous: true,
   },
   poweroff: {
-    title: "Force the machine off?",
-    text: `As if its plug was pulled, and the session ends with it. ${DELETED}`,
-    label: "Force off",
+    title: t("Force the machine off?"),
+    text: `${t("As if its plug was pulled, and the session ends with it.")} ${DELETED}`,
+    label: t("Force off"),
     isDangerous: true,
     isEnd: true,
   },
@@ -626,11 +633,11 @@ const POWER = {
 async function changePower(action) {
   closeAll();
   const { isEnd = false, text, ...question } = POWER[action];
-  const instead = isEnd && !status.suspend_obstacle ? " To keep it as it is, choose Suspend." : "";
+  const instead = isEnd && !status.suspend_obstacle ? ` ${t("To keep it as it is, choose Suspend.")}` : "";
   if (await confirmAction({ ...question, text: text + instead })) {
     try {
       take(await api.power(action));
-      toast({ shutdown: "Asked to shut down.", reset: "Reset.", poweroff: "Switched off." }[action]);
+      toast({ shutdown: t("Asked to shut down."), reset: t("Reset."), poweroff: t("Switched off.") }[action]);
     } catch (error) {
       toast(error.words ?? String(error));
     }
@@ -681,9 +688,9 @@ async function suspend() {
 
 async function goBack(checkpoint, title) {
   const notice = {
-    title: `Going back to “${title}”`,
-    text: "First, the desktop is saved as it is now.",
-    done: `The desktop is back at “${title}”.`,
+    title: t("Going back to “{title}”", { title }),
+    text: t("First, the desktop is saved as it is now."),
+    done: t("The desktop is back at “{title}”.", { title }),
   };
   if (await runErrand(notice, () => api.goBack(checkpoint.name))) {
     setTimeout(() => settle(notice), LONGEST_WAY_BACK_MS);
@@ -708,7 +715,7 @@ async function saveScreenshot() {
   link.download = `${config.session_title.replaceAll(/[^\p{L}\p{N}]+/gu, "-")}-${moment}.png`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  toast("The screenshot was saved.");
+  toast(t("The screenshot was saved."));
 }
 
 function setUpTools() {

@@ -1,5 +1,6 @@
 // The desktop's sound: its switch and volume in the bar, its websocket, and the worklet that plays it.
 
+import { decimal, t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { remember, remembered } from "./settings.js";
 
@@ -76,7 +77,7 @@ export class Sound {
 
   async #turnOn() {
     if (!window.isSecureContext) {
-      toast("Browsers play the desktop’s sound only where this page is opened by https.");
+      toast(t("Browsers play the desktop’s sound only where this page is opened by https."));
       return;
     }
     this.#isOn = true;
@@ -89,7 +90,7 @@ export class Sound {
     } catch {
       this.#prepared = null;
       this.#turnOff();
-      toast("This browser cannot play the desktop’s sound.");
+      toast(t("This browser cannot play the desktop’s sound."));
       return;
     }
     // It may have been turned off meanwhile.
@@ -202,7 +203,7 @@ export class Sound {
     const icon = this.#isOn ? "sound" : "muted";
     this.#button.querySelector("use").setAttribute("href", `${this.#config.icons}#${icon}`);
     this.#button.setAttribute("aria-pressed", String(this.#isOn));
-    this.#button.title = this.#isOn ? "Sound is on" : "Sound";
+    this.#button.title = this.#isOn ? t("Sound is on") : t("Sound");
     this.#volume.hidden = !this.#isOn;
   }
 
@@ -215,7 +216,7 @@ export class Sound {
       droppedMs: Math.round(dropped_ms),
     });
     if (this.#isOn) {
-      this.#button.title = isPlaying ? `Sound is on, ${Math.round(most_ms)} ms behind` : "Sound is on";
+      this.#button.title = isPlaying ? t("Sound is on, {number} ms behind", { number: decimal(most_ms) }) : t("Sound is on");
     }
   }
 }

@@ -1,5 +1,7 @@
 // What the site's staff said last to everybody at the desktop.
 
+import { t } from "./i18n.js";
+
 const byId = (id) => document.getElementById(id);
 
 export class StaffMessage {
@@ -15,7 +17,7 @@ export class StaffMessage {
 
   /** Take a status that is new. */
   take({ staff_message: message }) {
-    this.#words = message ? `From the administrators (${message.by}): ${message.text}` : "";
+    this.#words = message ? t("From the administrators ({name}): {text}", { name: message.by, text: message.text }) : "";
     this.#show();
   }
 

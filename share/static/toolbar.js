@@ -1,5 +1,6 @@
 // The bar: menus, and the whole page without a mouse.
 
+import { t } from "./i18n.js";
 import { toast } from "./notice.js";
 
 const byId = (id) => document.getElementById(id);
@@ -135,12 +136,12 @@ async function toggleFullScreen() {
   try {
     await document.documentElement.requestFullscreen({ navigationUI: "hide" });
   } catch {
-    toast("The browser does not allow full screen here.");
+    toast(t("The browser does not allow full screen here."));
     return;
   }
   // Chromium only: Alt+Tab, the Windows key and a short Esc reach the desktop.
   await navigator.keyboard?.lock?.().catch(() => {});
-  toast(navigator.keyboard?.lock ? "Hold Esc to leave full screen." : "Press Esc to leave full screen.");
+  toast(navigator.keyboard?.lock ? t("Hold Esc to leave full screen.") : t("Press Esc to leave full screen."));
 }
 
 function onFullScreen() {

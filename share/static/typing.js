@@ -1,5 +1,6 @@
 // A phone's keyboard, or any input method: what is written into a hidden text field goes to the desktop.
 
+import { t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { canType as canLayoutType } from "./strokes.js";
 import { closeAll } from "./toolbar.js";
@@ -91,7 +92,9 @@ export function setUpTyping(desktop, { give }) {
     const text = written.filter((character) => !canType(character)).join("");
     if (text) {
       const isThere = await give(text);
-      toast(`“${text}” is on none of the desktop’s keys. ${isThere ? "It is in its clipboard: paste it there." : "It was left out."}`);
+      toast(isThere
+        ? t("“{text}” is on none of the desktop’s keys. It is in its clipboard: paste it there.", { text })
+        : t("“{text}” is on none of the desktop’s keys. It was left out.", { text }));
     }
   }
 }

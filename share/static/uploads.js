@@ -1,6 +1,7 @@
 // Uploads, one after the other, by the tus protocol: after a lost connection they go on where they were.
 
 import { ApiError } from "./api.js";
+import { plural, t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { describeSize } from "./words.js";
 
@@ -44,8 +45,7 @@ export class Uploads {
       byId("uploads-list").append(upload.row.item);
     }
     byId("uploads").hidden = false;
-    const what = files.length === 1 ? `“${files[0].name}”` : `${files.length} files`;
-    toast(`Uploading ${what} to ${folderName}.`);
+    toast(sayUploading(files, folder, folderName));
     this.#showTitle();
     if (!this.#isRunning) {
       this.#run();
@@ -65,14 +65,13 @@ export class Uploads {
     }
     this.#isRunning = false;
     if (done.length) {
-      const what = done.length === 1 ? `“${done[0].file.name}” was` : `${done.length} files were`;
-      toast(`${what} uploaded to ${done.at(-1).folderName}.`);
+      toast(sayUploaded(done));
     }
   }
 
   /** Until it is done, failed or stopped; a connection that is lost is waited for. */
   async #upload(upload) {
-    this.#set(upload, "running", "Starting");
+    this.#set(upload, "running", t("Starting"));
     upload.url = this.#recall(upload);
     let wait_ms = FIRST_WAIT_MS;
     let surprises = 0;
@@ -84,7 +83,7 @@ export class Uploads {
         }
         await this.#sendParts(upload);
         this.#forget(upload);
-        this.#set(upload, "done", `Done, ${describeSize(upload.file.size)}`);
+        this.#set(upload, "done", t("Done, {size}", { size: describeSize(upload.file.size) }));
         return;
       } catch (error) {
         if (upload.abort.signal.aborted) {
@@ -93,22 +92,22 @@ export class Uploads {
         }
         if (!(error instanceof ApiError)) {
           // Such as a file that was changed or deleted on this device.
-          this.#fail(upload, `The file cannot be read: ${error.message}`);
+          this.#fail(upload, t("The file cannot be read: {reason}", { reason: error.message }));
           return;
         }
         surprises = upload.sent > before ? 0 : surprises + 1;
         if (!this.#settle(upload, error) || (!isAway(error) && surprises > MOST_SURPRISES)) {
           // An answer to HEAD has no words.
-          this.#fail(upload, error.message || error.status !== 403 ? error.words : "You may not upload here any more.");
+          this.#fail(upload, error.message || error.status !== 403 ? error.words : t("You may not upload here any more."));
           return;
         }
         if (document.body.dataset.phase === "over") {
-          this.#fail(upload, "The desktop has left. Choose the file again when it is back: it goes on where it was.");
+          this.#fail(upload, t("The desktop has left. Choose the file again when it is back: it goes on where it was."));
           return;
         }
         wait_ms = upload.sent > before ? FIRST_WAIT_MS : Math.min(LONGEST_WAIT_MS, wait_ms * 2);
         if (isAway(error)) {
-          this.#set(upload, "running", "Waiting for the connection");
+          this.#set(upload, "running", t("Waiting for the connection"));
         }
         await pause(wait_ms, upload.abort.signal);
       }
@@ -141,7 +140,7 @@ export class Uploads {
     let taken = this.#takenForAll ?? "refuse";
     for (;;) {
       if (taken === "skip") {
-        this.#set(upload, "stopped", "Skipped");
+        this.#set(upload, "stopped", t("Skipped"));
         return false;
       }
       try {
@@ -171,15 +170,15 @@ export class Uploads {
       rate = rate ? rate * 0.7 + now * 0.3 : now;
       upload.sent = sent;
       this.#part = Math.round(Math.min(this.#largestPart, Math.max(SMALLEST_PART, (rate * PART_MS) / 1000)));
-      const size = describeSize(upload.file.size);
-      this.#set(upload, "running", `${describeSize(sent)} of ${size}, ${describeSize(Math.round(rate))}/s`);
+      const [done, size, speed] = [sent, upload.file.size, Math.round(rate)].map(describeSize);
+      this.#set(upload, "running", t("{done} of {size}, {speed}/s", { done, size, speed }));
     }
   }
 
   async #giveUp(upload) {
     const url = upload.url;
     this.#forget(upload);
-    this.#set(upload, "stopped", "Cancelled");
+    this.#set(upload, "stopped", t("Cancelled"));
     if (url) {
       // What is left in the desktop otherwise is hidden, and deleted after a week.
       await this.#api.giveUpUpload(url).catch(() => {});
@@ -188,12 +187,12 @@ export class Uploads {
 
   #fail(upload, words) {
     this.#set(upload, "failed", words);
-    toast(`“${upload.file.name}” was not uploaded. ${words}`);
+    toast(`${t("“{name}” was not uploaded.", { name: upload.file.name })} ${words}`);
   }
 
   #askWhatToDo(upload) {
     const dialog = byId("taken");
-    byId("taken-title").textContent = `“${upload.file.name}” exists already`;
+    byId("taken-title").textContent = t("“{name}” exists already", { name: upload.file.name });
     byId("taken-all").checked = false;
     byId("taken-for-all").hidden = !this.#all.some(({ state }) => state === "waiting");
     dialog.returnValue = "skip";
@@ -240,19 +239,19 @@ export class Uploads {
     const progress = document.createElement("progress");
     progress.max = Math.max(1, upload.file.size);
     progress.value = 0;
-    progress.setAttribute("aria-label", `Upload of ${upload.file.name}`);
+    progress.setAttribute("aria-label", t("Upload of {name}", { name: upload.file.name }));
     const facts = document.createElement("p");
     facts.className = "facts";
-    facts.textContent = "Waiting";
+    facts.textContent = t("Waiting");
     const cancel = document.createElement("button");
     cancel.type = "button";
     cancel.className = "quiet";
-    cancel.textContent = "Cancel";
-    cancel.setAttribute("aria-label", `Cancel: ${upload.file.name}`);
+    cancel.textContent = t("Cancel");
+    cancel.setAttribute("aria-label", t("{action}: {name}", { action: t("Cancel"), name: upload.file.name }));
     cancel.addEventListener("click", () => {
       upload.abort.abort();
       if (upload.state === "waiting") {
-        this.#set(upload, "stopped", "Cancelled");
+        this.#set(upload, "stopped", t("Cancelled"));
       }
       byId("uploads-close").focus();
     });
@@ -272,15 +271,15 @@ export class Uploads {
 
   #showTitle() {
     const open = this.#all.filter(({ state }) => state === "waiting" || state === "running").length;
-    byId("uploads-title").textContent = open ? `${open} ${open === 1 ? "upload" : "uploads"} under way` : "Uploads";
-    byId("uploads-close").title = open ? "Cancel all and hide" : "Hide";
+    byId("uploads-title").textContent = open ? plural(open, "{count} upload under way", "{count} uploads under way") : t("Uploads");
+    byId("uploads-close").title = open ? t("Cancel all and hide") : t("Hide");
     byId("uploads-close").querySelector(".label").textContent = byId("uploads-close").title;
   }
 
   #hide() {
     for (const upload of this.#all) {
       if (upload.state === "waiting") {
-        this.#set(upload, "stopped", "Cancelled");
+        this.#set(upload, "stopped", t("Cancelled"));
       }
       upload.abort.abort();
       upload.row.item.remove();
@@ -288,6 +287,23 @@ export class Uploads {
     this.#all = this.#all.filter(({ state }) => state === "running");
     byId("uploads").hidden = true;
   }
+}
+
+function sayUploading(files, folder, folderName) {
+  const values = { name: files[0].name, folder: folderName };
+  if (folder === null) {
+    return plural(files.length, "Uploading “{name}” to the desktop.", "Uploading {count} files to the desktop.", values);
+  }
+  return plural(files.length, "Uploading “{name}” to {folder}.", "Uploading {count} files to {folder}.", values);
+}
+
+function sayUploaded(done) {
+  const { file, folder, folderName } = done.at(-1);
+  const values = { name: file.name, folder: folderName };
+  if (folder === null) {
+    return plural(done.length, "“{name}” was uploaded to the desktop.", "{count} files were uploaded to the desktop.", values);
+  }
+  return plural(done.length, "“{name}” was uploaded to {folder}.", "{count} files were uploaded to {folder}.", values);
 }
 
 /** Whether nobody who knows the upload has answered. */

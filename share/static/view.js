@@ -1,6 +1,7 @@
 // How the desktop is shown: its size in the window, and what of the picture is given up for speed.
 
 import { Connection } from "./connection.js";
+import { t } from "./i18n.js";
 import { remember, remembered } from "./settings.js";
 
 const byId = (id) => document.getElementById(id);
@@ -28,6 +29,7 @@ export function setUpView(desktop, { ping }) {
   setUpLevel("compression", COMPRESSIONS, 2, (level) => {
     desktop.compression = level;
   });
+  setUpLanguage();
   const connection = new Connection({ desktop, ping });
   let timer = null;
 
@@ -49,11 +51,19 @@ export function setUpView(desktop, { ping }) {
     let why = "";
     if (isWanted && desktop.isConnected && !desktop.isViewOnly && !desktop.isMatched) {
       why = desktop.sizes
-        ? "The desktop does not follow this window, so it is scaled."
-        : "The desktop’s size is set elsewhere, so it is scaled here.";
+        ? t("The desktop does not follow this window, so it is scaled.")
+        : t("The desktop’s size is set elsewhere, so it is scaled here.");
     }
     byId("scale-why").textContent = why;
   }
+}
+
+/** The choice is a cookie, as the session and the hub write the page and their answers; see languages.py. */
+function setUpLanguage() {
+  byId("language").addEventListener("change", ({ target: { value, dataset } }) => {
+    document.cookie = `qemuspawner-language=${value}; path=${dataset.path}; max-age=31536000; samesite=lax`;
+    location.reload();
+  });
 }
 
 function setUpLevel(name, allowed, usual, apply) {

@@ -1,5 +1,7 @@
 // What a status means for the people at the desktop, in words.
 
+import { decimal, plural, t } from "./i18n.js";
+
 /** What becomes of the desktop at an end for `cause`, which is idle, lifetime or stop:
  *  it "sleeps", ends but "keeps" its disk, or "ends" altogether. */
 export function fateOf(status, cause) {
@@ -14,66 +16,67 @@ export function maySleep(status) {
   return ["idle", "lifetime", "stop"].some((cause) => fateOf(status, cause) === "sleeps");
 }
 
-/** "falls asleep", to go between "It" and "in 4:59". */
-export function fateVerb(fate) {
-  return { sleeps: "falls asleep", keeps: "shuts down", ends: "ends" }[fate];
-}
-
 const WAYS = {
-  cold: "Booted",
-  restored: "Restored from a template",
-  woken: "Woken",
+  "": "",
+  cold: t("This desktop was booted."),
+  restored: t("This desktop was restored from a template."),
+  woken: t("This desktop was woken."),
 };
 
 /** How the desktop came up; "" where that is not known yet. */
 export function describeWay({ way, why }) {
-  return [WAYS[way], why].filter(Boolean).join(": ");
+  // Some reasons are half a sentence, and some a whole one.
+  return way === "cold" && why ? t("This desktop was booted: {why}.", { why: why.replace(/\.$/, "") }) : WAYS[way];
 }
 
 /** What closing the page does, for the help. */
 export function describeClosing(status) {
-  const atLast = {
-    sleeps: "then it falls asleep, and is as you left it when you open it again.",
-    keeps: "then it shuts down, and its disk is kept.",
-    ends: "then it ends.",
+  const closings = {
+    sleeps: t("Closing this page leaves the desktop running until its time is over; then it falls asleep, and is as you left it when you open it again."),
+    keeps: t("Closing this page leaves the desktop running until its time is over; then it shuts down, and its disk is kept."),
+    ends: t("Closing this page leaves the desktop running until its time is over; then it ends."),
   };
   const fate = fateOf(status, "lifetime");
-  const sentences = [`Closing this page leaves the desktop running until its time is over; ${atLast[fate]}`];
+  const sentences = [closings[fate]];
   if (fate !== "sleeps" && status.idle_deadline && fateOf(status, "idle") === "sleeps") {
-    sentences.push("When nobody uses it for long, it falls asleep.");
+    sentences.push(t("When nobody uses it for long, it falls asleep."));
   }
   if (status.you.role === "owner") {
     if (!status.suspend_obstacle) {
-      sentences.push("Suspend, in the power menu, puts it to sleep now.");
+      sentences.push(t("Suspend, in the power menu, puts it to sleep now."));
     }
-    const orStop = fateOf(status, "stop") === "ends" ? " or stop it in the hub" : "";
-    sentences.push(`To end it, shut it down${orStop}.`);
+    const canStop = fateOf(status, "stop") === "ends";
+    sentences.push(canStop ? t("To end it, shut it down or stop it in the hub.") : t("To end it, shut it down."));
   }
   return sentences.join(" ");
 }
 
 /** 320 -> "5 min ago". */
 export function describeAge(seconds) {
-  return seconds < 60 ? "just now" : `${describeSpan(seconds)} ago`;
+  return seconds < 60 ? t("just now") : t("{span} ago", { span: describeSpan(seconds) });
 }
 
 /** 320 -> "5 min", 100000 -> "1 d": one unit is enough. */
 export function describeSpan(seconds) {
-  for (const [unit, size] of [["d", 86_400], ["h", 3600]]) {
-    if (seconds >= size) {
-      return `${Math.floor(seconds / size)} ${unit}`;
-    }
+  if (seconds >= 86_400) {
+    return t("{days} d", { days: Math.floor(seconds / 86_400) });
   }
-  return `${Math.max(1, Math.floor(seconds / 60))} min`;
+  if (seconds >= 3600) {
+    return t("{hours} h", { hours: Math.floor(seconds / 3600) });
+  }
+  return t("{minutes} min", { minutes: Math.max(1, Math.floor(seconds / 60)) });
 }
 
 /** 1503238553 -> "1.4 GiB", 2048 -> "2 KiB". */
 export function describeSize(bytes) {
   if (bytes < 1024) {
-    return bytes === 1 ? "1 byte" : `${bytes} bytes`;
+    return plural(bytes, "{count} byte", "{count} bytes");
   }
-  const units = { KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 };
-  const unit = bytes < units.MiB ? "KiB" : bytes < units.GiB ? "MiB" : "GiB";
-  const number = bytes / units[unit];
-  return `${number < 10 && unit !== "KiB" ? number.toFixed(1) : Math.round(number)} ${unit}`;
+  if (bytes < 1024 ** 2) {
+    return t("{number} KiB", { number: decimal(bytes / 1024) });
+  }
+  const isLarge = bytes >= 1024 ** 3;
+  const value = bytes / (isLarge ? 1024 ** 3 : 1024 ** 2);
+  const number = decimal(value, value < 10 ? 1 : 0);
+  return isLarge ? t("{number} GiB", { number }) : t("{number} MiB", { number });
 }

@@ -182,4 +182,14 @@ def test_what_we_send_is_understood(code: int, reason: str, size: int) -> None:
     assert len(message) == size
     assert [type(event) for event in events[-3:]] == [Ping, Pong, CloseConnection]
     assert events[-1].code == code
-    assert reason.startswith(events[-1].reason or "")
+    said = events[-1].reason or ""
+    assert said == reason or (said.endswith("…") and reason.startswith(said.removesuffix("…")))
+
+
+def test_a_reason_that_is_too_long_ends_after_a_whole_word() -> None:
+    """Translations are longer than what they translate."""
+    said = frames.cut_reason("Der Desktop wurde heruntergefahren. " * 5)
+
+    assert said.endswith(("Der…", "Desktop…", "wurde…", "heruntergefahren.…"))
+    assert 100 < len(said.encode()) <= 123
+    assert frames.cut_reason("Er ist weg.") == "Er ist weg."

@@ -1,6 +1,8 @@
 """What every route of a session has: JupyterHub's login, a role that it asks for, errors as JSON."""
 
+import functools
 import json
+from asyncio import Future
 from typing import Any, ClassVar
 from urllib.parse import urlparse
 
@@ -10,6 +12,7 @@ from jupyterhub.services.auth import HubOAuthenticated
 from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.languages import Language, choose_language
 from qemuspawner.policy import Role
 from qemuspawner.session.access import Person, Tickets
 from qemuspawner.session.audit import Audit
@@ -17,6 +20,7 @@ from qemuspawner.session.logins import Login, Logins
 from qemuspawner.session.people import People
 from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.session.websocket import offered_ticket
+from qemuspawner.texts import Text
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -34,12 +38,25 @@ _CONTENT_SECURITY_POLICY = "; ".join(
 )
 
 
+class Refusal(web.HTTPError):
+    """What a person may not do, in a sentence for them; other HTTPErrors are for who writes programs."""
+
+    def __init__(self, status_code: int, text: Text) -> None:
+        super().__init__(status_code, str(text))
+        self.text = text
+
+
 class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     """A route of the session. `least` is the role it asks for."""
 
     hub_auth_class = Logins
     least: ClassVar[Role] = "view"
     person: Person
+
+    @functools.cached_property
+    def language(self) -> Language:
+        """What this request's person reads."""
+        return choose_language(self.request)
 
     @property
     def people(self) -> People:
@@ -72,17 +89,24 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
             model = await self.hub_auth.find(self.login, fresh_s=0)
             person = model and await self._find_person(model)
         if person is None:
-            raise web.HTTPError(403, "This desktop is not shared with you.")
+            raise Refusal(403, Text("This desktop is not shared with you."))
         self.person = person
         if not self.person.may(self.least):
-            raise web.HTTPError(403, f"This needs the role '{self.least}'; yours is '{self.person.role}'.")
+            raise Refusal(
+                403,
+                Text(
+                    "This needs the role '{needed}'; yours is '{role}'.",
+                    needed=self.least,
+                    role=self.person.role,
+                ),
+            )
 
     async def _find_person(self, model: dict[str, Any]) -> Person | None:
         has_access = self.hub_auth.lets_in(model)
         return await self.people.find(model, has_access=has_access, is_browser=self.is_browser)
 
     def on_unknown_person(self) -> None:
-        raise web.HTTPError(403, "You are not logged in, or this desktop is not shared with you.")
+        raise Refusal(403, Text("You are not logged in, or this desktop is not shared with you."))
 
     def check_hub_user(self, model: dict[str, Any]) -> dict[str, Any]:
         """Whoever the hub knows: what they may here is our `people`'s to say, who know of group shares."""
@@ -115,11 +139,17 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
                 status_code = 503
         super().send_error(status_code, **kwargs)
 
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "Future[None]":
+        """What is answered in JSON, in the language of who asked."""
+        return super().finish(self.language.say(chunk))
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002
-        message, hint = self._reason or "The request failed.", ""
+        message, hint = self._reason or Text("The request failed."), ""
         match kwargs.get("exc_info", (None, None, None))[1]:
             case QemuSpawnerError() as exc:
                 message, hint = exc.message, exc.hint
+            case Refusal() as exc:
+                message = exc.text
             case web.HTTPError() as exc:
                 message = exc.get_message() or message
         self.finish({"message": message, "hint": hint})
@@ -139,7 +169,7 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         origin = self.request.headers.get("Origin", "")
         allowed = {self.request.host.lower(), *self.settings["public_hosts"]}
         if urlparse(origin).netloc.lower() not in allowed:
-            raise web.HTTPError(403, "The desktop opens only from its own page.")
+            raise Refusal(403, Text("The desktop opens only from its own page."))
         tickets: Tickets = self.settings["tickets"]
         ticket = offered_ticket(self.request)
         if ticket is None or not tickets.redeem(ticket, self.person):
@@ -168,5 +198,5 @@ def describe_status(supervisor: Supervisor, person: Person) -> dict[str, Any]:
     you = {"name": person.name, "role": person.role, "staff": person.is_staff}
     if not person.may("view"):
         return {"state": supervisor.state, "you": you}
-    status: dict[str, Any] = msgspec.to_builtins(supervisor.status())
+    status: dict[str, Any] = msgspec.to_builtins(supervisor.status(), builtin_types=(Text,))
     return status | {"you": you}

@@ -8,6 +8,7 @@ from tornado import web
 from qemuspawner.errors import SessionError
 from qemuspawner.session.keep import Keeper
 from qemuspawner.session.routes.base import Handler
+from qemuspawner.texts import Text
 
 _MAX_TITLE = 100
 
@@ -68,5 +69,5 @@ class CheckpointHandler(CheckpointsHandler):
     @property
     def _keeper(self) -> Keeper:
         if self.supervisor.keeper is None:
-            raise SessionError("The machine is not running.")
+            raise SessionError(Text("The machine is not running."))
         return self.supervisor.keeper

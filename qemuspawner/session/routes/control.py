@@ -7,11 +7,12 @@ from typing import Any, TypeGuard
 from tornado import web
 
 from qemuspawner.errors import printable
+from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, Parse, text_of
 from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.session.access import Tickets
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
 from qemuspawner.session.thumbnails import Thumbnails
-from qemuspawner.texts import MAX_NAME, MAX_NOTES, Parse, text_of
+from qemuspawner.texts import Text
 
 # Shorter than the proxies in between wait.
 _LONGEST_POLL_S = 10
@@ -88,7 +89,7 @@ class ExtensionHandler(Handler):
 
     async def post(self) -> None:
         if not self.person.is_staff:
-            raise web.HTTPError(403, "Only the site's staff can grant more time.")
+            raise Refusal(403, Text("Only the site's staff can grant more time."))
         body = self.body()
         grant = body.get("grant")
         if grant is not False and not _is_span(grant):
@@ -106,7 +107,7 @@ class MessageHandler(Handler):
 
     async def post(self) -> None:
         if not self.person.is_staff:
-            raise web.HTTPError(403, "Only the site's staff can tell everybody something.")
+            raise Refusal(403, Text("Only the site's staff can tell everybody something."))
         text = _text(self.body(), "text")
         if not text:
             raise web.HTTPError(400, "'text' is what everybody is to read.")

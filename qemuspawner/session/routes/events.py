@@ -9,9 +9,11 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from qemuspawner.errors import SessionError
+from qemuspawner.session.frames import cut_reason
 from qemuspawner.session.people import Seat
 from qemuspawner.session.routes.base import Handler, describe_status
 from qemuspawner.session.visitors import CloseCode
+from qemuspawner.texts import Text
 
 SUBPROTOCOL = "events"
 _MAX_MESSAGE_BYTES = 1024
@@ -40,6 +42,9 @@ class EventsHandler(Handler, WebSocketHandler):
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        super().close(code, None if reason is None else cut_reason(self.language.say(reason)))
 
     async def open(self, *_args: str, **_kwargs: str) -> None:
         self._second, self._messages = 0, 0
@@ -88,7 +93,7 @@ class EventsHandler(Handler, WebSocketHandler):
 
     async def _tell(self, message: dict[str, Any]) -> None:
         # Written when the one before is out: what is told next is made only then, and so is the newest.
-        await self.write_message(json.dumps(message))
+        await self.write_message(json.dumps(self.language.say(message)))
 
     async def on_message(self, message: str | bytes) -> None:
         self._count()
@@ -104,7 +109,7 @@ class EventsHandler(Handler, WebSocketHandler):
                 if self._seat.person.may("view"):
                     self.people.point(self._seat.person.name, x, y)
             case _:
-                self.close(CloseCode.MALFORMED, "This is no message that is understood here.")
+                self.close(CloseCode.MALFORMED, Text("This is no message that is understood here."))
 
     def _count(self) -> None:
         second = int(time.monotonic())
@@ -112,7 +117,7 @@ class EventsHandler(Handler, WebSocketHandler):
             self._second, self._messages = second, 0
         self._messages += 1
         if self._messages > _MOST_MESSAGES_S:
-            self.close(CloseCode.FULL, "Too many messages.")
+            self.close(CloseCode.FULL, Text("Too many messages."))
 
     def on_close(self) -> None:
         self._stack.close()

@@ -21,7 +21,8 @@ from qemuspawner.errors import FilesError, FileTrouble, QemuSpawnerError, VmErro
 from qemuspawner.policy import Least
 from qemuspawner.qemu.guest_files import READ_BYTES, WRITE_BYTES, Entry
 from qemuspawner.session.files import Files, Stored, Taken, Upload, parse_path, quote, show, unquote
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
+from qemuspawner.texts import Text
 
 _STATUS: dict[FileTrouble, int] = {
     "missing": 404,
@@ -83,9 +84,26 @@ class _FilesRoute(Handler):
         await super().prepare()
         least = self.bar
         if not self.person.may(least):
-            what = "Uploads are" if self.direction == "in" else "Looking at files and downloads are"
-            whose = "nobody" if least == "nobody" else f"the role '{least}'"
-            raise web.HTTPError(403, f"{what} for {whose} here; yours is '{self.person.role}'.")
+            raise Refusal(403, self._explain_bar(least))
+
+    def _explain_bar(self, least: str) -> Text:
+        role = self.person.role
+        match self.direction, least:
+            case "in", "nobody":
+                return Text("Uploads are for nobody here; your role is '{role}'.", role=role)
+            case "in", _:
+                return Text(
+                    "Uploads are for the role '{least}' here; yours is '{role}'.", least=least, role=role
+                )
+            case _, "nobody":
+                return Text(
+                    "Looking at files and downloads are for nobody here; your role is '{role}'.", role=role
+                )
+        return Text(
+            "Looking at files and downloads are for the role '{least}' here; yours is '{role}'.",
+            least=least,
+            role=role,
+        )
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         match kwargs.get("exc_info", (None, None, None))[1]:
@@ -127,7 +145,8 @@ class ContentHandler(_FilesRoute):
         with self.transfer():
             about = await self.files.guest.look_at(path)
             if about.kind != "file":
-                raise FilesError("kind", f"'{show(about.name)}' is not a plain file.")
+                name = f"'{show(about.name)}'"
+                raise FilesError("kind", Text("{name} is not a plain file.", name=name))
             self.files.check_size(about.size_bytes, about.name)
             first, end = self._range(about)
             if (first, end) != (0, about.size_bytes) and first >= end:
@@ -169,7 +188,7 @@ class ContentHandler(_FilesRoute):
             while at < end:
                 data = await self.files.guest.read(path, offset=at, size=min(READ_BYTES, end - at))
                 if not data:
-                    raise VmError("The file has become shorter meanwhile.")
+                    raise VmError(Text("The file has become shorter meanwhile."))
                 self.files.note_activity()
                 self.write(data)
                 async with asyncio.timeout(_SILENCE_S):
@@ -337,7 +356,7 @@ class UploadHandler(_TusRoute):
         if self._problem is not None:
             raise self._problem
         if self._offset == asked and self.note(await self.files.look_at(self._upload)).offset != asked:
-            raise FilesError("offset", "The upload is at another place.")
+            raise FilesError("offset", Text("The upload is at another place."))
         self.set_header("Upload-Offset", str(self._offset))
         self.set_status(204)
 

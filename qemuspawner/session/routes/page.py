@@ -4,21 +4,19 @@ import gzip
 import os.path
 from typing import Any
 
-import jinja2
 from jupyterhub import __version__ as jupyterhub_version
 from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.paths import STATIC, TEMPLATES
+from qemuspawner.languages import Language, list_choices, load_languages
+from qemuspawner.paths import STATIC
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.bundle import FOLDER, find_bundle
 from qemuspawner.session.routes.base import Handler
 from qemuspawner.session.supervisor import Supervisor
 
-# Loaded once: the fork server's sessions share it.
-_PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(
-    "session.html"
-)
+# Loaded once: the fork server's sessions share them.
+_PAGES = {tag: language.template("session.html") for tag, language in load_languages().items()}
 _BUNDLE = find_bundle(STATIC)
 
 
@@ -40,6 +38,8 @@ class PageHandler(Handler):
             "prefix": prefix,
             "static": prefix + "static/",
             "icons": prefix + "static/" + (_BUNDLE.icons if _BUNDLE else "icons.svg"),
+            # A language that was chosen here counts on all pages of this hub.
+            "cookie_path": self.hub_auth.hub_prefix.removesuffix("hub/"),
             "hub_home": url_path_join(self.hub_auth.hub_prefix, "home"),
             "user": self.person.name,
             "session_title": spec.name or spec.server_name or spec.machine.name,
@@ -62,9 +62,9 @@ class PageHandler(Handler):
             "status": self.status(),
             "ticket": tickets.issue(self.person),
         }
-        text = _PAGE.render(config=config, bundle=_BUNDLE).encode()
-        # Nothing in it comes from the request, so its compressed size tells nobody the secrets in it.
-        self.set_header("Vary", "Accept-Encoding")
+        text = render_page(self.language, config).encode()
+        # Of the request it holds but one language of a few, so its compressed size tells nobody its secrets.
+        self.set_header("Vary", "Accept-Encoding, Accept-Language, Cookie")
         if _takes_gzip(self):
             self.set_header("Content-Encoding", "gzip")
             text = gzip.compress(text, 6)
@@ -75,6 +75,12 @@ class PageHandler(Handler):
         names = list(self.supervisor.spec.machine.ports)
         least = self.supervisor.spec.policy.ports
         return {"names": names, "least": least} if names and least != "nobody" else {}
+
+
+def render_page(language: Language, config: dict[str, Any]) -> str:
+    """The desktop page, with all that its scripts are told."""
+    choices = list_choices(load_languages().values())
+    return _PAGES[language.tag].render(config=config, bundle=_BUNDLE, languages=choices)
 
 
 class ProbeHandler(web.RequestHandler):

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 import aiohttp
-import jinja2
 from jupyter_server_proxy.handlers import ProxyHandler
 from tornado import httputil, web
 from tornado.iostream import StreamClosedError
@@ -21,11 +20,12 @@ from tornado.websocket import WebSocketClosedError
 from yarl import URL
 
 from qemuspawner.errors import QemuSpawnerError, SessionError
-from qemuspawner.paths import TEMPLATES
+from qemuspawner.languages import load_languages
 from qemuspawner.session.forwarding import OutsideError, from_guest, locate, to_guest
 from qemuspawner.session.people import Seat
 from qemuspawner.session.port_client import SILENCE_S, make_client
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _MAX_MESSAGE_BYTES = 16 << 20
@@ -35,9 +35,7 @@ _LASTING_S = 5
 # Of a websocket's close frame (RFC 6455, 5.5).
 _MAX_REASON_BYTES = 123
 
-_PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(
-    "web_tool.html"
-)
+_PAGES = {tag: language.template("web_tool.html") for tag, language in load_languages().items()}
 
 
 class PortError(QemuSpawnerError):
@@ -69,12 +67,17 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
         self._name = self.path_args[0]
         policy = self.supervisor.spec.policy
         if not self.person.may(policy.ports):
-            raise web.HTTPError(
-                403, f"Web tools need the role '{policy.ports}'; yours is '{self.person.role}'."
+            raise Refusal(
+                403,
+                Text(
+                    "Web tools need the role '{least}'; yours is '{role}'.",
+                    least=policy.ports,
+                    role=self.person.role,
+                ),
             )
         tool = self.supervisor.spec.machine.web_tools.get(self._name)
         if tool is None:
-            raise web.HTTPError(404, "This machine has no such web tool.")
+            raise Refusal(404, Text("This machine has no such web tool."))
         if self.path_args[1] is None:
             self.redirect(f"{self.request.path}/" + (f"?{self.request.query}" if self.request.query else ""))
             return
@@ -100,7 +103,9 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
     def _check_length(self, max_mib: int) -> None:
         length = self.request.headers.get("Content-Length", "0")
         if not length.isdecimal() or int(length) > max_mib << 20:
-            raise web.HTTPError(413, f"More than {render_mib(max_mib)} cannot be sent to a web tool.")
+            raise Refusal(
+                413, Text("More than {size} cannot be sent to a web tool.", size=render_mib(max_mib))
+            )
 
     def on_unknown_person(self) -> None:
         headers = self.request.headers
@@ -119,7 +124,7 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
         if site is None and self._is_own_origin(self.request.headers.get("Origin", "")):
             return
         if site not in ("same-origin", "none"):
-            raise web.HTTPError(403, "A web tool takes requests from its own pages only.")
+            raise Refusal(403, Text("A web tool takes requests from its own pages only."))
 
     def check_origin(self, origin: str | None = None) -> bool:
         return not self.is_browser or self._is_own_origin(origin or "")
@@ -127,7 +132,7 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
     def _check_websocket(self) -> None:
         # Tornado lets a websocket without any Origin pass.
         if not self.check_origin(self.request.headers.get("Origin")):
-            raise web.HTTPError(403, "A web tool's websocket opens from its own pages only.")
+            raise Refusal(403, Text("A web tool's websocket opens from its own pages only."))
 
     def _is_own_origin(self, origin: str) -> bool:
         return urlparse(origin).netloc.lower() in self._own_hosts
@@ -283,8 +288,10 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
         except OutsideError as exc:
             raise PortError(
                 502,
-                f"The web tool '{self._name}' leads to another site, and that is not followed.",
-                hint="Open other sites with the browser in the desktop.",
+                Text(
+                    "The web tool '{name}' leads to another site, and that is not followed.", name=self._name
+                ),
+                hint=Text("Open other sites with the browser in the desktop."),
             ) from exc
 
     # Websockets
@@ -315,7 +322,9 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
             )
         except aiohttp.WSServerHandshakeError as exc:
             status = exc.status if 400 <= exc.status <= 599 else 502
-            raise PortError(status, f"The web tool '{self._name}' opens no websocket here.") from exc
+            raise PortError(
+                status, Text("The web tool '{name}' opens no websocket here.", name=self._name)
+            ) from exc
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise self._explain(exc) from exc
 
@@ -365,22 +374,33 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
             case aiohttp.ServerDisconnectedError() | OSError():
                 return PortError(
                     502,
-                    f"The web tool '{self._name}' does not answer: nothing listens at port {self._tool.port} "
-                    "of the machine, or it closed the connection.",
-                    hint="Start it on the desktop; where it starts by itself, it may need a moment.",
+                    Text(
+                        "The web tool '{name}' does not answer: nothing listens at port {port} of the "
+                        "machine, or it closed the connection.",
+                        name=self._name,
+                        port=self._tool.port,
+                    ),
+                    hint=Text("Start it on the desktop; where it starts by itself, it may need a moment."),
                     passes=True,
                 )
         return PortError(
             502,
-            f"What answers at port {self._tool.port} of the machine does not speak HTTP as it should.",
-            hint="Is it the right port?",
+            Text(
+                "What answers at port {port} of the machine does not speak HTTP as it should.",
+                port=self._tool.port,
+            ),
+            hint=Text("Is it the right port?"),
         )
 
     def _silent(self) -> PortError:
         return PortError(
             504,
-            f"The web tool '{self._name}' has not answered for {SILENCE_S} s.",
-            hint="It may be busy; look on the desktop, and try again.",
+            Text(
+                "The web tool '{name}' has not answered for {silence_s} s.",
+                name=self._name,
+                silence_s=SILENCE_S,
+            ),
+            hint=Text("It may be busy; look on the desktop, and try again."),
         )
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
@@ -398,12 +418,15 @@ class PortHandler(Handler, ProxyHandler):  # type: ignore[misc]
             case QemuSpawnerError() as exc:
                 message, hint = exc.message, exc.hint
                 passes = isinstance(exc, PortError) and exc.passes
+            case Refusal() as exc:
+                message, hint = exc.text, ""
             case web.HTTPError(log_message=str(text)):
                 message, hint = text, ""
             case _:
-                message, hint = "The request failed.", ""
-        prefix = self.settings["prefix"]
-        self.finish(_PAGE.render(static=f"{prefix}static/", message=message, hint=hint, passes=passes))
+                message, hint = Text("The request failed."), ""
+        page, say = _PAGES[self.language.tag], self.language.say
+        static = f"{self.settings['prefix']}static/"
+        self.finish(page.render(static=static, message=say(message), hint=say(hint), passes=passes))
 
 
 def _passable(code: int | None) -> int:

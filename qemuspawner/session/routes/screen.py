@@ -1,10 +1,9 @@
 """The desktop's websocket."""
 
-from tornado import web
-
 from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
 from qemuspawner.session.websocket import accept_websocket
+from qemuspawner.texts import Text
 
 
 class VncHandler(Handler):
@@ -13,11 +12,11 @@ class VncHandler(Handler):
     async def get(self) -> None:
         self.check_opener()
         if self.supervisor.state not in ("booting", "running"):
-            raise web.HTTPError(503, "The machine is not running.")
+            raise Refusal(503, Text("The machine is not running."))
         relay: Relay = self.settings["relay"]
         person, login, is_browser = self.person, self.login, self.is_browser
         viewer = Viewer(name=person.name, allowed=self.people.kinds(person), is_owner=person.role == "owner")
-        websocket = await accept_websocket(self)
+        websocket = await accept_websocket(self, say=self.language.say)
         if refusal := self.people.refuse_screen(person):
             await websocket.close(*refusal)
             return

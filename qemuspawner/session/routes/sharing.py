@@ -6,8 +6,9 @@ from typing import Any, get_args
 from tornado import web
 
 from qemuspawner.session.people import Request
-from qemuspawner.session.routes.base import Handler
+from qemuspawner.session.routes.base import Handler, Refusal
 from qemuspawner.session.shares import Kind, SharedRole
+from qemuspawner.texts import Text
 
 _LONGEST_SHARE_S = 366 * 86400
 _LEAST_SHARE_S = 60
@@ -120,7 +121,7 @@ class PeopleHandler(_SharingHandler):
     async def post(self) -> None:
         """Send somebody away: `{"drop": NAME}`."""
         if self.person.role != "owner":
-            raise web.HTTPError(403, "Only the owner can send others away.")
+            raise Refusal(403, Text("Only the owner can send others away."))
         self.people.drop(self.text(self.body(), "drop", longest=_MAX_NAME), by=self.person)
         self.finish(self.people.describe(self.person))
 
@@ -147,7 +148,7 @@ class RequestsHandler(_SharingHandler):
         ):
             raise web.HTTPError(400, f"You may {wants} already.")
         elif wants == "drive" and not self.person.may("control"):
-            raise web.HTTPError(403, "Ask for control first.")
+            raise Refusal(403, Text("Ask for control first."))
         reason = self.text(body, "reason", longest=_MAX_REASON, default="")
         self.people.ask(Request(name=name, wants=wants, reason=reason, asked_at=time.monotonic()))
         self.finish(self.people.describe(self.person))
@@ -175,8 +176,8 @@ class DriverHandler(_SharingHandler):
         body = self.body()
         if "one" in body:
             if self.person.role != "owner" or type(body["one"]) is not bool:
-                raise web.HTTPError(
-                    403, "Only the owner decides, by true or false, whether one person drives."
+                raise Refusal(
+                    403, Text("Only the owner decides, by true or false, whether one person drives.")
                 )
             self.people.set_one_driver(one=body["one"], by=self.person)
         else:

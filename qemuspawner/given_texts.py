@@ -1,0 +1,53 @@
+"""Texts that people give of a desktop: its name, their notes, a script."""
+
+import unicodedata
+from collections.abc import Callable
+
+Parse = Callable[[object], str]
+
+MAX_NAME = 80
+MAX_NOTES = 2000
+
+# They turn the order of what stands around them: a name could look like another one.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def text_of(max_length: int, *, lines: bool = False) -> Parse:
+    """Text of at most so many characters; of several lines where `lines` says so. Raises ValueError."""
+
+    def parse_text(value: object) -> str:
+        text = _parse(value, lines=lines).strip()
+        if len(text) > max_length:
+            raise ValueError(f"it has {len(text)} characters")
+        return text
+
+    return parse_text
+
+
+def script_of(max_kib: int) -> Parse:
+    """A program that the guest can run, or nothing. Raises ValueError."""
+
+    def parse_script(value: object) -> str:
+        script = _parse(value, lines=True)
+        if not script.strip():
+            return ""
+        size = len(script.encode())
+        if size > max_kib * 1024:
+            raise ValueError(f"it has {size} bytes")
+        if not script.startswith("#!"):
+            raise ValueError("it does not begin so")
+        # Browsers end the last line of a field nowhere.
+        return script if script.endswith("\n") else f"{script}\n"
+
+    return parse_script
+
+
+def _parse(value: object, *, lines: bool) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it is not a text")
+    text = value.replace("\r\n", "\n")
+    allowed = "\n\t" if lines else ""
+    for char in text:
+        if char not in allowed and (unicodedata.category(char) in ("Cc", "Cs") or char in _TURNING):
+            raise ValueError("it has characters that cannot be shown")
+    return text
