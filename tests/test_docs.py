@@ -7,13 +7,16 @@ from typing import get_args
 import msgspec
 import pytest
 
+from qemuspawner.hub.mail import Mailer
 from qemuspawner.hub.mixin import QemuSpawnerMixin
+from qemuspawner.hub.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.groups import GroupProposals
 from qemuspawner.hub.proposals.http import HttpProposals
 from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
+from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
 from qemuspawner.session.routes import ROUTES
@@ -27,6 +30,9 @@ TRAITS = [
     for kind in (
         PolicyTraits,
         ProposalTraits,
+        KeepsRuns,
+        Notifies,
+        Mailer,
         QemuSpawnerMixin,
         QemuSpawner,
         ProposalSource,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from qemuspawner.hub.advice import Advice
 from qemuspawner.hub.fields import join_words
 from qemuspawner.hub.gpu_option import offered_gpus
 from qemuspawner.hub.kept import NOTHING, Kept
@@ -91,6 +92,7 @@ def render_form(
     keep_s: int = 0,
     quotas: Iterable[ShownRow] = (),
     proposals: ShownProposals | None = None,
+    advice: Advice | None = None,
     catalogue_problems: Iterable[str] = (),
 ) -> str:
     """The form's HTML, without the <form> element.
@@ -98,7 +100,7 @@ def render_form(
     `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
     another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
     kept for `keep_s` seconds then (0: for ever). `quotas` are the user's, `proposals` is the picker of
-    theirs; `catalogue_problems` are for administrators.
+    theirs; `advice` is of the last run; `catalogue_problems` are for administrators.
     """
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
     chosen = entry.options.get("machine")
@@ -122,6 +124,7 @@ def render_form(
         proposals=proposals,
         kept_for=render_seconds(keep_s) if keep_s else "",
         quotas=list(quotas),
+        advice=advice,
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,

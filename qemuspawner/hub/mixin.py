@@ -24,12 +24,14 @@ from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub import form, metrics, routes
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import ShortageError
+from qemuspawner.hub.advice import Advice, give_advice
 from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
 from qemuspawner.hub.claims import ClaimsCapacity
 from qemuspawner.hub.drains import DrainedError, HeedsDrains
 from qemuspawner.hub.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.known import Known
+from qemuspawner.hub.notify import Notifies
 from qemuspawner.hub.options import (
     MIN_LIFETIME_S,
     ONCE,
@@ -43,8 +45,8 @@ from qemuspawner.hub.options import (
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.shown import Pictures, ShownDesktop, ShownDesktops, show_kept, show_saved
+from qemuspawner.hub.upkeep import keep_up
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_all_machines
@@ -71,6 +73,7 @@ _SESSION_KEYS = (
     "memory_mib",
     "node",
     "run",
+    "token",
     "proposal",
     "invited",
     "starting",
@@ -93,7 +96,7 @@ class _LaunchLinkError(Exception):
 class QemuSpawnerMixin(
     PolicyTraits,
     ProposalTraits,
-    KeepsRuns,
+    Notifies,
     ClaimsCapacity,
     HeedsDrains,
     HeedsAnnouncements,
@@ -206,6 +209,7 @@ class QemuSpawnerMixin(
         if self.user is not None and "proxy" in self.user.settings:
             trust_sessions(self.user.settings["proxy"])
             metrics.DESKTOPS.watch(self.user.settings)
+            keep_up(self)
 
     @validate("state_dir")
     def _absolute_state_dir(self, proposal: Any) -> str:
@@ -222,7 +226,7 @@ class QemuSpawnerMixin(
             raise TraitError(f"max_lifetime is {seconds} s; it is 0, or at least {MIN_LIFETIME_S} s.")
         return seconds
 
-    @validate("keep_for", "checkpoint_every")
+    @validate("keep_for", "checkpoint_every", "keep_runs", "notify_before")
     def _as_seconds(self, proposal: Any) -> int:
         name = proposal["trait"].name
         try:
@@ -423,6 +427,7 @@ class QemuSpawnerMixin(
             keep_s=self.keep_for,
             quotas=await self.describe_quotas(),
             proposals=await self.shown_proposals(entry.options),
+            advice=self.find_advice(server_name=kept.server_name).get(kept.server_name),
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
@@ -587,6 +592,19 @@ class QemuSpawnerMixin(
         spawners = self.user.spawners
         return server_name in spawners and bool(spawners[server_name].active)
 
+    def find_advice(self, *, server_name: str | None = None) -> dict[str, Advice]:
+        """For the user's servers, or this one, by name: from what they used when they ran last."""
+        runs = self.find_last_uses(server=server_name)
+        machines = self._my_machines(self._catalogue()) if runs else {}
+        found = {
+            name: give_advice(
+                run.usage, cpus=run.cpus, memory_mib=run.memory_mib, machine=machines.get(run.machine)
+            )
+            for name, run in runs.items()
+            if run.usage is not None
+        }
+        return {name: advice for name, advice in found.items() if advice is not None}
+
     # The session's specification
 
     @property
@@ -703,6 +721,7 @@ class QemuSpawnerMixin(
             "node": node,
             "run": self._run_id,
             "proposal": {"id": spec.proposal.id, "title": spec.proposal.title} if spec.proposal else None,
+            "token": getattr(orm.APIToken.find(self._database, self.api_token), "id", 0),
             "starting": True,
         }
 
@@ -727,7 +746,7 @@ class QemuSpawnerMixin(
             for sentence in self.invite_members():
                 self._progress.say(sentence)
         except SpawnException as exc:
-            self.end_run(why=exc.jupyterhub_message)
+            self.end_run(outcome="failed", why=exc.jupyterhub_message)
             raise
         finally:
             self._progress.close()
@@ -843,8 +862,13 @@ class QemuSpawnerMixin(
 
     def run_post_stop_hook(self) -> Any:
         self.delete_server_tokens()
-        self.end_run()
+        # Unless its session has said why.
+        self.end_run(outcome="lost")
         return super().run_post_stop_hook()
+
+    def is_session_token(self, token: Any) -> bool:
+        """Whether this token of the hub's database is the one that the running session was given."""
+        return token is not None and token.id == self._session.get("token")
 
     def delete_server_tokens(self, *, but: str = "") -> None:
         """Delete this server's tokens, also those that JupyterHub forgot when it was restarted."""

@@ -8,8 +8,10 @@ from qemuspawner.hub import (
     machines_api,
     machines_page,
     quota_api,
+    run_api,
     share_api,
     staff_api,
+    statistics_pages,
 )
 from qemuspawner.hub.proposals import api as proposals_api
 
@@ -22,6 +24,8 @@ MODULES = (
     machines_page,
     proposals_api,
     quota_api,
+    run_api,
     share_api,
     staff_api,
+    statistics_pages,
 )

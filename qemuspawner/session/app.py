@@ -19,6 +19,7 @@ from qemuspawner.session.access import Tickets
 from qemuspawner.session.activity import report_activity
 from qemuspawner.session.agents import Agents
 from qemuspawner.session.audit import Audit
+from qemuspawner.session.ending import report_end
 from qemuspawner.session.files import Files
 from qemuspawner.session.hub import Hub
 from qemuspawner.session.logins import Logins
@@ -136,6 +137,7 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     await supervisor.run()
     reporting.cancel()
     audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
+    await report_end(supervisor.end_report(), spec, hub)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):
             await supervisor.released.wait()
