@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -25,6 +25,10 @@ Way = Literal["cold", "restored", "woken"]
 
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
+
+# What the hub writes down as it was told fits into its records.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+_Cores = Annotated[float, msgspec.Meta(ge=0, le=1 << 20)]
 
 
 class Gpus(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +137,21 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     gpu_percent: int | None = None  # of the busiest one
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a desktop has used, from when it was there; moments before that do not count."""
+
+    span_s: _Count  # for so long it was measured
+    active_s: _Count = 0  # of these somebody typed or moved the pointer, to half a minute
+    cpu_mean: _Cores = 0  # CPUs of the host, all its virtual ones together
+    cpu_p95: _Cores = 0  # 95 % of the time it was no more than that
+    cpu_peak: _Cores = 0  # the highest average of some 30 s
+    written_mib: _Count = 0  # to its disks
+    memory_mib: _Count | None = None  # the most at once; None where nobody knows
+    # Whose word that is: the guest's, of what its programs held, or the host's, of all that it ever touched.
+    memory_by: Literal["", "guest", "host"] = ""
+    gpu_percent: _Count | None = None  # the most, of the busiest one
+
+
 class Extension(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody asked for more time than the longest lifetime, and what was answered."""
 
@@ -152,6 +171,15 @@ class StaffMessage(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     text: str
     at: float  # Unix seconds, as in the status
+
+
+class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session tells the hub before it goes."""
+
+    state: Literal["ended", "suspended", "failed"]
+    message: str = ""  # why, in a sentence
+    cause: Literal["", SuspendOn] = ""  # what ended it; "" where somebody did, in the desktop or on its page
+    usage: Usage | None = None
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +204,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     idle_deadline: float = 0  # 0: never
     last_activity: float = 0  # when somebody used it or the guest was busy; 0: could not yet
     load: Load | None = None
+    usage: Usage | None = None  # of the whole session; None before its desktop is there
     awake: tuple[Busy, ...] = ()  # what kept it awake when its load was looked at last
     keyboard: str = ""  # the layout that was set from here; "": the guest has its own
     extension: Extension | None = None

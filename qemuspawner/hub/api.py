@@ -15,7 +15,6 @@ from jupyterhub.scopes import needs_scope
 from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.errors import printable
 from qemuspawner.hub.follow import SUSPEND_TIMEOUT, TIMEOUT, ask_session
 from qemuspawner.hub.running import describe_running
 
@@ -111,23 +110,6 @@ class SuspendHandler(DesktopsHandler):
         await self.act(user_name, server_name, "api/suspend", timeout=SUSPEND_TIMEOUT)
 
 
-class EndHandler(DesktopsHandler):
-    """Why a session ended: it says so while it still can."""
-
-    @needs_scope("users:activity")  # type: ignore[untyped-decorator]
-    def post(self, user_name: str, server_name: str) -> None:
-        """`{"why": TEXT}`, by the server's own token or its user's, as JupyterHub takes activity."""
-        body = self.get_json_body()
-        why = body.get("why") if isinstance(body, dict) else None
-        if not isinstance(why, str):
-            raise web.HTTPError(400, "'why' is a text.")
-        spawner = self.find_spawner(user_name).user.spawners.get(server_name)
-        if spawner is None or not spawner.active:
-            raise web.HTTPError(404, "This desktop does not run.")
-        spawner.end_run(why=printable(why)[:_MAX_WHY])
-        self.set_status(204)
-
-
 class CardsHandler(DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
@@ -179,7 +161,6 @@ apihandlers.default_handlers += [
     (r"/api/users/([^/]+)/desktops/([^/]*)/extension", ExtensionHandler),
     (r"/api/users/([^/]+)/desktops/([^/]*)/suspend", SuspendHandler),
     (r"/api/users/([^/]+)/desktop-cards", CardsHandler),
-    (r"/api/users/([^/]+)/desktop-ends/([^/]*)", EndHandler),
     (r"/api/users/([^/]+)/saved", SavedListHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})", SavedHandler),
     (r"/api/users/([^/]+)/saved/([0-9a-f]{20})/([0-9a-f]{6,20})", SavedHandler),

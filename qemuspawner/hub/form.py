@@ -9,6 +9,7 @@ import jinja2
 
 from qemuspawner.given_texts import MAX_NAME, MAX_NOTES
 from qemuspawner.hub.admission import Admission
+from qemuspawner.hub.advice import Advice
 from qemuspawner.hub.choices import Choice, find_choices
 from qemuspawner.hub.fields import join_words
 from qemuspawner.hub.gpu_option import offered_gpus
@@ -144,6 +145,7 @@ def render_form(
     keep_s: int = 0,
     quotas: Iterable[ShownRow] = (),
     proposals: ShownProposals | None = None,
+    advice: Advice | None = None,
     catalogue_problems: Iterable[str] = (),
 ) -> str:
     """The form's HTML, without the <form> element.
@@ -152,8 +154,8 @@ def render_form(
     saved options; `terms` are to be accepted; `now` is what there is room for. `kept` is what is kept of the
     server, and `desktop` the same for the page; `branch` is the checkpoint of another one that the new
     desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is kept for `keep_s` seconds
-    then (0: for ever). `quotas` are the user's, `proposals` is the picker of theirs; `catalogue_problems` are
-    for administrators.
+    then (0: for ever). `quotas` are the user's, `proposals` is the picker of theirs; `advice` is
+    of the last run; `catalogue_problems` are for administrators.
     """
     machines = dict(sorted(machines.items(), key=lambda item: item[0] not in favourites))
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
@@ -202,6 +204,7 @@ def render_form(
         settings=list(settings),
         terms=terms,
         has_accepted=terms is not None and entry.options.get("terms") == terms.version,
+        advice=advice,
         problems=entry.problems,
         fields=FIELDS,
         from_link=entry.from_link,

@@ -24,6 +24,7 @@ from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub import form, metrics, routes
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import Admission, ShortageError
+from qemuspawner.hub.advice import Advice, give_advice
 from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
 from qemuspawner.hub.cards import ShowsCards
 from qemuspawner.hub.choices import describe_obstacles
@@ -35,6 +36,7 @@ from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_ke
 from qemuspawner.hub.known import Known
 from qemuspawner.hub.languages import speak_languages
 from qemuspawner.hub.limits import Limits, LimitTraits
+from qemuspawner.hub.notify import Notifies
 from qemuspawner.hub.options import (
     FIELDS,
     ONCE,
@@ -47,10 +49,10 @@ from qemuspawner.hub.options import (
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.runs import KeepsRuns
 from qemuspawner.hub.settings import expand_setting, list_settings
 from qemuspawner.hub.shown import ShownDesktop, show_kept, show_saved
 from qemuspawner.hub.terms import TermsTraits
+from qemuspawner.hub.upkeep import keep_up
 from qemuspawner.hub.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_all_machines
@@ -77,6 +79,7 @@ _SESSION_KEYS = (
     "memory_mib",
     "node",
     "run",
+    "token",
     "proposal",
     "invited",
     "starting",
@@ -101,7 +104,7 @@ class QemuSpawnerMixin(
     ProposalTraits,
     LimitTraits,
     TermsTraits,
-    KeepsRuns,
+    Notifies,
     ClaimsCapacity,
     HeedsDrains,
     HeedsAnnouncements,
@@ -210,6 +213,7 @@ class QemuSpawnerMixin(
         if self.user is not None and "proxy" in self.user.settings:
             trust_sessions(self.user.settings["proxy"])
             metrics.DESKTOPS.watch(self.user.settings)
+            keep_up(self)
         if self.user is not None and "jinja2_env" in self.user.settings:
             speak_languages(self.user.settings)
 
@@ -218,7 +222,7 @@ class QemuSpawnerMixin(
         # Sessions have another working directory.
         return str(Path(proposal["value"]).absolute())
 
-    @validate("keep_for", "checkpoint_every")
+    @validate("keep_for", "checkpoint_every", "keep_runs", "notify_before")
     def _as_seconds(self, proposal: Any) -> int:
         name = proposal["trait"].name
         try:
@@ -459,6 +463,7 @@ class QemuSpawnerMixin(
             now=self._look_for_form(),
             quotas=await self.describe_quotas(),
             proposals=await self.shown_proposals(entry.options),
+            advice=self.find_advice(server_name=kept.server_name).get(kept.server_name),
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
@@ -615,6 +620,19 @@ class QemuSpawnerMixin(
         self._sweeper.sweep(self._state_paths)
         return await super().desktop_cards(ask=ask)
 
+    def find_advice(self, *, server_name: str | None = None) -> dict[str, Advice]:
+        """For the user's servers, or this one, by name: from what they used when they ran last."""
+        runs = self.find_last_uses(server=server_name)
+        machines = self._my_machines(self._catalogue()) if runs else {}
+        found = {
+            name: give_advice(
+                run.usage, cpus=run.cpus, memory_mib=run.memory_mib, machine=machines.get(run.machine)
+            )
+            for name, run in runs.items()
+            if run.usage is not None
+        }
+        return {name: advice for name, advice in found.items() if advice is not None}
+
     # The session's specification
 
     @property
@@ -738,6 +756,7 @@ class QemuSpawnerMixin(
             "node": node,
             "run": self._run_id,
             "proposal": {"id": spec.proposal.id, "title": spec.proposal.title} if spec.proposal else None,
+            "token": getattr(orm.APIToken.find(self._database, self.api_token), "id", 0),
             "starting": True,
         }
 
@@ -762,7 +781,7 @@ class QemuSpawnerMixin(
             for sentence in self.invite_members():
                 self._progress.say(sentence)
         except SpawnException as exc:
-            self.end_run(why=exc.jupyterhub_message)
+            self.end_run(outcome="failed", why=exc.jupyterhub_message)
             raise
         finally:
             self._progress.close()
@@ -887,8 +906,13 @@ class QemuSpawnerMixin(
 
     def run_post_stop_hook(self) -> Any:
         self.delete_server_tokens()
-        self.end_run()
+        # Unless its session has said why.
+        self.end_run(outcome="lost")
         return super().run_post_stop_hook()
+
+    def is_session_token(self, token: Any) -> bool:
+        """Whether this token of the hub's database is the one that the running session was given."""
+        return token is not None and token.id == self._session.get("token")
 
     def delete_server_tokens(self, *, but: str = "") -> None:
         """Delete this server's tokens, also those that JupyterHub forgot when it was restarted."""

@@ -10,9 +10,11 @@ from qemuspawner.hub import (
     machines_page,
     pictures,
     quota_api,
+    run_api,
     settings_api,
     share_api,
     staff_api,
+    statistics_pages,
     terms_api,
 )
 from qemuspawner.hub.proposals import api as proposals_api
@@ -28,8 +30,10 @@ MODULES = (
     pictures,
     proposals_api,
     quota_api,
+    run_api,
     settings_api,
     share_api,
     staff_api,
+    statistics_pages,
     terms_api,
 )

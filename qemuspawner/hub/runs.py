@@ -9,22 +9,31 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import case, func, or_, select, update
+from msgspec import structs
+from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
+from traitlets import Integer, Unicode, Union
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner.hub.records import Base, Records
 from qemuspawner.paths import StatePaths
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import SessionSpec, Usage
 
 # A hub that is killed does not know to the second until when its desktops ran.
 _SEEN_EVERY_S = 60
 # What is usual is the middle of so many, where there were that many at least.
 _USUAL_OF = 20
 _LEAST_FOR_USUAL = 3
+# Some of those: its host may have been too busy.
+_LOST_AFTER_S = 5 * _SEEN_EVERY_S
+_MAX_WHY = 1000
+_MAX_SERVERS = 1000
+
+# How a run ended: for good, asleep, by a failure; "lost": its session has not told.
+Outcome = Literal["ended", "asleep", "failed", "lost"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +59,33 @@ class Run(Base):
     seen: Mapped[float]  # when it was known to run
     ended: Mapped[float | None] = mapped_column(index=True)
     end: Mapped[str] = mapped_column(default="")  # why, in a sentence; "" where nobody knows
+    outcome: Mapped[str] = mapped_column(default="", server_default="")  # an Outcome; "" while it runs
+    # What it used, as spec.Usage says it; None where its session has not told.
+    span_s: Mapped[int | None]
+    active_s: Mapped[int | None]
+    cpu_mean: Mapped[float | None]
+    cpu_p95: Mapped[float | None]
+    cpu_peak: Mapped[float | None]
+    written_mib: Mapped[int | None]
+    memory_peak_mib: Mapped[int | None]
+    memory_by: Mapped[str | None]
+    gpu_percent: Mapped[int | None]
+
+    @property
+    def usage(self) -> Usage | None:
+        if self.span_s is None:
+            return None
+        return Usage(
+            span_s=self.span_s,
+            active_s=self.active_s or 0,
+            cpu_mean=self.cpu_mean or 0,
+            cpu_p95=self.cpu_p95 or 0,
+            cpu_peak=self.cpu_peak or 0,
+            written_mib=self.written_mib or 0,
+            memory_mib=self.memory_peak_mib,
+            memory_by=self.memory_by or "",  # type: ignore[arg-type]
+            gpu_percent=self.gpu_percent,
+        )
 
 
 def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
@@ -57,7 +93,9 @@ def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
     now = time.time()
     with records.session() as session:
         session.execute(
-            update(Run).where(Run.session_id == spec.session_id, Run.ended.is_(None)).values(ended=Run.seen)
+            update(Run)
+            .where(Run.session_id == spec.session_id, Run.ended.is_(None))
+            .values(ended=Run.seen, outcome="lost")
         )
         run = Run(
             session_id=spec.session_id,
@@ -90,13 +128,59 @@ def note_seen(records: Records, run_id: int) -> None:
         session.execute(update(Run).where(Run.id == run_id).values(seen=time.time()))
 
 
-def end_run(records: Records, run_id: int, *, why: str = "") -> None:
-    """It has ended; the first reason counts."""
+def end_run(records: Records, run_id: int, *, outcome: Outcome, why: str = "") -> Run | None:
+    """It has ended; the first reason counts. The run, or None where it had ended already."""
     now = time.time()
     with records.session() as session:
-        session.execute(
-            update(Run).where(Run.id == run_id, Run.ended.is_(None)).values(ended=now, seen=now, end=why)
-        )
+        run = session.get(Run, run_id)
+        if run is None or run.ended is not None:
+            return None
+        run.ended = run.seen = now
+        run.outcome, run.end = outcome, why[:_MAX_WHY]
+        return run
+
+
+def note_usage(records: Records, run_id: int, usage: Usage) -> None:
+    """What it has used, as its session says."""
+    values = structs.asdict(usage)
+    values["memory_peak_mib"] = values.pop("memory_mib")
+    with records.session() as session:
+        session.execute(update(Run).where(Run.id == run_id).values(**values))
+
+
+def end_lost_runs(records: Records, running: Collection[int]) -> int:
+    """End what no hub knows to run any more, when it was seen last; how many there were.
+
+    `running` are the numbers of the runs that go on. What was seen just now may be about to be one of them.
+    """
+    with records.session() as session:
+        old = select(Run.id).where(Run.ended.is_(None), Run.seen < time.time() - _LOST_AFTER_S)
+        lost = [run_id for run_id in session.scalars(old) if run_id not in running]
+        for run_id in lost:
+            session.execute(update(Run).where(Run.id == run_id).values(ended=Run.seen, outcome="lost"))
+    return len(lost)
+
+
+def delete_old_runs(records: Records, *, keep_s: int) -> int:
+    """Delete what ended longer ago than `keep_s` seconds; how many there were."""
+    with records.session() as session:
+        done = session.execute(delete(Run).where(Run.ended < time.time() - keep_s))
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+def find_run(records: Records, run_id: int) -> Run | None:
+    with records.session() as session:
+        return session.get(Run, run_id)
+
+
+def find_last_uses(records: Records, user: str, *, server: str | None = None) -> dict[str, Run]:
+    """The newest run of each of a user's servers, or of this one, of which it is known what it used."""
+    known = select(func.max(Run.id)).where(Run.user == user, Run.span_s.is_not(None), Run.ended.is_not(None))
+    if server is not None:
+        known = known.where(Run.server == server)
+    newest = select(Run).where(Run.id.in_(known.group_by(Run.server))).order_by(Run.id.desc())
+    with records.session() as session:
+        return {run.server: run for run in session.scalars(newest.limit(_MAX_SERVERS))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +277,22 @@ class KeepsRuns(LoggingConfigurable):
     A desktop does not fail for a record that cannot be written.
     """
 
-    state_dir: Any  # the spawner's trait
+    keep_runs = Union(
+        [Integer(), Unicode()],
+        default_value=730 * 86400,
+        help="""How long the hub keeps its record of a desktop that ran: seconds, or "730 d"; 0: for ever.""",
+    ).tag(config=True)
+
+    # The spawner's
+    state_dir: Any
+    user: Any
     _run_id: int = 0  # 0: none is open
     _seen_at: float = 0  # by time.monotonic
+
+    @property
+    def run_id(self) -> int:
+        """The number of the run that goes on; 0: none does."""
+        return self._run_id
 
     @property
     def records(self) -> Records:
@@ -217,10 +314,27 @@ class KeepsRuns(LoggingConfigurable):
         usual: float | None = self._noted(lambda: usual_start_s(self.records, machine, way))
         return usual
 
-    def end_run(self, *, why: str = "") -> None:
+    def end_run(self, *, outcome: Outcome, why: str = "") -> Run | None:
+        """The run that has ended now; None where it had before, or none was open."""
+        if not self._run_id:
+            return None
+        run: Run | None = self._noted(lambda: end_run(self.records, self._run_id, outcome=outcome, why=why))
+        self._run_id = 0
+        return run
+
+    def find_run(self) -> Run | None:
+        """The run that goes on."""
+        if not self._run_id:
+            return None
+        run: Run | None = self._noted(lambda: find_run(self.records, self._run_id))
+        return run
+
+    def note_run_usage(self, usage: Usage) -> None:
         if self._run_id:
-            self._noted(lambda: end_run(self.records, self._run_id, why=why))
-            self._run_id = 0
+            self._noted(lambda: note_usage(self.records, self._run_id, usage))
+
+    def find_last_uses(self, *, server: str | None = None) -> dict[str, Run]:
+        return self._noted(lambda: find_last_uses(self.records, self.user.name, server=server)) or {}
 
     def _noted(self, work: Callable[[], Any]) -> Any:
         try:

@@ -17,6 +17,7 @@ class Counters:
     at: float  # seconds of the monotonic clock
     cpu_s: float  # of the guest's own CPUs: neither drawing for viewers nor QEMU's own work is in it
     disk_bytes: int  # read and written, all its disks
+    written_bytes: int  # of these
 
 
 async def read_counters(qemu: QemuProcess) -> Counters:
@@ -24,11 +25,28 @@ async def read_counters(qemu: QemuProcess) -> Counters:
     cpus = await qemu.execute("query-cpus-fast")
     disks = await qemu.execute("query-blockstats")
     inner = {cpu["thread-id"] for cpu in cpus} if isinstance(cpus, list) else set()
+    stats = [disk["stats"] for disk in disks] if isinstance(disks, list) else []
     return Counters(
         at=time.monotonic(),
         cpu_s=sum(_cpu_seconds(task) for task in _find_threads(qemu.pid, inner)),
-        disk_bytes=sum(_disk_bytes(disk["stats"]) for disk in disks) if isinstance(disks, list) else 0,
+        disk_bytes=sum(_disk_bytes(disk) for disk in stats),
+        written_bytes=sum(disk["wr_bytes"] for disk in stats),
     )
+
+
+def read_peak_memory_mib(qemu: QemuProcess) -> int | None:
+    """The most of the host's memory that QEMU has had at once, its own included; None where it has ended.
+
+    What a guest has touched once stays with it, so of a guest that booted here it is an upper bound. Of a
+    restored one it is not: what it has not touched since lies in the template's file, or nowhere yet.
+    """
+    try:
+        status = Path(f"/proc/{qemu.pid}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    # "VmHWM:     12345 kB"; a zombie has no such line. Source: proc(5).
+    words = status.partition("\nVmHWM:")[2].partition("\n")[0].split()
+    return int(words[0]) // 1024 if words else None
 
 
 def _find_threads(pid: int, inner: set[int]) -> list[Path]:

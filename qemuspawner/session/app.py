@@ -19,7 +19,7 @@ from qemuspawner.session.access import Tickets
 from qemuspawner.session.activity import report_activity
 from qemuspawner.session.agents import Agents
 from qemuspawner.session.audit import Audit
-from qemuspawner.session.farewell import report_end
+from qemuspawner.session.ending import report_end
 from qemuspawner.session.files import Files
 from qemuspawner.session.hub import Hub
 from qemuspawner.session.logins import Logins
@@ -38,8 +38,6 @@ from qemuspawner.texts import Text
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
-# So long a hub may take to be told of the end.
-_FAREWELL_S = 2
 
 
 def make_app(
@@ -149,10 +147,7 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     await supervisor.run()
     reporting.cancel()
     audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
-    with contextlib.suppress(TimeoutError):
-        # Also where the hub itself stops the session, and waits for its end.
-        async with asyncio.timeout(_FAREWELL_S):
-            await report_end(supervisor.status(), spec, hub)
+    await report_end(supervisor.end_report(), spec, hub)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):
             await supervisor.released.wait()

@@ -52,6 +52,11 @@ class Clocks:
         self._not_idle_before = self._now()
 
     @property
+    def last_input(self) -> float | None:
+        """When a person used it last; None before anybody could."""
+        return self._last_input
+
+    @property
     def last_activity(self) -> float | None:
         """When the desktop was used last, by a person or by its own work; None before anybody could."""
         return None if self._last_input is None else max(self._last_input, self._last_busy)

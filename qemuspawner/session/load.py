@@ -67,12 +67,14 @@ class LoadMeter:
         self._guest = guest
         self._readings: list[Counters] = []  # the first one is a window old, where there is one as old
         machine = guest.machine
+        self.newest: Counters | None = None  # of the last look
         self._asks_gpu = "gpu" in policy.busy and machine.agent and machine.gpu.need != "none"
 
     async def look(self) -> Load | None:
         """The load of the last while; None at the first look, and while QEMU does not answer."""
+        self.newest = None
         try:
-            now = await read_counters(self._guest.qemu)
+            now = self.newest = await read_counters(self._guest.qemu)
         except VmError:
             self._readings.clear()
             return None

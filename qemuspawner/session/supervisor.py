@@ -48,7 +48,8 @@ from qemuspawner.session.prepare import (
     start_vm,
 )
 from qemuspawner.session.turns import take_turn
-from qemuspawner.spec import Load, SessionSpec, SessionStatus, State, Step, SuspendOn
+from qemuspawner.session.usage import UsageMeter
+from qemuspawner.spec import Load, SessionEnd, SessionSpec, SessionStatus, State, Step, SuspendOn
 from qemuspawner.texts import Text
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
@@ -111,6 +112,7 @@ class Supervisor:
         self._guest: Guest | None = None
         self._load: Load | None = None
         self._awake: tuple[Busy, ...] = ()
+        self._usage = UsageMeter(cpus=spec.cpus, memory_mib=spec.memory_mib, clocks=self.clocks)
         self._extensions = Extensions(self.clocks)
         self._notices = Notices(self.clocks, spec)
         self._ending: Ending | None = None
@@ -152,6 +154,7 @@ class Supervisor:
             idle_deadline=0 if idle is None else clocks.unix(idle),
             last_activity=0 if clocks.last_activity is None else clocks.unix(clocks.last_activity),
             load=self._load,
+            usage=self._usage.usage(),
             awake=self._awake,
             keyboard=self._guest.keyboard if self._guest else "",
             extension=self._extensions.newest,
@@ -163,6 +166,15 @@ class Supervisor:
             suspends=spec.suspend_on,
             suspend_obstacle=find_saving_obstacle(spec.machine),
             version=self._version,
+        )
+
+    def end_report(self) -> SessionEnd:
+        """What the hub is told of the end, once it has come."""
+        return SessionEnd(
+            state=self._state if self._state in ("suspended", "failed") else "ended",
+            message=f"{self._message} {self._hint}".strip(),
+            cause=(self._ending.cause if self._ending else None) or "",
+            usage=self._usage.usage(),
         )
 
     def report(
@@ -332,6 +344,7 @@ class Supervisor:
     async def _end(self, guest: Guest, ending: Ending) -> None:
         if self._state == "suspended":
             return
+        await self._usage.look_again(guest)
         self._message, self._hint = ending.reason, ending.hint
         if ending.failed:
             self._fail(SessionError(ending.reason, hint=ending.hint))
@@ -567,7 +580,7 @@ class Supervisor:
         if "idle" not in self.spec.suspend_on or find_saving_obstacle(self.spec.machine):
             return False
         try:
-            await self._work(self._suspend(guest, reason))
+            await self._work(self._suspend(guest, reason, cause="idle"))
         except (QemuSpawnerError, OSError) as exc:
             self.log.warning("The idle desktop stays awake: %s", exc)
             self.clocks.postpone_idle()
@@ -581,10 +594,14 @@ class Supervisor:
         while not self._was_up:
             await self.changed.wait()
         await meter.look()
+        self._usage.begin(meter.newest)
         while True:
             idle = self.clocks.idle_deadline
             await asyncio.sleep(next_look_s(None if idle is None else idle - self.clocks.now()))
             load = await meter.look()
+            await self._usage.look(
+                guest, meter.newest, gpu_percent=None if load is None else load.gpu_percent
+            )
             if load is not None:
                 self._load, self._awake = load, find_busy(load, self.spec.policy)
                 if self._awake:
@@ -720,12 +737,13 @@ class Supervisor:
         except OSError as exc:
             raise _not_saved(exc) from exc
 
-    async def _suspend(self, guest: Guest, reason: str) -> None:
+    async def _suspend(self, guest: Guest, reason: str, *, cause: SuspendOn | None = None) -> None:
         assert self.keeper is not None
         async with self.keeper.lock:
             self._check_still(guest)
             self._set_state("suspending")
             try:
+                await self._usage.look_again(guest)
                 saved = await self.keeper.suspend(guest)
             except BaseException:
                 self._set_state("running")
@@ -736,7 +754,7 @@ class Supervisor:
             await self.dismiss_viewers(self._message)
             await guest.stop()
             self._set_state("suspended")
-            self.end(Ending(reason=self._message, graceful=False))
+            self.end(Ending(reason=self._message, graceful=False, cause=cause))
             await asyncio.to_thread(self.keeper.tidy, saved)
 
     def _check_still(self, guest: Guest) -> None:

@@ -21,7 +21,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-server = http.server.HTTPServer(("127.0.0.1", 0), Answer, bind_and_activate=False)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer, bind_and_activate=False)
 server.socket = socket.socket(fileno=int(os.environ["QEMUSPAWNER_LISTEN_FD"]))
 server.socket.setblocking(True)
 server.serve_forever()

@@ -254,7 +254,10 @@ async def test_the_state_says_who_the_process_is(hub: hubs.Hub) -> None:
     assert known.alive
     assert (state["session_id"], state["machine"]) == (session_id("alice", ""), "mini")
     # Extending moves the deadline without the hub: what was promised has the one that is known.
-    assert set(state) == {"pid", "start_time", "boot_id", "session_id", "machine", "node", "run", "promise"}
+    assert set(state) == {
+        *("pid", "start_time", "boot_id"),
+        *("session_id", "machine", "cpus", "memory_mib", "node", "run", "token", "proposal", "promise"),
+    }
 
 
 async def test_after_the_stop_nothing_is_left(hub: hubs.Hub) -> None:

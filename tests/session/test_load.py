@@ -22,8 +22,8 @@ from qemuspawner.spec import Load
 
 
 def test_the_load_is_what_was_used_between_two_moments() -> None:
-    before = Counters(at=100, cpu_s=50, disk_bytes=1 << 20)
-    after = Counters(at=110, cpu_s=65, disk_bytes=11 << 20)
+    before = Counters(at=100, cpu_s=50, disk_bytes=1 << 20, written_bytes=0)
+    after = Counters(at=110, cpu_s=65, disk_bytes=11 << 20, written_bytes=0)
 
     load = calculate_load(before, after, gpu_percent=7)
 
