@@ -35,6 +35,10 @@ class Advice:
         """The preset for a link to the form, which fills it in and starts nothing."""
         return urlencode({f"opt-{name}": value for name, value in (self.preset or {}).items()})
 
+    def described(self) -> dict[str, object]:
+        """For a page's script."""
+        return {"text": " ".join([self.used, *self.hints]), "label": self.label, "query": self.query}
+
 
 def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | None) -> Advice | None:
     """What to take the next time, after a run of this size; None where too little is known.

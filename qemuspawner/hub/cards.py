@@ -46,7 +46,7 @@ class ShowsCards(LoggingConfigurable):
     records: Any
     state_dir: Any
 
-    async def desktop_cards(self, *, ask: bool = False) -> dict[str, object]:
+    async def desktop_cards(self, *, ask: bool = False) -> dict[str, Any]:
         """The cards; with `ask` also what the sessions that run say, who may be slow to answer."""
         user = self.user
         found = await asyncio.to_thread(self._find)

@@ -616,9 +616,15 @@ class QemuSpawnerMixin(
         state, user = self._state_paths, self.user.name
         return list_kept(state, user), used_mib(state, user)
 
-    async def desktop_cards(self, *, ask: bool = False) -> dict[str, object]:
+    async def desktop_cards(self, *, ask: bool = False) -> dict[str, Any]:
         self._sweeper.sweep(self._state_paths)
-        return await super().desktop_cards(ask=ask)
+        found = await super().desktop_cards(ask=ask)
+        advice = self.find_advice()
+        for card in found["cards"]:
+            # What goes on from something kept has the size of that.
+            given = advice.get(card["server"]) if card["state"] == "off" else None
+            card["advice"] = given.described() if given else None
+        return found
 
     def find_advice(self, *, server_name: str | None = None) -> dict[str, Advice]:
         """For the user's servers, or this one, by name: from what they used when they ran last."""

@@ -9,6 +9,7 @@ from typing import Any
 import hubs
 import pytest
 from axe import find_barriers
+from jupyterhub import orm
 from playwright.async_api import Page, async_playwright, expect
 from sqlalchemy import insert
 
@@ -134,6 +135,7 @@ async def test_the_form_says_what_was_used_and_fills_in_what_would_do(hub: hubs.
     await expect(advice).to_contain_text(
         "The last time this desktop used at most 0.3 of 2 CPUs and 90 MiB of 256 MiB of memory."
     )
+    await page.get_by_text("Advanced", exact=True).click()
     await page.get_by_label("CPUs").select_option("2")
     await check(page, "advice", within=".qs-advice")
     await advice.get_by_role("link", name="Use 1 CPU and 128 MiB").click()
@@ -149,8 +151,23 @@ async def test_another_desktop_gets_no_advice_of_this_one(hub: hubs.Hub, page: P
 
     await open_as(hub, page, "alice", "spawn")
 
-    await expect(page.get_by_label("CPUs")).to_be_visible()
+    await expect(page.get_by_role("button", name="Start", exact=True)).to_be_visible()
     await expect(page.get_by_role("note")).to_have_count(0)
+
+
+async def test_a_card_says_the_same_and_leads_to_the_form(hub: hubs.Hub, page: Page) -> None:
+    options = {"machine": "mini", "cpus": 2, "memory": 256}
+    hub.app.db.add(orm.Spawner(name="desk", user=hub.user("alice").orm_user, user_options=options))
+    hub.app.db.commit()
+    add_runs(hub, [make_run(server="desk", span_s=7200, cpu_peak=0.3, memory_peak_mib=90, memory_by="guest")])
+
+    await open_as(hub, page, "alice", "home")
+    card = page.get_by_role("article", name="“desk”")
+    await expect(card).to_contain_text("at most 0.3 of 2 CPUs and 90 MiB of 256 MiB of memory.")
+    await card.get_by_role("link", name="Use 1 CPU and 128 MiB").click()
+
+    await expect(page.get_by_label("Memory")).to_have_value("128")
+    assert not hub.spawner("alice", "desk").active
 
 
 async def test_advice_is_told_to_scripts_of_its_user_alone(hub: hubs.Hub) -> None:
@@ -185,5 +202,5 @@ async def test_mails_are_switched_off_on_the_home_page(standin: Any, page: Page)
 async def test_a_hub_that_tells_nobody_has_no_such_switch(hub: hubs.Hub, page: Page) -> None:
     await open_as(hub, page, "alice", "home")
 
-    await expect(page.get_by_role("heading", name="Named Servers")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Your desktops")).to_be_visible()
     await expect(page.get_by_role("switch")).to_have_count(0)
