@@ -95,6 +95,7 @@ async def test_from_the_login_to_work_on_the_desktop_and_back(hub: live.LiveHub,
     # The form
     await page.goto(str(hub.url / "hub/spawn"))
     await page.get_by_role("radio", name=re.compile("Debian 12 desktop")).check()
+    await page.get_by_text("Advanced", exact=True).click()
     await page.get_by_label("CPUs").select_option("2")
     await page.get_by_label("Memory").select_option(label="1 GiB")
     await page.get_by_label(re.compile("Lifetime|time", re.IGNORECASE)).first.select_option(label="1 h")
