@@ -175,6 +175,9 @@ class Supervisor:
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.ports[name]))
         return connection
 
+    async def screenshot(self) -> bytes:
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class Session:

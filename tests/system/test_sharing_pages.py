@@ -83,7 +83,7 @@ async def test_a_person_is_let_in_raised_and_sent_off_by_the_dialog(
     row = bob.get_by_role("row", name=re.compile("desk of alice"))
     await expect(row).to_contain_text("View only")
     await expect(row.get_by_role("img", name="The screen of “desk” of alice")).to_have_js_property(
-        "complete", True
+        "complete", True, timeout=SOON_MS
     )
     await shoot(bob, "shared-with-me")
     await row.get_by_role("link", name="Open").click()
