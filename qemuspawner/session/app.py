@@ -155,6 +155,8 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     server.stop()
     if client := app.settings.get("port_client"):
         await client.close()
+    # The event loop takes its handlers away when it closes: a stop that comes now would look like a failure.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _ssl_context() -> ssl.SSLContext | None:
