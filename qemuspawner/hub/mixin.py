@@ -21,7 +21,11 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub import form, metrics, routes
+from qemuspawner.hub import (
+    form,
+    metrics,
+    routes,  # noqa: F401 - for what it adds to the hub
+)
 from qemuspawner.hub.activity import trust_sessions
 from qemuspawner.hub.admission import Admission, ShortageError
 from qemuspawner.hub.advice import Advice, give_advice
@@ -69,8 +73,6 @@ else:
 
 # The hub gives up at start_timeout; a little sooner we can still say why.
 _GIVE_UP_BEFORE_S = 2
-# Imported for what it adds to the hub.
-_ROUTES = routes.MODULES
 # What the admin page shows of a server, and what a restarted hub has to know.
 _SESSION_KEYS = (
     "session_id",

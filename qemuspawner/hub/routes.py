@@ -1,6 +1,6 @@
 """Our routes in the hub: each of these modules adds its own to JupyterHub's list when it is imported."""
 
-from qemuspawner.hub import (
+from qemuspawner.hub import (  # noqa: F401 - for what they add
     announcements_api,
     api,
     choices_api,
@@ -17,23 +17,4 @@ from qemuspawner.hub import (
     statistics_pages,
     terms_api,
 )
-from qemuspawner.hub.proposals import api as proposals_api
-
-MODULES = (
-    announcements_api,
-    api,
-    choices_api,
-    favourites_api,
-    images_api,
-    machines_api,
-    machines_page,
-    pictures,
-    proposals_api,
-    quota_api,
-    run_api,
-    settings_api,
-    share_api,
-    staff_api,
-    statistics_pages,
-    terms_api,
-)
+from qemuspawner.hub.proposals import api as proposals_api  # noqa: F401

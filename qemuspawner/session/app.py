@@ -6,14 +6,13 @@ import logging
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
-from jupyterhub.utils import make_ssl_context
 from tornado import httpserver, web
 
+from qemuspawner.internal_tls import find_ssl_context
 from qemuspawner.paths import STATIC, StatePaths
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.activity import report_activity
@@ -124,7 +123,7 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
     app = make_app(supervisor, relay, sound, people, audit=audit, prefix=prefix)
-    server = httpserver.HTTPServer(app, ssl_options=_ssl_context(), max_body_size=_MAX_BODY_BYTES)
+    server = httpserver.HTTPServer(app, ssl_options=find_ssl_context(), max_body_size=_MAX_BODY_BYTES)
     try:
         if descriptor := os.environ.pop(LISTEN_VARIABLE, ""):
             # Bound by the hub, so that nobody else could take the port and be told our token.
@@ -157,16 +156,3 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
         await client.close()
     # The event loop takes its handlers away when it closes: a stop that comes now would look like a failure.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-
-
-def _ssl_context() -> ssl.SSLContext | None:
-    """The hub's internal TLS, where it is switched on: both sides show a certificate."""
-    key, certificate, authority = (
-        os.environ.get(f"JUPYTERHUB_SSL_{name}") for name in ("KEYFILE", "CERTFILE", "CLIENT_CA")
-    )
-    if not key:
-        return None
-    context: ssl.SSLContext = make_ssl_context(
-        key, certificate, cafile=authority, purpose=ssl.Purpose.CLIENT_AUTH
-    )
-    return context

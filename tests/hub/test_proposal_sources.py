@@ -106,7 +106,7 @@ async def test_a_file_has_a_table_for_each_proposal(tmp_path: Path) -> None:
         groups = ["beam-7"]
         data = [
           { name = "raw", path = "/data/20260101" },
-          { name = "work", path = "/work/x", read_only = false },
+          { name = "work", path = "/scratch/x", read_only = false },
         ]
         """,
     )
@@ -125,7 +125,7 @@ async def test_a_file_has_a_table_for_each_proposal(tmp_path: Path) -> None:
                 groups=frozenset({"beam-7"}),
                 data=(
                     DataFolder(name="raw", path="/data/20260101"),
-                    DataFolder(name="work", path="/work/x", read_only=False),
+                    DataFolder(name="work", path="/scratch/x", read_only=False),
                 ),
             )
         }
