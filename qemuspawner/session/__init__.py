@@ -7,12 +7,11 @@ import asyncio
 import logging
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
 
 from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.session.stopping import StopSignal
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
 
@@ -40,8 +39,7 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
     `memories` are descriptors of templates' memories, by their digest.
     """
     logging.getLogger("qemuspawner").setLevel(os.environ.get("QEMUSPAWNER_LOG_LEVEL", "INFO").upper())
-    stop = _Stop()
-    signal.signal(signal.SIGTERM, stop)
+    stop_signal = StopSignal()
     try:
         spec = SessionSpec.from_environment()
     except QemuSpawnerError as exc:
@@ -58,7 +56,7 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
         from qemuspawner.session.app import serve
 
         with asyncio.Runner(loop_factory=_find_loop()) as runner:
-            runner.run(serve(supervisor, stopped=lambda: stop.came))
+            runner.run(serve(supervisor, stop_signal))
     finally:
         supervisor.close()
     return 1 if supervisor.state == "failed" else 0
@@ -72,18 +70,3 @@ def _find_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
-
-
-class _Stop:
-    """SIGTERM before the event loop runs: it ends the process where it is.
-
-    Its exception may get lost in C code that calls Python and forgives errors, as msgspec does while it
-    looks at a type for the first time; so whoever goes on asks whether it came.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        self.came = True
-        sys.exit(1)

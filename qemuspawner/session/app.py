@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlparse
 
@@ -28,6 +26,7 @@ from qemuspawner.session.rfb import Forward
 from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.shares import Shares
 from qemuspawner.session.sound import Sound
+from qemuspawner.session.stopping import StopSignal
 from qemuspawner.session.supervisor import Ending, Supervisor
 from qemuspawner.session.thumbnails import Thumbnails
 from qemuspawner.session.visitors import CloseCode
@@ -79,17 +78,11 @@ def _log_request(handler: web.RequestHandler) -> None:
     log.log(level, "%s %s %s", handler.get_status(), request.method, request.path)
 
 
-async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda: False) -> None:
-    """Run the session and its web side until the session has ended and pages had time to read why.
-
-    `stopped` tells of a signal that came before this took signals on.
-    """
+async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
+    """Run the session and its web side until the session has ended and pages had time to read why."""
     loop = asyncio.get_running_loop()
     stop = Ending(reason=Text("The desktop was stopped."), cause="stop", linger_s=0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, supervisor.end, stop)
-    if stopped():
-        supervisor.end(stop)
+    stop_signal.hand_to(lambda: loop.call_soon_threadsafe(supervisor.end, stop))
 
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)
@@ -154,5 +147,4 @@ async def serve(supervisor: Supervisor, *, stopped: Callable[[], bool] = lambda:
     server.stop()
     if client := app.settings.get("port_client"):
         await client.close()
-    # The event loop takes its handlers away when it closes: a stop that comes now would look like a failure.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    stop_signal.ignore()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from msgspec import structs
@@ -108,6 +109,19 @@ def test_a_stop_in_the_middle_of_falling_asleep_changes_nothing(start: Callable[
 
     assert session.process.wait(30) == 0
     assert [saved.memory for saved in list_saved(session.paths.saved)] == ["streamed"]
+
+
+def test_stops_that_come_to_the_very_end_do_not_look_like_a_failure(start: Callable[..., Session]) -> None:
+    """Not even between the event loop's end and the process's, where other threads still run."""
+    session = start(suspend_on=("stop",))
+    session.wait_until_ready()
+
+    while session.process.poll() is None:
+        session.process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+
+    assert session.process.returncode == 0
+    assert asleep(session)
 
 
 def test_a_host_that_shuts_down_takes_no_disk_away(start: Callable[..., Session]) -> None:

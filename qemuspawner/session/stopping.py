@@ -1,0 +1,41 @@
+"""The signals that stop a session: one handler from its process's first step to its last."""
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Takes SIGINT and SIGTERM on, for whoever heeds them at the time.
+
+    Until `hand_to`, a stop ends the process where it is, by `SystemExit`. The exception may get lost in C
+    code that calls Python and forgives errors, as msgspec does while it looks at a type for the first time;
+    so it is remembered for who comes next. An event loop's own handlers would not do: it puts the default
+    back when it closes, and a second stop would kill a session that ends as it should.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._heed: Callable[[], object] | None = None
+        for number in _SIGNALS:
+            signal.signal(number, self._take)
+
+    def hand_to(self, heed: Callable[[], object]) -> None:
+        """Call `heed` for each stop from now on, and at once where one came before."""
+        self._heed = heed
+        if self._came:
+            heed()
+
+    def ignore(self) -> None:
+        """Heed no stop any more: all is done."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        if self._heed is None:
+            sys.exit(1)
+        self._heed()
