@@ -7,19 +7,19 @@ from typing import get_args
 import msgspec
 import pytest
 
+from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.limits import LimitTraits
-from qemuspawner.hub.mail import Mailer
 from qemuspawner.hub.mixin import QemuSpawnerMixin
-from qemuspawner.hub.notify import Notifies
+from qemuspawner.hub.notices.mail import Mailer
+from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.groups import GroupProposals
 from qemuspawner.hub.proposals.http import HttpProposals
 from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.runs import KeepsRuns
+from qemuspawner.hub.runs.runs import KeepsRuns
 from qemuspawner.hub.spawner import QemuSpawner
-from qemuspawner.hub.terms import TermsTraits
 from qemuspawner.machine import Machine
 from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.visitors import CloseCode

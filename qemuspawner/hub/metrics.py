@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from qemuspawner.hub.overview import Overview, find_spawners, overview_of, state_of
+from qemuspawner.hub.desktops.overview import Overview, find_spawners, overview_of, state_of
 from qemuspawner.spec import SessionStatus
 
 if TYPE_CHECKING:

@@ -21,27 +21,17 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub import (
-    form,
-    metrics,
-    routes,  # noqa: F401 - for what it adds to the hub
-)
-from qemuspawner.hub.activity import trust_sessions
-from qemuspawner.hub.admission import Admission, ShortageError
-from qemuspawner.hub.advice import Advice, give_advice
-from qemuspawner.hub.announcements import HeedsAnnouncements, UnreadError
-from qemuspawner.hub.cards import ShowsCards
-from qemuspawner.hub.choices import describe_obstacles
-from qemuspawner.hub.claims import ClaimsCapacity
-from qemuspawner.hub.drains import DrainedError, HeedsDrains
-from qemuspawner.hub.favourites import list_favourites
-from qemuspawner.hub.follow import Progress, ask_session, follow_session
-from qemuspawner.hub.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
-from qemuspawner.hub.known import Known
-from qemuspawner.hub.languages import speak_languages
-from qemuspawner.hub.limits import Limits, LimitTraits
-from qemuspawner.hub.notify import Notifies
-from qemuspawner.hub.options import (
+from qemuspawner.hub import metrics, routes  # noqa: F401 - for what it adds to the hub
+from qemuspawner.hub.admission.admission import Admission, ShortageError
+from qemuspawner.hub.admission.claims import ClaimsCapacity
+from qemuspawner.hub.admission.drains import DrainedError, HeedsDrains
+from qemuspawner.hub.desktops.cards import ShowsCards
+from qemuspawner.hub.desktops.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
+from qemuspawner.hub.desktops.shown import ShownDesktop, show_kept, show_saved
+from qemuspawner.hub.form import form
+from qemuspawner.hub.form.choices import describe_obstacles
+from qemuspawner.hub.form.favourites import list_favourites
+from qemuspawner.hub.form.options import (
     FIELDS,
     ONCE,
     Options,
@@ -50,14 +40,21 @@ from qemuspawner.hub.options import (
     check_options,
     without_once,
 )
+from qemuspawner.hub.form.settings import expand_setting, list_settings
+from qemuspawner.hub.form.terms import TermsTraits
+from qemuspawner.hub.languages import speak_languages
+from qemuspawner.hub.limits import Limits, LimitTraits
+from qemuspawner.hub.notices.announcements import HeedsAnnouncements, UnreadError
+from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.settings import expand_setting, list_settings
-from qemuspawner.hub.shown import ShownDesktop, show_kept, show_saved
-from qemuspawner.hub.terms import TermsTraits
-from qemuspawner.hub.upkeep import keep_up
-from qemuspawner.hub.warmer import Missing, warmer
+from qemuspawner.hub.runs.advice import Advice, give_advice
+from qemuspawner.hub.runs.upkeep import keep_up
+from qemuspawner.hub.sessions.activity import trust_sessions
+from qemuspawner.hub.sessions.follow import Progress, ask_session, follow_session
+from qemuspawner.hub.sessions.known import Known
+from qemuspawner.hub.sessions.warmer import Missing, warmer
 from qemuspawner.machine import Allow, Machine
 from qemuspawner.machines.catalogue import Catalogue, load_all_machines
 from qemuspawner.machines.templates import find_template_obstacle

@@ -1,20 +1,10 @@
 """Our routes in the hub: each of these modules adds its own to JupyterHub's list when it is imported."""
 
-from qemuspawner.hub import (  # noqa: F401 - for what they add
-    announcements_api,
-    api,
-    choices_api,
-    favourites_api,
-    images_api,
-    machines_api,
-    machines_page,
-    pictures,
-    quota_api,
-    run_api,
-    settings_api,
-    share_api,
-    staff_api,
-    statistics_pages,
-    terms_api,
-)
-from qemuspawner.hub.proposals import api as proposals_api  # noqa: F401
+# ruff: noqa: F401 - for what they add
+from qemuspawner.hub.admission import quota_api
+from qemuspawner.hub.catalogue import images_api, machines_api, machines_page
+from qemuspawner.hub.desktops import api, pictures, share_api, staff_api
+from qemuspawner.hub.form import choices_api, favourites_api, settings_api, terms_api
+from qemuspawner.hub.notices import announcements_api
+from qemuspawner.hub.proposals import api as proposals_api
+from qemuspawner.hub.runs import run_api, statistics_pages

@@ -15,13 +15,13 @@ from traitlets import Bool, Unicode, default
 
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.forking import ForkRequest, Identity, WantedTemplates
-from qemuspawner.hub import account
-from qemuspawner.hub.capacity import LocalHost
-from qemuspawner.hub.follow import desktop_answers
-from qemuspawner.hub.forkserver import ForkServer, ForkServerError, fork_server
-from qemuspawner.hub.kept import find_owner
+from qemuspawner.hub.admission.capacity import LocalHost
+from qemuspawner.hub.desktops.kept import find_owner
 from qemuspawner.hub.mixin import QemuSpawnerMixin, failure, refusal
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions import account
+from qemuspawner.hub.sessions.follow import desktop_answers
+from qemuspawner.hub.sessions.forkserver import ForkServer, ForkServerError, fork_server
+from qemuspawner.hub.sessions.process import KnownProcess
 from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
 
 # Beginnings of environment variables that are read before a session could be told of them by the fork server:

@@ -9,7 +9,7 @@ import hubs
 import pytest
 
 from qemuspawner.errors import HostError
-from qemuspawner.hub import account
+from qemuspawner.hub.sessions import account
 from qemuspawner.paths import StatePaths
 
 NOBODY = pwd.getpwnam("nobody")

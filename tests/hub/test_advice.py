@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import vms
 
-from qemuspawner.hub.advice import Advice, give_advice
+from qemuspawner.hub.runs.advice import Advice, give_advice
 from qemuspawner.machine import Machine
 from qemuspawner.spec import Usage
 

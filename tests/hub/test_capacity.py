@@ -11,9 +11,9 @@ from typing import Any
 import hubs
 import pytest
 
-from qemuspawner.hub.admission import Admission
-from qemuspawner.hub.capacity import HostCapacity, calculate_capacity, find_memory_mib
-from qemuspawner.hub.promises import Need, Promise
+from qemuspawner.hub.admission.admission import Admission
+from qemuspawner.hub.admission.capacity import HostCapacity, calculate_capacity, find_memory_mib
+from qemuspawner.hub.admission.promises import Need, Promise
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.spec import SESSION_OVERHEAD_MIB, Gpus, SessionStatus
 

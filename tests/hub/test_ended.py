@@ -15,7 +15,7 @@ from sqlalchemy import insert, select
 
 from qemuspawner import scopes
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Run, delete_old_runs, end_lost_runs, find_last_uses
+from qemuspawner.hub.runs.runs import Run, delete_old_runs, end_lost_runs, find_last_uses
 from qemuspawner.paths import StatePaths
 from qemuspawner.spec import Usage
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import hubs
 import pytest
 
-from qemuspawner.hub.favourites import MAX_FAVOURITES, add_favourite
+from qemuspawner.hub.form.favourites import MAX_FAVOURITES, add_favourite
 from qemuspawner.hub.records import Records
 from qemuspawner.paths import StatePaths
 

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from jupyterhub.httpclient import JupyterHubHTTPClient
 
-from qemuspawner.hub import follow as module
-from qemuspawner.hub.follow import follow_session
+from qemuspawner.hub.sessions import follow as module
+from qemuspawner.hub.sessions.follow import follow_session
 from qemuspawner.spec import SessionStatus, State
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]

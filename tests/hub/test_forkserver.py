@@ -11,8 +11,8 @@ import hubs
 import pytest
 from sqlalchemy import inspect
 
-from qemuspawner.hub.forkserver import fork_server
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions.forkserver import fork_server
+from qemuspawner.hub.sessions.process import KnownProcess
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 
@@ -138,7 +138,7 @@ async def test_without_a_server_a_session_is_started_by_itself(
     def send(*_args: object, **_keys: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("qemuspawner.hub.forkserver.send", send)
+    monkeypatch.setattr("qemuspawner.hub.sessions.forkserver.send", send)
     hub = await start_sessions()
 
     await start(hub)

@@ -9,8 +9,8 @@ import hubs
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from qemuspawner.hub.form.settings import save_setting
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.settings import save_setting
 from qemuspawner.paths import StatePaths
 
 # For people to look at; not compared.

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from qemuspawner.hub.gpu_option import gpu_field, offered_gpus
-from qemuspawner.hub.options import Limits, RefusedOptionsError, check_options
+from qemuspawner.hub.form.gpu_option import gpu_field, offered_gpus
+from qemuspawner.hub.form.options import Limits, RefusedOptionsError, check_options
 from qemuspawner.machine import Gpu, Image, Machine
 from qemuspawner.spec import Gpus
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qemuspawner.errors import CatalogueError
-from qemuspawner.hub.commands import ENVIRONMENT
-from qemuspawner.hub.image_jobs import ImageJob, ImageJobs
+from qemuspawner.hub.catalogue.commands import ENVIRONMENT
+from qemuspawner.hub.catalogue.image_jobs import ImageJob, ImageJobs
 
 # Notes that it began, does what it is told, and notes that it ended.
 PROGRAM = """

@@ -16,8 +16,15 @@ import keeping
 import pytest
 from jupyterhub import orm
 
-from qemuspawner.hub import kept
-from qemuspawner.hub.kept import Sweeper, delete_kept, find_owner, list_kept, load_kept, sweep_expired
+from qemuspawner.hub.desktops import kept
+from qemuspawner.hub.desktops.kept import (
+    Sweeper,
+    delete_kept,
+    find_owner,
+    list_kept,
+    load_kept,
+    sweep_expired,
+)
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 

@@ -13,7 +13,7 @@ import pytest
 from tusclient.client import TusClient
 from yarl import URL
 
-from qemuspawner.hub import images_api, machines_api
+from qemuspawner.hub.catalogue import images_api, machines_api
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 HOSTILE = "<img src=x onerror=alert(1)>\"'& 100% \U0001f5a5"

@@ -12,8 +12,8 @@ import pytest
 from smtp_server import SmtpServer, Taken, make_certificate, smtp_server
 from traitlets import TraitError
 
-from qemuspawner.hub.mail import Mailer
-from qemuspawner.hub.notify import Event
+from qemuspawner.hub.notices.mail import Mailer
+from qemuspawner.hub.notices.notify import Event
 
 HOSTILE = "x\r\nBcc: victim@example.org\r\n\r\n<b>\u202eevil</b> 🦆 \x00" + "y" * 5000
 

@@ -11,8 +11,8 @@ import pytest
 from smtp_server import smtp_server
 from traitlets import TraitError
 
-from qemuspawner.hub.notify import Event, find_email
-from qemuspawner.hub.upkeep import keep_up
+from qemuspawner.hub.notices.notify import Event, find_email
+from qemuspawner.hub.runs.upkeep import keep_up
 
 Start = Callable[..., Awaitable[hubs.Hub]]
 
@@ -195,7 +195,7 @@ async def test_the_shipped_mailer_sends_what_the_hub_tells(
     hub_app: Any, state_dir: Path, machines_dir: Path
 ) -> None:
     async with smtp_server() as server:
-        config = hubs.hub_config(state_dir, machines_dir, notify="qemuspawner.hub.mail.Mailer")
+        config = hubs.hub_config(state_dir, machines_dir, notify="qemuspawner.hub.notices.mail.Mailer")
         config.Mailer.update(
             {
                 **{"port": server.port, "security": "none", "sender": "hub@example.org", "when_asked": True},

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qemuspawner.hub.fields import show
-from qemuspawner.hub.limits import Limits
-from qemuspawner.hub.options import (
+from qemuspawner.hub.form.fields import show
+from qemuspawner.hub.form.options import (
     Options,
     RefusedOptionsError,
     allowed_machines,
     check_options,
 )
+from qemuspawner.hub.limits import Limits
 from qemuspawner.machine import Allow, Image, Machine, Mib, Preset, Seconds
 
 MACHINE = Machine(id="debian", name="Debian", image=Image(file="/nowhere/disk.raw", format="raw"))

@@ -16,7 +16,7 @@ from PIL import Image
 from yarl import URL
 
 from qemuspawner import scopes
-from qemuspawner.hub.pictures import ThumbnailHandler
+from qemuspawner.hub.desktops.pictures import ThumbnailHandler
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 SAVED = "19a0000000"
@@ -203,7 +203,7 @@ async def test_no_more_sessions_are_asked_at_a_time_than_the_hub_can_bear(
     hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = await start(hub)
-    monkeypatch.setattr("qemuspawner.hub.pictures._AT_A_TIME", 0)
+    monkeypatch.setattr("qemuspawner.hub.desktops.pictures._AT_A_TIME", 0)
 
     status, _, _ = await fetch(hub, alice, "desktops//thumbnail")
 

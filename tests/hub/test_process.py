@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions.process import KnownProcess
 
 Child = subprocess.Popen[bytes]
 

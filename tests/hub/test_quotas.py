@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from traitlets import TraitError
 
-from qemuspawner.hub.quotas import Quotas, parse_quotas
+from qemuspawner.hub.admission.quotas import Quotas, parse_quotas
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Hours, Run, sum_hours
+from qemuspawner.hub.runs.runs import Hours, Run, sum_hours
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.paths import StatePaths
 

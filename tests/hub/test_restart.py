@@ -15,7 +15,7 @@ import pytest
 from jupyterhub.utils import random_port
 
 import qemuspawner
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions.process import KnownProcess
 
 TESTS = Path(__file__).parent.parent
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Run, usual_start_s
+from qemuspawner.hub.runs.runs import Run, usual_start_s
 from qemuspawner.paths import StatePaths
 
 Start = Callable[..., Awaitable[hubs.Hub]]

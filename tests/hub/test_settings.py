@@ -7,8 +7,8 @@ from urllib.parse import quote
 import hubs
 import pytest
 
+from qemuspawner.hub.form.settings import MAX_SETTINGS, list_settings, save_setting
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.settings import MAX_SETTINGS, list_settings, save_setting
 from qemuspawner.paths import StatePaths
 
 HOSTILE = "<b>\"'& \U0001f9ea / ?#"

@@ -16,7 +16,7 @@ import pytest
 from jupyterhub import orm
 from sqlalchemy import inspect
 
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions.process import KnownProcess
 from qemuspawner.machine import Allow
 from qemuspawner.paths import session_id
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec

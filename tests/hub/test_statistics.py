@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import insert
 
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Run
-from qemuspawner.hub.statistics import TABLES, Span, count_use, last_days
-from qemuspawner.hub.statistics_pages import find_top, render_csv
+from qemuspawner.hub.runs.runs import Run
+from qemuspawner.hub.runs.statistics import TABLES, Span, count_use, last_days
+from qemuspawner.hub.runs.statistics_pages import find_top, render_csv
 from qemuspawner.paths import StatePaths
 
 HOUR = 3600

@@ -14,7 +14,7 @@ from playwright.async_api import Page, async_playwright, expect
 from sqlalchemy import insert
 
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs import Run
+from qemuspawner.hub.runs.runs import Run
 from qemuspawner.paths import StatePaths, session_id
 
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'&🦆" + "w" * 200

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import hubs
 import pytest
 
+from qemuspawner.hub.form.terms import list_acceptances
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.terms import list_acceptances
 from qemuspawner.paths import StatePaths
 
 Start = Callable[..., Awaitable[hubs.Hub]]

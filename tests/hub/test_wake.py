@@ -10,7 +10,7 @@ import hubs
 import pytest
 from yarl import URL
 
-from qemuspawner.hub.kept import Kept, load_kept
+from qemuspawner.hub.desktops.kept import Kept, load_kept
 from qemuspawner.paths import StatePaths, session_id
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]

@@ -11,10 +11,10 @@ from typing import Any
 import hubs
 import pytest
 
-from qemuspawner.hub import warmer as module
-from qemuspawner.hub.commands import ENVIRONMENT
+from qemuspawner.hub.catalogue.commands import ENVIRONMENT
 from qemuspawner.hub.mixin import QemuSpawnerMixin
-from qemuspawner.hub.warmer import Missing, Warmer
+from qemuspawner.hub.sessions import warmer as module
+from qemuspawner.hub.sessions.warmer import Missing, Warmer
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 

@@ -20,8 +20,8 @@ from processes import find_processes
 from sessions import account
 
 from qemuspawner.forking import ForkRequest, Identity, WantedTemplates
-from qemuspawner.hub.forkserver import ForkServer, ForkServerError
-from qemuspawner.hub.process import KnownProcess
+from qemuspawner.hub.sessions.forkserver import ForkServer, ForkServerError
+from qemuspawner.hub.sessions.process import KnownProcess
 from qemuspawner.machine import Machine
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.memory import make_memory, save_memory

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import structs
 
-from qemuspawner.hub.fields import join_words, show
+from qemuspawner.hub.form.fields import join_words, show
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.spec import ChosenProposal, SessionSpec
 

@@ -7,7 +7,7 @@ from typing import Any
 from jupyterhub import orm
 
 from qemuspawner import scopes
-from qemuspawner.hub.fields import join_words
+from qemuspawner.hub.form.fields import join_words
 from qemuspawner.hub.proposals.proposal import Proposal
 
 ROLE_SCOPES = {"view": scopes.VIEW, "control": scopes.CONTROL}

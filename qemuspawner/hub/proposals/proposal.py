@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from qemuspawner.hub.fields import show
+from qemuspawner.hub.form.fields import show
 from qemuspawner.hub.proposals.data import parse_data
 from qemuspawner.spec import ChosenProposal, DataFolder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from traitlets import Unicode, default
 
-from qemuspawner.hub.fields import show
+from qemuspawner.hub.form.fields import show
 from qemuspawner.hub.proposals.proposal import FIELDS, Asker, make_all
 from qemuspawner.hub.proposals.source import Loaded, ProposalSource, SourceError
 

@@ -9,8 +9,8 @@ from traitlets import Bool
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner import scopes
-from qemuspawner.hub.favourites import list_favourites
-from qemuspawner.hub.options import Options, RefusedOptionsError
+from qemuspawner.hub.form.favourites import list_favourites
+from qemuspawner.hub.form.options import Options, RefusedOptionsError
 from qemuspawner.hub.proposals.invite import Invitation, plan_invitation, send_invitation
 from qemuspawner.hub.proposals.known import KnownProposals
 from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals, select_mine

@@ -1,0 +1,1 @@
+"""Whether one more desktop may start: quotas, what hosts have, what was promised."""

@@ -1,0 +1,1 @@
+"""Machines and images, administered on the hub."""

@@ -1,0 +1,1 @@
+"""What users are told beside the pages that they asked for: mails, hooks, announcements."""

@@ -1,0 +1,112 @@
+"""Routes of the hub's REST API for announcements: staff make them, everybody acknowledges them."""
+
+import json
+import time
+from typing import Any
+
+from jupyterhub import apihandlers, orm
+from jupyterhub.scopes import needs_scope
+from tornado import web
+
+from qemuspawner.errors import OptionsError
+from qemuspawner.hub.desktops.staff_api import StaffHandler
+from qemuspawner.hub.notices.announcements import (
+    LEVELS,
+    Announcement,
+    acknowledge,
+    add_announcement,
+    delete_announcement,
+    list_announcements,
+)
+
+_MAX_TEXT = 1000
+_LATEST_S = 366 * 86400
+
+
+class AnnouncementsHandler(StaffHandler):
+    @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
+    def get(self) -> None:
+        """All announcements, with how many people have acknowledged each."""
+        found = list_announcements(self.records)
+        self.write(json.dumps({"announcements": [_model(one, count) for one, count in found]}))
+
+    @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
+    def post(self) -> None:
+        """`text`; optional `level`, `begins_in` and `lasts` in seconds, and `must_acknowledge`."""
+        text = self.text("text", longest=_MAX_TEXT)
+        body = self.get_json_body()
+        level = body.get("level", "info")
+        if level not in LEVELS:
+            raise web.HTTPError(400, f"'level' must be one of {', '.join(LEVELS)}.")
+        must = body.get("must_acknowledge", False)
+        if not isinstance(must, bool):
+            raise web.HTTPError(400, "'must_acknowledge' must be true or false.")
+        begins = time.time() + (_seconds(body, "begins_in") or 0)
+        lasts = _seconds(body, "lasts")
+        ends = begins + lasts if lasts is not None else None
+        try:
+            number = add_announcement(
+                self.records,
+                text,
+                level=level,
+                begins=begins,
+                ends=ends,
+                must_acknowledge=must,
+                by=self.current_user.name,
+            )
+        except OptionsError as exc:
+            raise web.HTTPError(409, exc.text) from exc
+        self.log.info("%s announces: %s", self.current_user.name, text)
+        self.set_status(201)
+        self.write(json.dumps({"id": number}))
+
+
+class AnnouncementHandler(StaffHandler):
+    @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
+    def delete(self, number: str) -> None:
+        if not delete_announcement(self.records, int(number)):
+            raise web.HTTPError(404, "There is no such announcement.")
+        self.set_status(204)
+
+
+class AcknowledgementHandler(StaffHandler):
+    def post(self, number: str) -> None:
+        """Whoever asks has read it."""
+        person = self.current_user
+        if person is None or isinstance(person, orm.Service):
+            raise web.HTTPError(403, "Only people who are logged in can acknowledge an announcement.")
+        if not acknowledge(self.records, int(number), person.name):
+            raise web.HTTPError(404, "There is no such announcement.")
+        self.set_status(204)
+
+
+def _seconds(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is not None and (type(value) is not int or not 0 <= value <= _LATEST_S):
+        raise web.HTTPError(400, f"'{name}' must be null, or from 0 to {_LATEST_S} seconds.")
+    return value
+
+
+def _model(announcement: Announcement, count: int) -> dict[str, Any]:
+    """Spans instead of moments: a page's clock need not agree with the hub's."""
+    now = time.time()
+    return {
+        "id": announcement.id,
+        "text": announcement.text,
+        "level": announcement.level,
+        "begins_in_s": max(0, round(announcement.begins - now)),
+        "ends_in_s": None if announcement.ends is None else round(announcement.ends - now),
+        "must_acknowledge": announcement.must_acknowledge,
+        "acknowledged": count,
+        "by": announcement.by,
+    }
+
+
+# The largest number that SQLite's keys take has 19 digits.
+_NUMBER = "([0-9]{1,18})"
+
+apihandlers.default_handlers += [
+    (r"/api/announcements", AnnouncementsHandler),
+    (rf"/api/announcements/{_NUMBER}", AnnouncementHandler),
+    (rf"/api/announcements/{_NUMBER}/acknowledgement", AcknowledgementHandler),
+]

@@ -1,0 +1,1 @@
+"""Sessions as the hub starts, knows and follows them."""
