@@ -29,7 +29,8 @@ demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
 
 test: ## install everything, build the demo machine, run the tests (or those named by TESTS)
 	@scripts/setup test
-	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" $(BIN)/pytest $(TESTS)
+	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
+		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest $(TESTS)
 
 check: ## check format, style and types
 	@scripts/setup check

@@ -21,13 +21,13 @@ def account() -> tuple[int, int]:
     return entry.pw_uid, entry.pw_gid
 
 
-_PROGRAM = "from qemuspawner.session import main; main()"
+PROGRAM = "from qemuspawner.session import main; main()"
 
 
 class Session:
     """A qemuspawner-session process of the test; `program` is what its Python runs."""
 
-    def __init__(self, state: StatePaths, spec: SessionSpec, *, program: str = _PROGRAM) -> None:
+    def __init__(self, state: StatePaths, spec: SessionSpec, *, program: str = PROGRAM) -> None:
         self.spec = spec
         self.paths: SessionPaths = state.session(spec.session_id)
         with socket.socket() as free:

@@ -42,6 +42,7 @@ class QemuProcess:
         self._paths = paths
         self._log = log
         self._qmp = QMPClient("qemuspawner")
+        self._qmp_socket: socket.socket | None = None
         self._exited = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._picture_lock = asyncio.Lock()
@@ -58,14 +59,15 @@ class QemuProcess:
         qmp_socket = self._paths.vm / QMP_SOCKET
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.pid:
+                while self._qmp_socket is None:
                     await self._check_alive()
                     # bind() makes the file before listen() accepts: a refused connection means "not yet".
                     with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                        self.pid = _peer_pid(qmp_socket)
+                        self._qmp_socket = _connect(qmp_socket)
                         break
                     await asyncio.sleep(0.01)
-                await self._qmp.connect(str(qmp_socket))
+                self.pid = _peer_pid(self._qmp_socket)
+                await self._qmp.connect(self._qmp_socket)
                 # QEMU greets when all its sockets are there.
                 self._take_sockets()
         except (TimeoutError, QMPError, OSError) as exc:
@@ -141,7 +143,9 @@ class QemuProcess:
         await self.execute("migrate-set-parameters", **bandwidth)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            self._qmp.send_fd_scm(descriptor)
+            # QMPClient's own way knows asyncio's sockets only, not uvloop's.
+            assert self._qmp_socket is not None
+            socket.send_fds(self._qmp_socket, [b" "], [descriptor])
             await self.execute("getfd", fdname="saved")
             await self._execute("migrate", {"uri": "fd:saved"}, timeout_s=_MIGRATION_TIMEOUT_S)
             await self._wait_for_migration()
@@ -297,6 +301,8 @@ class QemuProcess:
             await self._exited.wait()
         with contextlib.suppress(QMPError, EOFError, OSError):
             await self._qmp.disconnect()
+        if self._qmp_socket is not None:
+            self._qmp_socket.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -376,7 +382,8 @@ def kill_orphan(qmp_socket: Path) -> bool:
     try:
         if not stat.S_ISSOCK(qmp_socket.lstat().st_mode):
             return False
-        pid = _peer_pid(qmp_socket)
+        with _connect(qmp_socket) as connection:
+            pid = _peer_pid(connection)
         descriptor = os.pidfd_open(pid)
     except OSError:
         return False
@@ -396,11 +403,19 @@ def _read_picture(path: Path) -> bytes:
         return file.read(_MAX_PICTURE_BYTES)
 
 
-def _peer_pid(path: Path) -> int:
-    """The process that listens on a unix socket, as the kernel knows it (SO_PEERCRED)."""
-    with socket.socket(socket.AF_UNIX) as connection:
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
         connection.settimeout(1)
         connection.connect(str(path))
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """The process that listens on a unix socket, as the kernel knows it (SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
     return pid

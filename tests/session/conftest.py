@@ -12,7 +12,7 @@ import vms
 from fake_desktop import FakeDesktop
 from msgspec import structs
 from processes import find_processes
-from sessions import Session, account, wait_for
+from sessions import PROGRAM, Session, account, wait_for
 
 from qemuspawner.machine import Image, Machine, Seconds
 from qemuspawner.paths import StatePaths
@@ -39,9 +39,9 @@ def start(state: StatePaths) -> Iterator[Callable[..., Session]]:
     machine = Machine(name="Painter", image=Image(file=str(disk), format="raw"), shutdown=Seconds(1))
     sessions: list[Session] = []
 
-    def start(server_name: str = "", **keys: Any) -> Session:
+    def start(server_name: str = "", program: str = PROGRAM, **keys: Any) -> Session:
         spec = vms.make_spec(state.root, machine, server_name=server_name, lifetime_s=600, max_lifetime_s=600)
-        sessions.append(Session(state, structs.replace(spec, **keys)))
+        sessions.append(Session(state, structs.replace(spec, **keys), program=program))
         return sessions[-1]
 
     yield start

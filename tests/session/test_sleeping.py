@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 from processes import find_processes
-from sessions import Session, wait_for
+from sessions import PROGRAM, Session, wait_for
 
 from qemuspawner.machine import Image
 from qemuspawner.saved import find_suspended, list_saved
@@ -25,6 +25,20 @@ def test_a_stop_suspends_by_policy(start: Callable[..., Session]) -> None:
 
     assert session.process.wait(30) == 0
     assert asleep(session)
+
+
+def test_a_session_on_uvloop_suspends_and_wakes(start: Callable[..., Session]) -> None:
+    """The extra `fast`: another event loop, whose sockets are not asyncio's."""
+    program = (
+        f"import sys; sys.path.append({os.environ['QEMUSPAWNER_TEST_FAST']!r}); import uvloop; {PROGRAM}"
+    )
+    session = start(suspend_on=("stop",), program=program)
+    session.wait_until_ready()
+    session.process.send_signal(signal.SIGTERM)
+
+    assert session.process.wait(30) == 0
+    assert asleep(session)
+    start(program=program).wait_until_ready()
 
 
 def test_the_end_of_the_lifetime_suspends_by_policy(start: Callable[..., Session]) -> None:
