@@ -263,7 +263,7 @@ class Hub:
             for name, spawner in list(user.spawners.items()):
                 if spawner._spawn_future:
                     spawner._spawn_future.cancel()
-                if spawner.active or spawner.pid:
+                if spawner.active or getattr(spawner, "pid", 0):
                     await user.stop(name)
         await self._exits.aclose()
         # Of this test's event loop; the fixture does not close it.

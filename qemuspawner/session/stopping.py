@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# USR1 is what a batch system sends before a job's time is over, and the hub through it.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Takes SIGINT and SIGTERM on, for whoever heeds them at the time.
+    """Takes SIGINT, SIGTERM and SIGUSR1 on, for whoever heeds them at the time.
 
     Until `hand_to`, a stop ends the process where it is, by `SystemExit`. The exception may get lost in C
     code that calls Python and forgives errors, as msgspec does while it looks at a type for the first time;

@@ -1,0 +1,119 @@
+"""Slurm's commands, as argument lists; what they answer, and what it means when they do not."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.hub.slurm import jobs, nodes
+from qemuspawner.texts import Text
+
+# A controller that is down is said to be so after 9 to 18 s, one that hangs after 20 s.
+_TIMEOUT_S = 30
+_MAX_ANSWER_BYTES = 64 << 20
+# Slurm's own settings and where its programs are; the hub's environment has secrets.
+_ENVIRONMENT = ("PATH", "LANG", "TZ", "HOME", "USER", "LOGNAME", "SLURM_CONF")
+
+
+class SlurmError(QemuSpawnerError):
+    """A command of Slurm failed, was silent, or answered something else than it does."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """One cluster's commands, after `prefix` (such as `sudo -u NAME`) where they are another account's."""
+
+    prefix: tuple[str, ...] = ()
+
+    async def submit(self, arguments: Sequence[str], script: str) -> str:
+        """Submit a job; its id.
+
+        Raises:
+            SlurmError: Slurm does not take it; the message has Slurm's own words.
+        """
+        answer = await self._run("sbatch", "--parsable", *arguments, given=script.encode())
+        # "ID;CLUSTER" where there are several.
+        number = answer.strip().split(";")[0]
+        if not number.isdecimal():
+            raise SlurmError(Text("Slurm took the job, but named no number for it."))
+        return number
+
+    async def list_jobs(self, *, user: str) -> dict[str, jobs.Job]:
+        """All of one account's jobs that Slurm still knows, also those that are over.
+
+        Raises:
+            SlurmError: Nobody knows how the jobs are; that is not to say that they are gone.
+        """
+        answer = await self._run(
+            *("squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--format={jobs.COLUMNS}")
+        )
+        try:
+            return jobs.parse_jobs(answer)
+        except ValueError as exc:
+            raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
+
+    async def list_nodes(self) -> nodes.Cluster:
+        """All nodes and partitions.
+
+        Raises:
+            SlurmError: Slurm does not tell.
+        """
+        answer = await self._run("sinfo", "--noheader", "--Node", "--all", f"--Format={nodes.COLUMNS}")
+        try:
+            return nodes.parse_cluster(answer)
+        except ValueError as exc:
+            raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
+
+    async def cancel(self, job_id: str) -> None:
+        """End a job, whether it waits or runs; one that is over already is none of an error.
+
+        Raises:
+            SlurmError: It goes on.
+        """
+        await self._run("scancel", "--", job_id)
+
+    async def stop(self, job_id: str) -> None:
+        """Ask a job's session to end in order; its other processes hear nothing of it.
+
+        Raises:
+            SlurmError: It was not asked.
+        """
+        await self._run("scancel", "--batch", "--signal=USR1", "--", job_id)
+
+    async def _run(self, *command: str, given: bytes = b"") -> str:
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.prefix, *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                limit=_MAX_ANSWER_BYTES,
+            )  # fmt: skip
+        except OSError as exc:
+            raise SlurmError(
+                Text("'{command}' cannot be run: {why}.", command=command[0], why=exc.strerror),
+                hint=Text("The administrator installs Slurm's commands where the hub runs."),
+            ) from exc
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                answer, complaint = await process.communicate(given)
+        except TimeoutError:
+            raise SlurmError(
+                Text("Slurm's '{command}' says nothing for {s} s.", command=command[0], s=_TIMEOUT_S)
+            ) from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            words = complaint.decode(errors="replace").strip().splitlines() or ["no word"]
+            raise SlurmError(
+                Text("Slurm's '{command}' failed: {words}", command=command[0], words=words[-1][:300])
+            )
+        return answer.decode(errors="replace")

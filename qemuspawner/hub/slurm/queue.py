@@ -1,0 +1,76 @@
+"""The cluster, asked once for all: a hub with forty sessions in the queue asks as often as a hub with one."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar, cast
+
+from qemuspawner.hub.slurm.commands import Slurm, SlurmError
+from qemuspawner.hub.slurm.jobs import Job
+from qemuspawner.hub.slurm.nodes import Cluster
+
+_Answer = TypeVar("_Answer")
+
+
+class _Shared(Generic[_Answer]):
+    """One question, asked only while somebody wants an answer, and its last answer."""
+
+    def __init__(self, ask: Callable[[], Awaitable[_Answer]]) -> None:
+        self._ask = ask
+        self._asked_at = float("-inf")  # by time.monotonic()
+        self._answer: _Answer | None = None
+        self._error: SlurmError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def get(self, *, max_age_s: float, since: float = float("-inf")) -> _Answer:
+        """An answer to a question that was asked at most so long ago, and after `since` (time.monotonic()).
+
+        Raises:
+            SlurmError: That question had no answer.
+        """
+        oldest = max(time.monotonic() - max_age_s, since)
+        while self._asked_at < oldest:
+            if self._task is None:
+                self._task = asyncio.create_task(self._put())
+            # Who asks may be cancelled; others wait for the same answer.
+            await asyncio.shield(self._task)
+        if self._error is not None:
+            raise self._error
+        return cast(_Answer, self._answer)
+
+    async def _put(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            self._answer, self._error = await self._ask(), None
+        except SlurmError as exc:
+            self._error = exc
+        finally:
+            self._task = None
+        self._asked_at = asked_at
+
+
+class Queue:
+    """What is known of one account's jobs, and of the nodes."""
+
+    def __init__(self, slurm: Slurm, user: str) -> None:
+        self._jobs: _Shared[dict[str, Job]] = _Shared(lambda: slurm.list_jobs(user=user))
+        self._cluster: _Shared[Cluster] = _Shared(slurm.list_nodes)
+
+    async def find_job(self, job_id: str, *, max_age_s: float, since: float = float("-inf")) -> Job | None:
+        """A job as it was at most so long ago; None where Slurm, asked after `since`, knows it no more.
+
+        Raises:
+            SlurmError: Nobody knows: the job may well run.
+        """
+        return (await self._jobs.get(max_age_s=max_age_s, since=since)).get(job_id)
+
+    async def cluster(self, *, max_age_s: float) -> Cluster:
+        """Raises SlurmError where Slurm does not tell."""
+        return await self._cluster.get(max_age_s=max_age_s)
+
+
+@functools.cache
+def queue_of(slurm: Slurm, user: str) -> Queue:
+    """The one queue of these jobs in this hub."""
+    return Queue(slurm, user)

@@ -1,0 +1,57 @@
+"""What `sbatch` is given: arguments for what Slurm decides by, and a script that becomes the session."""
+
+import shlex
+from collections.abc import Sequence
+
+from qemuspawner.batch import JobDocument, write_document
+from qemuspawner.hub.slurm.words import write_duration
+
+# What a job takes beside its guest's memory: QEMU, the session, and what the kernel counts for them.
+_LEAST_OVERHEAD_MIB = 512
+_OVERHEAD_PART = 10
+# The session ends by its own clock. Slurm's limit comes later, and by half a minute or more too late.
+_SPARE_S = 600
+# Before that limit the session is told, and has this long to end or to be saved.
+_NOTICE_S = 300
+
+
+def make_arguments(
+    *,
+    session_id: str,
+    cpus: int,
+    memory_mib: int,
+    lifetime_s: int,
+    partition: str,
+    reservation: str = "",
+    gres: str = "",
+    log: str,
+) -> list[str]:
+    """Of values that were checked; each is an argument of its own, and no shell sees it."""
+    needed_mib = memory_mib + max(_LEAST_OVERHEAD_MIB, memory_mib // _OVERHEAD_PART)
+    wanted = {"partition": partition, "reservation": reservation, "gres": gres}
+    return [
+        f"--job-name=desktop-{session_id}",
+        f"--comment=qemuspawner:{session_id}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={cpus}",
+        f"--mem={needed_mib}M",
+        f"--time={write_duration(lifetime_s + _SPARE_S)}",
+        # A second start of a desktop that somebody may be using elsewhere would be worse than none.
+        "--no-requeue",
+        # The hub's environment has secrets, and Slurm stores what it is given.
+        "--export=NONE",
+        f"--signal=B:USR1@{_NOTICE_S}",
+        "--chdir=/",
+        f"--output={log}",
+        *(f"--{name}={value}" for name, value in wanted.items() if value),
+    ]
+
+
+def make_script(command: Sequence[str], document: JobDocument) -> str:
+    """A script that becomes `command`, with the document on its descriptor 3.
+
+    Slurm signals the batch process alone, so it has to be the session itself. No line of the document can end
+    it: it is one line of JSON.
+    """
+    return f"#!/bin/sh\nexec {shlex.join(command)} --job 3 3<<'END'\n{write_document(document)}\nEND\n"

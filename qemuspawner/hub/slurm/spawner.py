@@ -1,0 +1,246 @@
+"""QemuSlurmSpawner: sessions as jobs of a Slurm cluster, on whichever node has room."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from batchspawner import SlurmSpawner
+from traitlets import Integer, List, Unicode, default
+
+from qemuspawner.batch import JobDocument
+from qemuspawner.hub.mixin import QemuSpawnerMixin, failure
+from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
+from qemuspawner.hub.slurm.commands import Slurm, SlurmError
+from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_wait
+from qemuspawner.hub.slurm.queue import Queue, queue_of
+from qemuspawner.hub.slurm.script import make_arguments, make_script
+from qemuspawner.spec import SessionSpec
+
+# How old an answer of Slurm's may be for who waits for a start or an end, and for who only looks in.
+_WAITING_S = 1.0
+_LOOKING_S = 15.0
+_NODES_S = 10.0
+# From the job's start until its session has told its port.
+_PORT_S = 60
+# From an orderly stop until the job is cancelled: the guest shuts down, or its memory is written.
+_STOP_S = 300
+_CANCEL_S = 30
+
+
+class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
+    """Sessions are jobs of a Slurm cluster.
+
+    batchspawner's own ways of asking Slurm are not used: they build shell commands out of what a user sends,
+    take every error for the end of a job, and ask once for each session.
+    """
+
+    partition = Unicode("", help="""The partition of the desktops; "" is Slurm's default one.""").tag(
+        config=True
+    )
+    reservation = Unicode("", help="A reservation that the desktops run in.").tag(config=True)
+    slurm_user = Unicode("root", help="The account that owns the jobs, as Slurm knows it.").tag(config=True)
+    slurm_prefix = List(
+        Unicode(),
+        help="""What goes before Slurm's commands, such as ["runuser", "-u", "qemuspawner", "--"].""",
+    ).tag(config=True)
+    slurm_log = Unicode(
+        "/dev/null", help="""Where jobs write what their sessions say, such as "/var/log/desktops/%j.log"."""
+    ).tag(config=True)
+    queue_timeout = Integer(
+        1800, min=1, help="How many seconds a desktop may wait in the queue before its start is given up."
+    ).tag(config=True)
+
+    job_id: str
+    api_token: str
+    _submitted_at = float("-inf")
+    _port: asyncio.Future[int] | None = None
+    _resumes_start = False
+
+    @default("start_timeout")
+    def _default_start_timeout(self) -> int:
+        return int(self.queue_timeout) + 600
+
+    @default("poll_interval")
+    def _default_poll_interval(self) -> int:
+        return 15
+
+    # batchspawner asks the host's accounts for these, and a hub's users need none.
+
+    @default("req_homedir")
+    def _default_req_homedir(self) -> str:
+        return ""
+
+    def user_env(self, env: dict[str, str]) -> dict[str, str]:
+        return env
+
+    @property
+    def _slurm(self) -> Slurm:
+        return Slurm(tuple(self.slurm_prefix))
+
+    @property
+    def _queue(self) -> Queue:
+        return queue_of(self._slurm, self.slurm_user)
+
+    # State
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        super().load_state(state)
+        self._resumes_start = "starting" in state
+
+    def clear_state(self) -> None:
+        super().clear_state()
+        self._resumes_start = False
+
+    # Start
+
+    async def start(self) -> tuple[str, int]:
+        self.delete_server_tokens(but=self.api_token)
+        spec = self.make_spec()
+        self.begin_session(spec, node="")
+        self._port = asyncio.get_running_loop().create_future()
+        self._submitted_at = time.monotonic()
+        try:
+            self.job_id = await self._submit(spec)
+            self.save_state()
+            node = await self._wait_for_node()
+            self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
+            self.server.proto = "https" if self.internal_ssl else "http"
+        except SlurmError as exc:
+            raise failure(
+                exc.message, exc.hint or "Try again; if it happens again, tell the administrator."
+            ) from exc
+        finally:
+            self._port = None
+        self._session["node"] = node
+        self.save_state()
+        await self.follow_start()
+        return self.server.ip, self.server.port
+
+    async def _submit(self, spec: SessionSpec) -> str:
+        gres = f"gpu:{spec.gpus.model}:{spec.gpus.count}" if spec.gpus else ""
+        arguments = make_arguments(
+            session_id=spec.session_id,
+            cpus=spec.cpus,
+            memory_mib=spec.memory_mib,
+            lifetime_s=spec.max_lifetime_s,
+            partition=self.partition,
+            reservation=self.reservation,
+            gres=gres,
+            log=self.slurm_log,
+        )
+        return await self._slurm.submit(
+            arguments, make_script(self.cmd, JobDocument(environment=self.get_env()))
+        )
+
+    async def _wait_for_node(self) -> str:
+        """Wait until the job runs; the name of its node."""
+        said = ""
+        give_up_at = time.monotonic() + self.queue_timeout
+        while True:
+            job = None
+            with contextlib.suppress(SlurmError):
+                # While Slurm does not answer, the job waits on.
+                job = await self._find_job(_WAITING_S)
+                if job is None:
+                    raise failure("The desktop's job is gone from the queue.", "Try again.")
+            if job is not None:
+                if job.phase == "over" or job.never_runs:
+                    await self._cancel()
+                    raise failure(describe_end(job), "Ask for less, or tell the administrator.")
+                if job.phase == "running":
+                    return job.node
+                wait = describe_wait(job)
+                if wait != said:
+                    self._progress.say(said := wait)
+            if time.monotonic() > give_up_at:
+                await self._cancel()
+                raise failure(
+                    f"The cluster had no place for the desktop within {self.queue_timeout} s.",
+                    "Ask for less, or try again later.",
+                )
+            await asyncio.sleep(_WAITING_S)
+
+    async def _find_address(self, node: str) -> str:
+        cluster = await self._queue.cluster(max_age_s=_NODES_S)
+        return cluster.nodes[node].address if node in cluster.nodes else node
+
+    async def _wait_for_port(self) -> int:
+        """Wait until the job's session has told its port, or the job is over."""
+        assert self._port is not None
+        give_up_at = time.monotonic() + _PORT_S
+        while time.monotonic() < give_up_at:
+            done, _ = await asyncio.wait({self._port}, timeout=_WAITING_S)
+            if done:
+                return self._port.result()
+            with contextlib.suppress(SlurmError):
+                job = await self._find_job(_WAITING_S)
+                if job is None or job.phase == "over":
+                    raise failure(
+                        describe_end(job) if job else "The desktop's job ended before its session began.",
+                        "The job's log on the cluster has the reason.",
+                    )
+        raise failure(
+            f"The desktop's job runs, and its session said nothing for {_PORT_S} s.",
+            "The administrator looks whether nodes reach the hub.",
+        )
+
+    def note_port(self, port: int) -> bool:
+        """The job's session listens there; False where nobody waits for that."""
+        if self._port is None or self._port.done():
+            return False
+        self._port.set_result(port)
+        return True
+
+    # Poll and stop
+
+    async def _find_job(self, max_age_s: float) -> Job | None:
+        return await self._queue.find_job(self.job_id, max_age_s=max_age_s, since=self._submitted_at)
+
+    async def query_job_status(self) -> Any:
+        from batchspawner.batchspawner import JobStatus
+
+        if not self.job_id:
+            return JobStatus.NOTFOUND
+        try:
+            job = await self._find_job(_WAITING_S if self.pending else _LOOKING_S)
+        except SlurmError as exc:
+            self.log.warning("%s: %s", self.session_id, exc.text)
+            return JobStatus.UNKNOWN
+        if job is None or job.phase == "over":
+            return JobStatus.NOTFOUND
+        return {"pending": JobStatus.PENDING, "running": JobStatus.RUNNING}.get(job.phase, JobStatus.UNKNOWN)
+
+    async def poll(self) -> int | None:
+        # JupyterHub's own clears the token with the state, and then cannot revoke it.
+        token = self.api_token
+        try:
+            return await super().poll()
+        finally:
+            self.api_token = token
+
+    async def stop(self, now: bool = False) -> None:
+        """End the session in order, then its job; `now` at once."""
+        if not self.job_id:
+            return
+        try:
+            job = await self._find_job(_WAITING_S)
+            if not now and job is not None and job.phase == "running":
+                await self._slurm.stop(self.job_id)
+                await self._wait_until_over(_STOP_S)
+            await self._cancel()
+            await self._wait_until_over(_CANCEL_S)
+        except SlurmError as exc:
+            raise failure(exc.message, "The desktop may run on; try again when Slurm answers.") from exc
+
+    async def _cancel(self) -> None:
+        await self._slurm.cancel(self.job_id)
+
+    async def _wait_until_over(self, most_s: float) -> None:
+        give_up_at = time.monotonic() + most_s
+        while time.monotonic() < give_up_at:
+            job = await self._find_job(_WAITING_S)
+            if job is None or job.phase == "over":
+                return
+            await asyncio.sleep(_WAITING_S)

@@ -1,0 +1,48 @@
+"""A session that is a job of a batch system: it is given its environment, takes a port, and tells the hub."""
+
+import json
+import os
+import socket
+import urllib.request
+from urllib.parse import quote
+
+from qemuspawner.batch import read_document
+from qemuspawner.errors import SessionError
+from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
+
+_TIMEOUT_S = 30
+
+
+def become_job(descriptor: int) -> None:
+    """Take on the environment that lies on `descriptor`, listen on a free port, and tell the hub which.
+
+    Raises:
+        SessionError: The hub does not want this session, or is not there.
+        msgspec.DecodeError: There is no such document.
+    """
+    os.environ.update(read_document(descriptor).environment)
+    # Bound first and told then: nobody else on the node can have it in between.
+    listener = socket.create_server(("", 0), family=socket.AF_INET, backlog=128)
+    os.environ[LISTEN_VARIABLE] = str(listener.fileno())
+    _tell(listener.getsockname()[1])
+    listener.detach()
+
+
+def _tell(port: int) -> None:
+    spec = SessionSpec.from_environment()
+    path = "/".join(
+        quote(part, safe="") for part in ("users", spec.user, "desktops", spec.server_name, "port")
+    )
+    request = urllib.request.Request(  # noqa: S310 - the hub's own
+        f"{os.environ['JUPYTERHUB_API_URL']}/{path}",
+        data=json.dumps({"port": port}).encode(),
+        headers={
+            "Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}",
+            "Content-Type": "application/json",
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+            pass
+    except OSError as exc:  # HTTPError and URLError among them
+        raise SessionError(f"The hub was not told of the session's port: {exc}.") from exc

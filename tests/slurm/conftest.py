@@ -1,0 +1,11 @@
+from collections.abc import Iterator
+
+import pytest
+from slurm_cluster import SlurmCluster, running_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SlurmCluster]:
+    """One for all tests: three nodes that are idle."""
+    with running_cluster() as cluster:
+        yield cluster
