@@ -1,4 +1,4 @@
-"""A real Slurm on one machine: munged, slurmctld and a slurmd for each node, in network namespaces of their own.
+"""A real Slurm on one machine: munged, slurmctld, and a slurmd for each node, in a network namespace each.
 
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge; no systemd, nothing in /etc.
 """
@@ -67,10 +67,19 @@ class SlurmCluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def munge_is_down(self) -> Iterator[None]:
+        socket = self.folder / "munge.socket"
+        away = socket.rename(self.folder / "munge.away")
+        try:
+            yield
+        finally:
+            away.rename(socket)
+
     def _pids(self, node: int) -> list[int]:
         """All processes in its network namespace."""
         with contextlib.suppress(FileNotFoundError):
-            wanted = f"net:[{os.stat(f'/run/netns/{self.tag}-n{node}').st_ino}]"
+            wanted = f"net:[{Path(f'/run/netns/{self.tag}-n{node}').stat().st_ino}]"
             return [
                 int(path.parent.parent.name)
                 for path in Path("/proc").glob("[0-9]*/ns/net")
@@ -188,7 +197,7 @@ PartitionName=gpu Nodes=n{last} DefaultTime=10:00 MaxTime=1:00:00 State=UP
 
 def _link(path: Path) -> str:
     try:
-        return os.readlink(path)
+        return str(path.readlink())
     except OSError:  # it has ended
         return ""
 

@@ -18,8 +18,8 @@ from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 def main() -> None:
     """The console script: run one session to its end; exit code 1 where it failed.
 
-    With `--fork-server DESCRIPTOR` it serves the hub at that descriptor instead; with `--job DESCRIPTOR` it is
-    a job of a batch system, and reads there what it has elsewhere from its environment.
+    With `--fork-server DESCRIPTOR` it serves the hub at that descriptor instead; with `--job DESCRIPTOR` it
+    is a job of a batch system, and reads there what it has elsewhere from its environment.
     """
     # Files and sockets are for this account alone, and guest memory must not end up in a core file.
     os.umask(0o077)
@@ -33,7 +33,11 @@ def main() -> None:
         case ["--job", descriptor]:
             from qemuspawner.session.job import become_job
 
-            become_job(int(descriptor))
+            try:
+                become_job(int(descriptor))
+            except QemuSpawnerError as exc:
+                logging.getLogger(__name__).error(exc.text)
+                sys.exit(1)
             sys.exit(run_session())
         case _:
             sys.exit(run_session())

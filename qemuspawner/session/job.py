@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import time
+import urllib.error
 import urllib.request
 from urllib.parse import quote
 
@@ -10,7 +12,9 @@ from qemuspawner.batch import read_document
 from qemuspawner.errors import SessionError
 from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
 
-_TIMEOUT_S = 30
+_TIMEOUT_S = 10
+# A hub that is restarted is back within this.
+_KEEP_TRYING_S = 120
 
 
 def become_job(descriptor: int) -> None:
@@ -41,8 +45,17 @@ def _tell(port: int) -> None:
             "Content-Type": "application/json",
         },
     )
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
-            pass
-    except OSError as exc:  # HTTPError and URLError among them
-        raise SessionError(f"The hub was not told of the session's port: {exc}.") from exc
+    give_up_at = time.monotonic() + _KEEP_TRYING_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+                return
+        except urllib.error.HTTPError as exc:
+            if exc.code < 500:
+                raise SessionError(f"The hub does not want this session: {exc.code} {exc.reason}.") from exc
+            why: OSError = exc
+        except OSError as exc:
+            why = exc
+        if time.monotonic() > give_up_at:
+            raise SessionError(f"The hub was not told of the session's port: {why}.") from why
+        time.sleep(1)

@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
+from hub_process import TOKEN, HubProcess
 from jupyterhub.utils import random_port
 
 import qemuspawner
@@ -19,8 +18,6 @@ from qemuspawner.hub.sessions.process import KnownProcess
 
 TESTS = Path(__file__).parent.parent
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
-TOKEN = "a-token-for-the-test"
-
 CONFIG = """
 import sys
 sys.path[:0] = {path!r}
@@ -37,46 +34,6 @@ c.JupyterHub.load_roles = [
       "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
 ]
 """
-
-
-class HubProcess:
-    """JupyterHub as its own process."""
-
-    def __init__(self, config: Path, port: int, http: aiohttp.ClientSession) -> None:
-        self._config, self._http = config, http
-        self._url = f"http://127.0.0.1:{port}/hub/api"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        command = [sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
-        self._process = subprocess.Popen(command, cwd=self._config.parent, start_new_session=True)
-        async with asyncio.timeout(60):
-            while True:
-                with contextlib.suppress(aiohttp.ClientConnectorError):
-                    await self.ask("GET", "/health")
-                    return
-                await asyncio.sleep(0.1)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    async def ask(self, method: str, path: str) -> Any:
-        headers = {"Authorization": f"token {TOKEN}"}
-        async with self._http.request(method, self._url + path, headers=headers) as response:
-            return await response.json() if "json" in response.content_type else await response.text()
-
-    async def server(self) -> dict[str, Any]:
-        user = await self.ask("GET", "/users/alice?include_stopped_servers")
-        server: dict[str, Any] = user["servers"][""]
-        return server
-
-    async def wait_for_server(self, key: str, value: object) -> dict[str, Any]:
-        async with asyncio.timeout(60):
-            while (server := await self.server())[key] != value:
-                await asyncio.sleep(0.1)
-        return server
 
 
 @pytest.fixture
@@ -97,7 +54,7 @@ async def hub_process(state_dir: Path, machines_dir: Path, tmp_path: Path) -> As
         )
     )
     async with aiohttp.ClientSession() as http:
-        hub = HubProcess(config, port, http)
+        hub = HubProcess(config, f"http://127.0.0.1:{port}", http)
         await hub.start()
         await hub.ask("POST", "/users/alice")
         yield hub

@@ -1,5 +1,6 @@
 """Desktops as jobs on a real cluster of three nodes, through the hub."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from slurm_cluster import SlurmCluster
 from traitlets.config import Config
 
+from qemuspawner.hub.slurm.commands import SlurmError
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 
 
@@ -52,6 +54,10 @@ async def hub(
         yield hub
 
 
+def jobs(cluster: SlurmCluster, *states: str) -> list[str]:
+    return cluster.run("squeue", "-h", "-o", "%i", "-t", ",".join(states or ("running", "pending"))).split()
+
+
 async def test_a_desktop_runs_on_a_node_and_ends_with_its_server(
     hub: hubs.Hub, cluster: SlurmCluster
 ) -> None:
@@ -69,5 +75,92 @@ async def test_a_desktop_runs_on_a_node_and_ends_with_its_server(
 
     await hub.stop(alice)
     await hub.wait_until_stopped("alice")
-    assert cluster.run("squeue", "-h", "-t", "running,pending") == ""
+    assert jobs(cluster) == []
     assert hub.session_folders() == []
+
+
+async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
+    hub: hubs.Hub, cluster: SlurmCluster
+) -> None:
+    blockers = [
+        cluster.run("sbatch", "--parsable", "-c4", "-t5", "--wrap", "sleep 300").strip() for _ in "123"
+    ]
+    alice = await hub.log_in("alice")
+    try:
+        answer = await hub.submit_form(alice)
+        assert answer.status == 302, answer.text
+        spawner = hub.spawner("alice")
+        async with asyncio.timeout(30):
+            async for event in spawner.progress():
+                if "Waiting" in str(event["message"]):
+                    break
+
+        await hub.stop(alice)
+        await hub.wait_until_stopped("alice")
+        waiting = jobs(cluster, "pending")
+    finally:
+        cluster.run("scancel", *blockers)
+
+    assert waiting == []
+
+
+async def test_a_job_that_is_cancelled_on_the_cluster_is_gone_from_the_hub(
+    hub: hubs.Hub, cluster: SlurmCluster
+) -> None:
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+
+    cluster.run("scancel", *jobs(cluster))
+    async with asyncio.timeout(60):
+        while await hub.spawner("alice").poll() is None:
+            await asyncio.sleep(0.5)
+
+
+async def test_no_answer_from_slurm_is_not_the_end_of_a_desktop(hub: hubs.Hub, cluster: SlurmCluster) -> None:
+    """As where munge is down, without which Slurm answers nobody."""
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+    spawner = hub.spawner("alice")
+
+    with cluster.munge_is_down():
+        with pytest.raises(SlurmError):
+            await spawner._queue.find_job(spawner.job_id, max_age_s=0)
+        assert await spawner.poll() is None
+
+    assert await spawner.poll() is None
+    assert len(jobs(cluster, "running")) == 1
+
+
+async def test_a_session_tells_its_port_and_nothing_else(hub: hubs.Hub, cluster: SlurmCluster) -> None:
+    """batchspawner's own route would let any user run commands as the hub."""
+    alice, eve = await hub.with_token("alice"), await hub.with_token("eve")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+    spawner = hub.spawner("alice")
+    own = await hub.person("alice", token=spawner.api_token)
+    attack = {"exec_prefix": "touch /tmp/owned;", "port": 4444}
+
+    old = await hub.ask(own, "POST", "batchspawner", json=attack)
+    answers = {
+        "more than a port": await hub.ask(own, "POST", "users/alice/desktops//port", json=attack),
+        "no port": await hub.ask(own, "POST", "users/alice/desktops//port", json={"port": "4444"}),
+        "a port of the system": await hub.ask(own, "POST", "users/alice/desktops//port", json={"port": 22}),
+        "too late": await hub.ask(own, "POST", "users/alice/desktops//port", json={"port": 4444}),
+        "the user's own token": await hub.ask(
+            alice, "POST", "users/alice/desktops//port", json={"port": 4444}
+        ),
+        "another user": await hub.ask(eve, "POST", "users/alice/desktops//port", json={"port": 4444}),
+    }
+
+    assert old.status == 404
+    assert {name: answer.status for name, answer in answers.items()} == {
+        "more than a port": 400,
+        "no port": 400,
+        "a port of the system": 400,
+        "too late": 409,
+        "the user's own token": 403,
+        "another user": 404,
+    }
+    assert "touch" not in spawner.exec_prefix

@@ -59,6 +59,15 @@ class Cluster:
     nodes: Mapping[str, Node]
     partitions: Mapping[str, Partition]
 
+    def nodes_of(self, partition: str) -> list[Node]:
+        """Those of a partition, "" for Slurm's default one; none where there is no such partition."""
+        found = [
+            one
+            for one in self.partitions.values()
+            if one.name == partition or (not partition and one.is_default)
+        ]
+        return [self.nodes[name] for one in found for name in one.nodes]
+
 
 def parse_cluster(listed: str) -> Cluster:
     """What `sinfo --noheader --Node --Format COLUMNS` prints: a line for each node in each partition.

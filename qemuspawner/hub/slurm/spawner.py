@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchspawner import SlurmSpawner
+from jupyterhub.spawner import SpawnException
 from traitlets import Integer, List, Unicode, default
 
 from qemuspawner.batch import JobDocument
+from qemuspawner.hub.admission.capacity import Amount, HostCapacity
 from qemuspawner.hub.mixin import QemuSpawnerMixin, failure
+from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError
 from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_wait
+from qemuspawner.hub.slurm.nodes import Node
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.script import make_arguments, make_script
 from qemuspawner.spec import SessionSpec
@@ -99,24 +103,34 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         self.delete_server_tokens(but=self.api_token)
         spec = self.make_spec()
         self.begin_session(spec, node="")
-        self._port = asyncio.get_running_loop().create_future()
         self._submitted_at = time.monotonic()
         try:
             self.job_id = await self._submit(spec)
             self.save_state()
-            node = await self._wait_for_node()
-            self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
-            self.server.proto = "https" if self.internal_ssl else "http"
+            await self._reach_session()
         except SlurmError as exc:
             raise failure(
                 exc.message, exc.hint or "Try again; if it happens again, tell the administrator."
             ) from exc
-        finally:
-            self._port = None
-        self._session["node"] = node
-        self.save_state()
         await self.follow_start()
         return self.server.ip, self.server.port
+
+    async def _reach_session(self) -> None:
+        """Wait until the job has a node and its session a port there.
+
+        Raises:
+            SpawnException: It never will.
+            SlurmError: Slurm has not said where the node is.
+        """
+        self._port = asyncio.get_running_loop().create_future()
+        try:
+            node = await self._wait_for_node()
+            self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
+        finally:
+            self._port = None
+        self.server.proto = "https" if self.internal_ssl else "http"
+        self._session["node"] = node
+        self.save_state()
 
     async def _submit(self, spec: SessionSpec) -> str:
         gres = f"gpu:{spec.gpus.model}:{spec.gpus.count}" if spec.gpus else ""
@@ -216,9 +230,38 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         # JupyterHub's own clears the token with the state, and then cannot revoke it.
         token = self.api_token
         try:
-            return await super().poll()
+            status: int | None = await super().poll()
+            if status is None and self._resumes_start:
+                self._resumes_start = False
+                status = await self._resume_start()
+            return status
         finally:
             self.api_token = token
+
+    async def _resume_start(self) -> int | None:
+        """Go on waiting for what a hub was waiting for that was restarted meanwhile."""
+        try:
+            if not self._session.get("node"):
+                await self._reach_session()
+            while not await desktop_answers(self.server.url, ssl_context=self.session_ssl_context):
+                job = await self._find_job(_WAITING_S)
+                if job is None or job.phase == "over":
+                    return 1
+                await asyncio.sleep(_WAITING_S)
+        except (SpawnException, SlurmError) as exc:
+            self.log.warning("%s: its start is not gone on with: %s", self.session_id, exc)
+            return 1
+        self._session.pop("starting", None)
+        self.save_state()
+        return None
+
+    async def capacity(self) -> list[HostCapacity]:
+        try:
+            cluster = await self._queue.cluster(max_age_s=_NODES_S)
+        except SlurmError as exc:
+            self.log.warning("What the cluster has is not known: %s", exc.text)
+            return []
+        return [_describe_node(node) for node in cluster.nodes_of(self.partition) if node.in_service]
 
     async def stop(self, now: bool = False) -> None:
         """End the session in order, then its job; `now` at once."""
@@ -244,3 +287,13 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             if job is None or job.phase == "over":
                 return
             await asyncio.sleep(_WAITING_S)
+
+
+def _describe_node(node: Node) -> HostCapacity:
+    return HostCapacity(
+        host=node.name,
+        cpus=Amount(total=node.cpus, free=node.free_cpus),
+        memory_mib=Amount(total=node.memory_mib, free=node.free_memory_mib),
+        # Nothing is offered that a guest would not get: a job is not told yet which GPU is its own.
+        gpus={},
+    )

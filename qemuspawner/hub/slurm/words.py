@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 
-_CLOCK = re.compile(r"(?:(\d{1,6})-)?(\d{1,6}(?::\d{1,2}){0,2})", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,6})-)?(\d{1,8}(?::\d{1,2}){0,2})", re.ASCII)
 # What stands for "as long as one likes", and what for "nobody knows".
 _ENDLESS = frozenset(("infinite", "unlimited"))
 

@@ -1,0 +1,53 @@
+"""A hub as a process of its own, which can be killed and started again."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+# Of a service that may do everything the tests do.
+TOKEN = "a-token-for-the-test"
+
+
+class HubProcess:
+    """JupyterHub as its own process."""
+
+    def __init__(self, config: Path, url: str, http: aiohttp.ClientSession) -> None:
+        self._config, self._http = config, http
+        self._url = f"{url}/hub/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        command = [sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
+        self._process = subprocess.Popen(command, cwd=self._config.parent, start_new_session=True)
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(aiohttp.ClientConnectorError):
+                    await self.ask("GET", "/health")
+                    return
+                await asyncio.sleep(0.1)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    async def ask(self, method: str, path: str) -> Any:
+        headers = {"Authorization": f"token {TOKEN}"}
+        async with self._http.request(method, self._url + path, headers=headers) as response:
+            return await response.json() if "json" in response.content_type else await response.text()
+
+    async def server(self) -> dict[str, Any]:
+        user = await self.ask("GET", "/users/alice?include_stopped_servers")
+        server: dict[str, Any] = user["servers"][""]
+        return server
+
+    async def wait_for_server(self, key: str, value: object) -> dict[str, Any]:
+        async with asyncio.timeout(60):
+            while (server := await self.server())[key] != value:
+                await asyncio.sleep(0.1)
+        return server

@@ -1,0 +1,110 @@
+"""A hub is killed and started again over its jobs, those that run and those that wait."""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import hubs
+import pytest
+from hub_process import TOKEN, HubProcess
+from jupyterhub.utils import random_port
+from slurm_cluster import SlurmCluster
+
+TESTS = Path(__file__).parent.parent
+
+CONFIG = """
+import sys
+sys.path[:0] = {path!r}
+import hubs
+from test_slurm_spawner import slurm_config
+from slurm_cluster import SlurmCluster
+from pathlib import Path
+cluster = SlurmCluster(Path({cluster!r}))
+c.merge(slurm_config(Path({state!r}), Path({machines!r}), cluster))
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.db_url = "sqlite:///{state}/hub.sqlite"
+c.JupyterHub.cookie_secret = b"0" * 32
+c.JupyterHub.bind_url = "http://127.0.0.1:{proxy_port}"
+c.JupyterHub.hub_port = {port}
+c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}, "admin": True}}]
+c.JupyterHub.load_roles = [
+    {{"name": "test", "services": ["test"],
+      "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
+]
+"""
+
+
+@pytest.fixture
+async def hub_process(
+    cluster: SlurmCluster,
+    state_dir: Path,
+    machines_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[HubProcess]:
+    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
+    (state_dir / "sessions").mkdir(mode=0o711)
+    shutil.chown(state_dir / "sessions", hubs.sessions_account())
+    port = random_port()
+    config = tmp_path / "jupyterhub_config.py"
+    config.write_text(
+        CONFIG.format(
+            path=[str(TESTS / "slurm"), *sys.path],
+            cluster=str(cluster.folder),
+            state=str(state_dir),
+            machines=str(machines_dir),
+            proxy_port=random_port(),
+            port=port,
+            token=TOKEN,
+        )
+    )
+    async with aiohttp.ClientSession() as http:
+        hub = HubProcess(config, f"http://{cluster.hub_address}:{port}", http)
+        await hub.start()
+        await hub.ask("POST", "/users/alice")
+        yield hub
+        with contextlib.suppress(Exception):
+            await hub.ask("DELETE", "/users/alice/server")
+            await hub.wait_for_server("stopped", True)
+        hub.kill()
+    cluster.run("scancel", "--user", hubs.sessions_account())
+
+
+async def test_a_desktop_outlives_its_killed_hub(hub_process: HubProcess) -> None:
+    await hub_process.ask("POST", "/users/alice/server")
+    before = await hub_process.wait_for_server("ready", True)
+
+    hub_process.kill()
+    await hub_process.start()
+    after = await hub_process.wait_for_server("ready", True)
+
+    assert after["state"]["job_id"] == before["state"]["job_id"]
+
+
+async def test_a_hub_that_was_killed_while_a_job_waits_takes_the_start_up_again(
+    hub_process: HubProcess, cluster: SlurmCluster
+) -> None:
+    blockers = [
+        cluster.run("sbatch", "--parsable", "-c4", "-t5", "--wrap", "sleep 300").strip() for _ in "123"
+    ]
+    start = asyncio.create_task(hub_process.ask("POST", "/users/alice/server"))
+    try:
+        async with asyncio.timeout(20):
+            while "job_id" not in ((await hub_process.server()).get("state") or {}):
+                await asyncio.sleep(0.05)
+        pending = await hub_process.server()
+        hub_process.kill()
+        with contextlib.suppress(aiohttp.ClientError):
+            await start
+    finally:
+        cluster.run("scancel", *blockers)
+    await hub_process.start()
+    after = await hub_process.wait_for_server("ready", True)
+
+    assert pending["pending"] == "spawn"
+    assert after["state"]["job_id"] == pending["state"]["job_id"]
+    assert after["state"]["node"].startswith("n")

@@ -1,0 +1,143 @@
+"""What Slurm's commands print is understood, and what they never print is refused."""
+
+import os
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qemuspawner.batch import JobDocument, read_document, write_document
+from qemuspawner.hub.slurm.jobs import describe_end, describe_wait, parse_jobs
+from qemuspawner.hub.slurm.nodes import count_fitting, parse_cluster
+from qemuspawner.hub.slurm.script import make_arguments, make_script
+from qemuspawner.hub.slurm.words import parse_duration, parse_moment, write_duration
+
+SINFO = """\
+n1|desktop*|idle|0/4/0/4|6000|0|(null)|gpu:0|198.18.77.11|4:00:00|
+n1|short|idle|0/4/0/4|6000|0|(null)|gpu:0|198.18.77.11|5:00|
+n2|desktop*|mix|3/1/0/4|6000|4500|(null)|gpu:0|198.18.77.12|4:00:00|
+n3|desktop*|mix|2/2/0/4|6000|400|gpu:t4:2(S:0),gpu:a100:1|gpu:t4:1(IDX:0),gpu:a100:0(IDX:N/A)|198.18.77.13|4:00:00|
+n3|gpu|mix|2/2/0/4|6000|400|gpu:t4:2(S:0),gpu:a100:1|gpu:t4:1(IDX:0),gpu:a100:0(IDX:N/A)|198.18.77.13|infinite|
+n4|desktop*|down*|0/0/4/4|6000|0|(null)|gpu:0|198.18.77.14|4:00:00|
+"""
+
+SQUEUE = """\
+7|RUNNING|n1|None|2026-11-28T19:00:00|2026-11-28T20:00:00
+8|PENDING|n/a|Priority|N/A|N/A
+9|PENDING|n/a|PartitionTimeLimit|N/A|N/A
+10|NODE_FAIL|n2|NodeDown|2026-11-28T19:00:00|2026-11-28T19:10:00
+11|BRAND_NEW|n2|None|N/A|N/A
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5:00", 300),
+        ("30", 1800),
+        ("1:00:00", 3600),
+        ("2-0", 172800),
+        ("1-02:03:04", 93784),
+        ("1-2:30", 95400),
+        ("infinite", None),
+        ("UNLIMITED", None),
+    ],
+)
+def test_limits_are_read_as_slurm_means_them(text: str, seconds: int | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "n/a", "5:00:00:00", "-1", "1 h", "٣", "1-", "9" * 30])
+def test_what_is_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no time limit"):
+        parse_duration(text)
+
+
+@given(st.integers(min_value=0, max_value=10**8))
+def test_a_limit_that_is_written_is_long_enough_and_not_a_minute_more(seconds: int) -> None:
+    written = parse_duration(write_duration(seconds))
+
+    assert written is not None
+    assert seconds <= written < seconds + 60 or written == 60
+
+
+def test_a_moment_is_in_this_hosts_time_zone() -> None:
+    assert parse_moment("2026-11-28T19:00:00") == time.mktime((2026, 11, 28, 19, 0, 0, 0, 0, -1))
+    assert parse_moment("N/A") is None
+
+
+def test_jobs_are_told_apart_by_what_becomes_of_them() -> None:
+    jobs = parse_jobs(SQUEUE)
+
+    assert {number: job.phase for number, job in jobs.items()} == {
+        "7": "running",
+        "8": "pending",
+        "9": "pending",
+        "10": "over",
+        "11": "unknown",
+    }
+    assert [number for number, job in jobs.items() if job.never_runs] == ["9"]
+    assert jobs["8"].node == ""
+    assert describe_wait(jobs["8"]) == "Waiting: other jobs come first"
+    assert describe_end(jobs["10"]) == "The cluster lost the node n2 that the desktop ran on."
+
+
+@pytest.mark.parametrize(
+    "listed", [SQUEUE[:-1], SQUEUE[:-32] + "\n", "slurm_load_jobs error: x\n", "7|RUNNING\n"]
+)
+def test_a_list_of_jobs_that_is_cut_off_is_not_a_shorter_list(listed: str) -> None:
+    with pytest.raises(ValueError, match="list of jobs"):
+        parse_jobs(listed)
+
+
+def test_no_jobs_are_an_empty_list() -> None:
+    assert parse_jobs("") == {}
+
+
+def test_a_cluster_of_unlike_nodes_is_counted_node_by_node() -> None:
+    cluster = parse_cluster(SINFO)
+    desktop = [cluster.nodes[name] for name in cluster.partitions["desktop"].nodes]
+
+    assert cluster.partitions["desktop"].is_default
+    assert cluster.partitions["short"].max_s == 300
+    assert cluster.partitions["gpu"].max_s is None
+    assert cluster.nodes["n3"].free_gpus == {"t4": 1, "a100": 1}
+    assert cluster.nodes["n3"].address == "198.18.77.13"
+    assert not cluster.nodes["n4"].in_service
+    assert count_fitting(desktop, cpus=2, memory_mib=2000) == 2
+    assert count_fitting(desktop, cpus=1, memory_mib=1500) == 3
+    assert count_fitting(desktop, cpus=1, memory_mib=100, gpus=1, model="a100") == 1
+    assert count_fitting(desktop, cpus=1, memory_mib=100, gpus=2) == 0
+
+
+@given(st.text(max_size=200))
+def test_any_other_answer_is_refused_or_empty(text: str) -> None:
+    for parse in (parse_jobs, parse_cluster):
+        try:
+            parse(text)
+        except ValueError:
+            continue
+        assert not text.strip("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029") or "|" in text
+
+
+def test_a_job_is_given_nothing_that_a_shell_could_read() -> None:
+    document = JobDocument(environment={"NAME": "$(id)\n'END'\nEND\n`id`", "TOKEN": "secret"})
+    arguments = make_arguments(
+        session_id="abc", cpus=2, memory_mib=4096, lifetime_s=3600, partition="gpu", gres="gpu:t4:1", log="/x"
+    )
+    lines = make_script(["/bin/a b", "--x"], document).splitlines()
+
+    assert lines[:2] == ["#!/bin/sh", "exec '/bin/a b' --x --job 3 3<<'END'"]
+    assert lines[3:] == ["END"]
+    assert "secret" not in " ".join(arguments)
+    assert {"--mem=4608M", "--time=70", "--no-requeue", "--export=NONE"} <= set(arguments)
+
+
+def test_a_document_comes_through_a_descriptor() -> None:
+    reader, writer = os.pipe()
+    document = JobDocument(environment={"A": "é\n"})
+    os.write(writer, write_document(document).encode())
+    os.close(writer)
+
+    assert read_document(reader) == document
