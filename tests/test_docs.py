@@ -19,6 +19,7 @@ from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs.runs import KeepsRuns
+from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
 from qemuspawner.session.routes import ROUTES
@@ -39,6 +40,7 @@ TRAITS = [
         Mailer,
         QemuSpawnerMixin,
         QemuSpawner,
+        QemuSlurmSpawner,
         ProposalSource,
         TomlProposals,
         GroupProposals,

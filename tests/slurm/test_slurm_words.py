@@ -83,9 +83,7 @@ def test_jobs_are_told_apart_by_what_becomes_of_them() -> None:
     assert describe_end(jobs["10"]) == "The cluster lost the node n2 that the desktop ran on."
 
 
-@pytest.mark.parametrize(
-    "listed", [SQUEUE[:-1], SQUEUE[:-32] + "\n", "slurm_load_jobs error: x\n", "7|RUNNING\n"]
-)
+@pytest.mark.parametrize("listed", [SQUEUE[:-1], "slurm_load_jobs error: x\n", "7|RUNNING\n"])
 def test_a_list_of_jobs_that_is_cut_off_is_not_a_shorter_list(listed: str) -> None:
     with pytest.raises(ValueError, match="list of jobs"):
         parse_jobs(listed)

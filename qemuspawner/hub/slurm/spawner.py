@@ -21,6 +21,8 @@ from qemuspawner.hub.slurm.nodes import Node
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.script import make_arguments, make_script
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
+from qemuspawner.units import render_seconds
 
 # How old an answer of Slurm's may be for who waits for a start or an end, and for who only looks in.
 _WAITING_S = 1.0
@@ -110,7 +112,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             await self._reach_session()
         except SlurmError as exc:
             raise failure(
-                exc.message, exc.hint or "Try again; if it happens again, tell the administrator."
+                exc.message, exc.hint or Text("Try again; if it happens again, tell the administrator.")
             ) from exc
         await self.follow_start()
         return self.server.ip, self.server.port
@@ -158,11 +160,11 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                 # While Slurm does not answer, the job waits on.
                 job = await self._find_job(_WAITING_S)
                 if job is None:
-                    raise failure("The desktop's job is gone from the queue.", "Try again.")
+                    raise failure(Text("The desktop's job is gone from the queue."), Text("Try again."))
             if job is not None:
                 if job.phase == "over" or job.never_runs:
                     await self._cancel()
-                    raise failure(describe_end(job), "Ask for less, or tell the administrator.")
+                    raise failure(describe_end(job), Text("Ask for less, or tell the administrator."))
                 if job.phase == "running":
                     return job.node
                 wait = describe_wait(job)
@@ -171,8 +173,11 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             if time.monotonic() > give_up_at:
                 await self._cancel()
                 raise failure(
-                    f"The cluster had no place for the desktop within {self.queue_timeout} s.",
-                    "Ask for less, or try again later.",
+                    Text(
+                        "The cluster had no place for the desktop within {time}.",
+                        time=render_seconds(self.queue_timeout),
+                    ),
+                    Text("Ask for less, or try again later."),
                 )
             await asyncio.sleep(_WAITING_S)
 
@@ -192,12 +197,14 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                 job = await self._find_job(_WAITING_S)
                 if job is None or job.phase == "over":
                     raise failure(
-                        describe_end(job) if job else "The desktop's job ended before its session began.",
-                        "The job's log on the cluster has the reason.",
+                        describe_end(job)
+                        if job
+                        else Text("The desktop's job ended before its session began."),
+                        Text("The job's log on the cluster has the reason."),
                     )
         raise failure(
-            f"The desktop's job runs, and its session said nothing for {_PORT_S} s.",
-            "The administrator looks whether nodes reach the hub.",
+            Text("The desktop's job runs, but its session said nothing for {s} s.", s=_PORT_S),
+            Text("The administrator looks whether nodes reach the hub."),
         )
 
     def note_port(self, port: int) -> bool:
@@ -275,7 +282,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             await self._cancel()
             await self._wait_until_over(_CANCEL_S)
         except SlurmError as exc:
-            raise failure(exc.message, "The desktop may run on; try again when Slurm answers.") from exc
+            raise failure(exc.message, Text("The desktop may run on; try again when Slurm answers.")) from exc
 
     async def _cancel(self) -> None:
         await self._slurm.cancel(self.job_id)
