@@ -14,7 +14,7 @@ import pytest
 from slurm_cluster import SlurmCluster
 from traitlets.config import Config
 
-from qemuspawner.hub.slurm.commands import SlurmError
+from qemuspawner.hub.slurm.commands import SlurmError, tag
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 
 
@@ -164,3 +164,41 @@ async def test_a_session_tells_its_port_and_nothing_else(hub: hubs.Hub, cluster:
         "another user": 404,
     }
     assert "touch" not in spawner.exec_prefix
+
+
+async def test_a_job_that_nobody_owns_is_cancelled(hub: hubs.Hub, cluster: SlurmCluster) -> None:
+    """Not at once: a job is submitted before it is noted."""
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+    spawner = hub.spawner("alice")
+    forgotten, foreign = [
+        await spawner._slurm.submit([f"--comment={comment}", "-t5"], "#!/bin/sh\nsleep 300\n")
+        for comment in (tag(spawner._hub_id, "f" * 20), tag("another-hub", "f" * 20))
+    ]
+    reaper = spawner.user.settings["qemuspawner_slurm_reaper"]
+
+    await reaper.tend()
+    at_first = jobs(cluster)
+    await reaper.tend()
+    later = jobs(cluster)
+    cluster.run("scancel", foreign)
+
+    assert sorted(at_first) == sorted([spawner.job_id, forgotten, foreign])
+    assert sorted(later) == sorted([spawner.job_id, foreign])
+
+
+async def test_a_start_ends_a_former_job_of_its_server_first(hub: hubs.Hub, cluster: SlurmCluster) -> None:
+    """Two jobs would be two desktops on one disk."""
+    alice = await hub.with_token("alice")
+    spawner = hub.spawner("alice")
+    former = await spawner._slurm.submit(
+        [f"--comment={tag(spawner._hub_id, spawner.session_id)}", "-t5"],
+        "#!/bin/sh\ntrap 'exit 0' USR1\nsleep 300 & wait\n",
+    )
+
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+
+    assert jobs(cluster) == [hub.spawner("alice").job_id]
+    assert former != hub.spawner("alice").job_id

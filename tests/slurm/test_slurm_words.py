@@ -122,7 +122,14 @@ def test_any_other_answer_is_refused_or_empty(text: str) -> None:
 def test_a_job_is_given_nothing_that_a_shell_could_read() -> None:
     document = JobDocument(environment={"NAME": "$(id)\n'END'\nEND\n`id`", "TOKEN": "secret"})
     arguments = make_arguments(
-        session_id="abc", cpus=2, memory_mib=4096, lifetime_s=3600, partition="gpu", gres="gpu:t4:1", log="/x"
+        session_id="abc",
+        comment="x",
+        cpus=2,
+        memory_mib=4096,
+        lifetime_s=3600,
+        partition="gpu",
+        gres="gpu:t4:1",
+        log="/x",
     )
     lines = make_script(["/bin/a b", "--x"], document).splitlines()
 

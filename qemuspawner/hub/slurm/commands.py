@@ -17,6 +17,11 @@ _MAX_ANSWER_BYTES = 64 << 20
 _ENVIRONMENT = ("PATH", "LANG", "TZ", "HOME", "USER", "LOGNAME", "SLURM_CONF")
 
 
+def tag(hub: str, session_id: str) -> str:
+    """The comment by which a job is known again, whatever became of the hub that submitted it."""
+    return f"qemuspawner:{hub}:{session_id}"
+
+
 class SlurmError(QemuSpawnerError):
     """A command of Slurm failed, was silent, or answered something else than it does."""
 
@@ -53,6 +58,22 @@ class Slurm:
             return jobs.parse_jobs(answer)
         except ValueError as exc:
             raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
+
+    async def list_tagged(self, *, user: str, hub: str) -> dict[str, str]:
+        """The jobs of one hub that wait or run, with the session of each; see `tag`.
+
+        Raises:
+            SlurmError: Slurm does not tell.
+        """
+        answer = await self._run(
+            *("squeue", "--noheader", "--all", "--states=pending,configuring,running,suspended"),
+            *(f"--user={user}", "--format=%i|%k"),
+        )
+        prefix = tag(hub, "")
+        rows = (line.partition("|") for line in answer.splitlines())
+        return {
+            number: comment.removeprefix(prefix) for number, _, comment in rows if comment.startswith(prefix)
+        }
 
     async def list_nodes(self) -> nodes.Cluster:
         """All nodes and partitions.

@@ -18,6 +18,7 @@ _NOTICE_S = 300
 def make_arguments(
     *,
     session_id: str,
+    comment: str,
     cpus: int,
     memory_mib: int,
     lifetime_s: int,
@@ -31,7 +32,7 @@ def make_arguments(
     wanted = {"partition": partition, "reservation": reservation, "gres": gres}
     return [
         f"--job-name=desktop-{session_id}",
-        f"--comment=qemuspawner:{session_id}",
+        f"--comment={comment}",
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={cpus}",

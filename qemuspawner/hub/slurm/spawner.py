@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,11 @@ from qemuspawner.hub.admission.capacity import Amount, HostCapacity
 from qemuspawner.hub.mixin import QemuSpawnerMixin, failure
 from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
-from qemuspawner.hub.slurm.commands import Slurm, SlurmError
+from qemuspawner.hub.slurm.commands import Slurm, SlurmError, tag
 from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_wait
 from qemuspawner.hub.slurm.nodes import Node
 from qemuspawner.hub.slurm.queue import Queue, queue_of
+from qemuspawner.hub.slurm.reaper import begin_reaping
 from qemuspawner.hub.slurm.script import make_arguments, make_script
 from qemuspawner.spec import SessionSpec
 from qemuspawner.texts import Text
@@ -64,6 +66,18 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     _port: asyncio.Future[int] | None = None
     _resumes_start = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Without a user it is only asked for its traits.
+        if self.user is not None and "db" in self.user.settings:
+            begin_reaping(
+                self._slurm,
+                user=self.slurm_user,
+                hub=self._hub_id,
+                settings=self.user.settings,
+                log=self.log,
+            )
+
     @default("start_timeout")
     def _default_start_timeout(self) -> int:
         return int(self.queue_timeout) + 600
@@ -105,8 +119,9 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         self.delete_server_tokens(but=self.api_token)
         spec = self.make_spec()
         self.begin_session(spec, node="")
-        self._submitted_at = time.monotonic()
         try:
+            await self._end_forgotten(spec.session_id)
+            self._submitted_at = time.monotonic()
             self.job_id = await self._submit(spec)
             self.save_state()
             await self._reach_session()
@@ -134,10 +149,25 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         self._session["node"] = node
         self.save_state()
 
+    @property
+    def _hub_id(self) -> str:
+        """Several hubs may have jobs of one account."""
+        return hashlib.sha256(f"{self.hub.api_url} {self.state_dir}".encode()).hexdigest()[:12]
+
+    async def _end_forgotten(self, session_id: str) -> None:
+        """End a former job of this server: a hub that was killed may not have noted that it submitted one."""
+        tagged = await self._slurm.list_tagged(user=self.slurm_user, hub=self._hub_id)
+        for job_id in (number for number, session in tagged.items() if session == session_id):
+            self.log.warning("%s: its former job %s is ended", session_id, job_id)
+            self.job_id, self._submitted_at = job_id, time.monotonic()
+            await self.stop()
+        self.job_id = ""
+
     async def _submit(self, spec: SessionSpec) -> str:
         gres = f"gpu:{spec.gpus.model}:{spec.gpus.count}" if spec.gpus else ""
         arguments = make_arguments(
             session_id=spec.session_id,
+            comment=tag(self._hub_id, spec.session_id),
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
             lifetime_s=spec.max_lifetime_s,
