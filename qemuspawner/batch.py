@@ -12,6 +12,7 @@ class JobDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The environment that a session has elsewhere from its parent, the hub's token among it."""
 
     environment: Mapping[str, str]
+    files: Mapping[str, str] = {}  # texts; each becomes a file whose path is a variable of this name
 
 
 def write_document(document: JobDocument) -> str:

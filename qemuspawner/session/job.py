@@ -1,15 +1,21 @@
 """A session that is a job of a batch system: it is given its environment, takes a port, and tells the hub."""
 
+import atexit
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 from qemuspawner.batch import read_document
 from qemuspawner.errors import SessionError
+from qemuspawner.internal_tls import find_client_ssl_context
 from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
 
 _TIMEOUT_S = 10
@@ -24,12 +30,25 @@ def become_job(descriptor: int) -> None:
         SessionError: The hub does not want this session, or is not there.
         msgspec.DecodeError: There is no such document.
     """
-    os.environ.update(read_document(descriptor).environment)
+    document = read_document(descriptor)
+    os.environ.update(document.environment)
+    os.environ.update(_write_files(document.files))
     # Bound first and told then: nobody else on the node can have it in between.
     listener = socket.create_server(("", 0), family=socket.AF_INET, backlog=128)
     os.environ[LISTEN_VARIABLE] = str(listener.fileno())
     _tell(listener.getsockname()[1])
     listener.detach()
+
+
+def _write_files(files: Mapping[str, str]) -> dict[str, str]:
+    """Files that nobody else may read, for as long as this process is there; their paths by their names."""
+    if not files:
+        return {}
+    folder = Path(tempfile.mkdtemp(prefix="qemuspawner-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return {name: str(folder / name) for name in files}
 
 
 def _tell(port: int) -> None:
@@ -45,10 +64,11 @@ def _tell(port: int) -> None:
             "Content-Type": "application/json",
         },
     )
+    context = find_client_ssl_context()
     give_up_at = time.monotonic() + _KEEP_TRYING_S
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context):  # noqa: S310
                 return
         except urllib.error.HTTPError as exc:
             if exc.code < 500:

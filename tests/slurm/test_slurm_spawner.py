@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import hubs
 import pytest
 from slurm_cluster import SlurmCluster
@@ -39,6 +40,7 @@ def slurm_config(state: Path, machines: Path, cluster: SlurmCluster, **spawner: 
 
 @pytest.fixture
 async def hub(
+    request: pytest.FixtureRequest,
     hub_app: Any,
     cluster: SlurmCluster,
     state_dir: Path,
@@ -50,6 +52,7 @@ async def hub(
     shutil.chown(state_dir / "sessions", hubs.sessions_account())
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     config = slurm_config(state_dir, machines_dir, cluster)
+    config.JupyterHub.update(getattr(request, "param", {}))
     async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
         yield hub
 
@@ -202,3 +205,22 @@ async def test_a_start_ends_a_former_job_of_its_server_first(hub: hubs.Hub, clus
 
     assert jobs(cluster) == [hub.spawner("alice").job_id]
     assert former != hub.spawner("alice").job_id
+
+
+@pytest.mark.parametrize(
+    "hub", [{"internal_ssl": True, "trusted_alt_names": ["IP:198.18.77.1"]}], indirect=True, ids=["tls"]
+)
+async def test_with_internal_tls_nobody_reads_along_between_the_nodes(hub: hubs.Hub) -> None:
+    user = hub.user("alice")
+    await user.spawn()
+    url = user.spawner.server.url
+
+    async with aiohttp.ClientSession() as stranger:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await stranger.get(f"{url}api")
+        with pytest.raises(aiohttp.ClientError):
+            await stranger.get(f"{url}api", ssl=False)
+    status, answer = await hub.spawner("alice").ask_session("GET", "api/status")
+
+    assert url.startswith("https://198.18.77.1")
+    assert (status, answer["state"]) == (200, "running")

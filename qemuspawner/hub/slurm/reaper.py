@@ -39,8 +39,8 @@ class Reaper:
         self._suspects = nobodys
 
     def _owned(self) -> set[str]:
-        states = self._database.query(orm.Spawner.state).filter(orm.Spawner.state.isnot(None))
-        return {str(state["job_id"]) for (state,) in states if state and state.get("job_id")}
+        states = [server.state for server in self._database.query(orm.Spawner)]
+        return {str(state["job_id"]) for state in states if state and state.get("job_id")}
 
 
 def begin_reaping(slurm: Slurm, *, user: str, hub: str, settings: dict[str, Any], log: Any) -> Reaper:

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import hashlib
+import ipaddress
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from batchspawner import SlurmSpawner
@@ -22,6 +24,7 @@ from qemuspawner.hub.slurm.nodes import Node
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.reaper import begin_reaping
 from qemuspawner.hub.slurm.script import make_arguments, make_script
+from qemuspawner.internal_tls import VARIABLES
 from qemuspawner.spec import SessionSpec
 from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
@@ -85,6 +88,20 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     @default("poll_interval")
     def _default_poll_interval(self) -> int:
         return 15
+
+    @default("ssl_alt_names")
+    def _default_ssl_alt_names(self) -> Any:
+        return QemuSlurmSpawner._list_node_names
+
+    async def _list_node_names(self) -> list[str]:
+        """Of the nodes that a session may be on: hub and proxy look whether its certificate has one."""
+        try:
+            nodes = (await self._queue.cluster(max_age_s=_NODES_S)).nodes_of(self.partition)
+        except SlurmError as exc:
+            raise failure(exc.message, exc.hint) from exc
+        return [
+            name for node in nodes for name in (f"DNS:{node.name}", f"{_kind(node.address)}:{node.address}")
+        ]
 
     # batchspawner asks the host's accounts for these, and a hub's users need none.
 
@@ -176,9 +193,13 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             gres=gres,
             log=self.slurm_log,
         )
-        return await self._slurm.submit(
-            arguments, make_script(self.cmd, JobDocument(environment=self.get_env()))
-        )
+        return await self._slurm.submit(arguments, make_script(self.cmd, self._make_document()))
+
+    def _make_document(self) -> JobDocument:
+        environment = self.get_env()
+        # The nodes need not see the hub's files.
+        files = {name: Path(environment.pop(name)).read_text() for name in VARIABLES if name in environment}
+        return JobDocument(environment=environment, files=files)
 
     async def _wait_for_node(self) -> str:
         """Wait until the job runs; the name of its node."""
@@ -324,6 +345,15 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             if job is None or job.phase == "over":
                 return
             await asyncio.sleep(_WAITING_S)
+
+
+def _kind(address: str) -> str:
+    """Of a certificate's alternative name."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return "DNS"
+    return "IP"
 
 
 def _describe_node(node: Node) -> HostCapacity:
