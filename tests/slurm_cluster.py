@@ -54,6 +54,10 @@ class SlurmCluster:
             *("sh", "-c", 'hostname "$1"; exec slurmd -f "$2" -N "$1"', "sh", f"n{node}", str(self.config)),
         )
 
+    def wait_until_idle(self) -> None:
+        command = ("sinfo", "-h", "-p", "desktop", "-t", "idle", "-o", "%D")
+        self._wait(lambda: self.run(*command, check=False).strip() == str(NODES))
+
     def cut(self, node: int) -> None:
         """Take its network away; what runs there goes on."""
         self.run("ip", "link", "set", f"{self.tag}-{node}", "down")
@@ -101,12 +105,7 @@ class SlurmCluster:
         self.run("slurmctld", "-f", str(self.config))
         for node in range(1, NODES + 1):
             self.boot(node)
-        self._wait(
-            lambda: (
-                self.run("sinfo", "-h", "-p", "desktop", "-t", "idle", "-o", "%D", check=False).strip()
-                == str(NODES)
-            )
-        )
+        self.wait_until_idle()
 
     def stop(self) -> None:
         for node in range(1, NODES + 1):

@@ -15,6 +15,7 @@ import pytest
 from slurm_cluster import SlurmCluster
 from traitlets.config import Config
 
+from qemuspawner.hub.runs.runs import find_run
 from qemuspawner.hub.slurm.commands import SlurmError, tag
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 
@@ -224,3 +225,30 @@ async def test_with_internal_tls_nobody_reads_along_between_the_nodes(hub: hubs.
 
     assert url.startswith("https://198.18.77.1")
     assert (status, answer["state"]) == (200, "running")
+
+
+async def test_who_had_a_desktop_on_a_node_that_is_lost_reads_so(
+    hub: hubs.Hub, cluster: SlurmCluster
+) -> None:
+    """And nothing starts it anew elsewhere, where two desktops would have one disk."""
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+    spawner = hub.spawner("alice")
+    job_id, run_id = spawner.job_id, spawner.run_id
+    node = cluster.run("squeue", "-h", "-o", "%N").strip()
+
+    cluster.kill(int(node.removeprefix("n")))
+    try:
+        async with asyncio.timeout(90):
+            while await spawner.poll() is None:
+                await asyncio.sleep(1)
+        state = cluster.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").strip()
+        run = find_run(spawner.records, run_id)
+    finally:
+        cluster.boot(int(node.removeprefix("n")))
+        cluster.wait_until_idle()
+
+    assert state == "NODE_FAIL"
+    assert run is not None
+    assert (run.outcome, run.end) == ("lost", f"The cluster lost the node {node} that the desktop ran on.")

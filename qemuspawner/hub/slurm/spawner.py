@@ -281,6 +281,9 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             self.log.warning("%s: %s", self.session_id, exc.text)
             return JobStatus.UNKNOWN
         if job is None or job.phase == "over":
+            if job is not None:
+                # Unless the session itself has said why.
+                self.end_run(outcome="lost", why=describe_end(job))
             return JobStatus.NOTFOUND
         return {"pending": JobStatus.PENDING, "running": JobStatus.RUNNING}.get(job.phase, JobStatus.UNKNOWN)
 
