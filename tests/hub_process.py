@@ -31,6 +31,11 @@ class HubProcess:
                     return
                 await asyncio.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()

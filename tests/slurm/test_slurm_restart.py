@@ -2,40 +2,15 @@
 
 import asyncio
 import contextlib
-import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import hubs
 import pytest
-from hub_process import TOKEN, HubProcess
-from jupyterhub.utils import random_port
+from hub_process import HubProcess
 from slurm_cluster import SlurmCluster
-
-TESTS = Path(__file__).parent.parent
-
-CONFIG = """
-import sys
-sys.path[:0] = {path!r}
-import hubs
-from test_slurm_spawner import slurm_config
-from slurm_cluster import SlurmCluster
-from pathlib import Path
-cluster = SlurmCluster(Path({cluster!r}))
-c.merge(slurm_config(Path({state!r}), Path({machines!r}), cluster))
-c.JupyterHub.authenticator_class = "dummy"
-c.JupyterHub.db_url = "sqlite:///{state}/hub.sqlite"
-c.JupyterHub.cookie_secret = b"0" * 32
-c.JupyterHub.bind_url = "http://127.0.0.1:{proxy_port}"
-c.JupyterHub.hub_port = {port}
-c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}, "admin": True}}]
-c.JupyterHub.load_roles = [
-    {{"name": "test", "services": ["test"],
-      "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
-]
-"""
+from slurm_hubs import prepare_state, write_config
 
 
 @pytest.fixture
@@ -47,23 +22,10 @@ async def hub_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[HubProcess]:
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    (state_dir / "sessions").mkdir(mode=0o711)
-    shutil.chown(state_dir / "sessions", hubs.sessions_account())
-    port = random_port()
-    config = tmp_path / "jupyterhub_config.py"
-    config.write_text(
-        CONFIG.format(
-            path=[str(TESTS / "slurm"), *sys.path],
-            cluster=str(cluster.folder),
-            state=str(state_dir),
-            machines=str(machines_dir),
-            proxy_port=random_port(),
-            port=port,
-            token=TOKEN,
-        )
-    )
+    prepare_state(state_dir)
+    config, url = write_config(tmp_path, state_dir, machines_dir, cluster)
     async with aiohttp.ClientSession() as http:
-        hub = HubProcess(config, f"http://{cluster.hub_address}:{port}", http)
+        hub = HubProcess(config, url, http)
         await hub.start()
         await hub.ask("POST", "/users/alice")
         yield hub

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,30 +10,10 @@ import aiohttp
 import hubs
 import pytest
 from slurm_cluster import SlurmCluster
-from traitlets.config import Config
+from slurm_hubs import prepare_state, slurm_config
 
 from qemuspawner.hub.runs.runs import find_run
 from qemuspawner.hub.slurm.commands import SlurmError, tag
-from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
-
-
-def slurm_config(state: Path, machines: Path, cluster: SlurmCluster, **spawner: Any) -> Config:
-    config = hubs.hub_config(state, machines)
-    account = hubs.sessions_account()
-    config.JupyterHub.spawner_class = QemuSlurmSpawner
-    config.JupyterHub.hub_ip = cluster.hub_address
-    traits = {name: value for name, value in config.QemuSpawner.items() if name != "run_as"}
-    config.QemuSlurmSpawner = Config(
-        {
-            **traits,
-            "slurm_user": account,
-            "slurm_prefix": ["runuser", "-u", account, "--"],
-            # A job has nothing of the hub's environment.
-            "cmd": ["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", *hubs.SESSION_COMMAND],
-            **spawner,
-        }
-    )
-    return config
 
 
 @pytest.fixture
@@ -48,9 +25,7 @@ async def hub(
     machines_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[hubs.Hub]:
-    # Nodes' storage is the administrator's to prepare.
-    (state_dir / "sessions").mkdir(mode=0o711)
-    shutil.chown(state_dir / "sessions", hubs.sessions_account())
+    prepare_state(state_dir)
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     config = slurm_config(state_dir, machines_dir, cluster)
     config.JupyterHub.update(getattr(request, "param", {}))
@@ -181,6 +156,8 @@ async def test_a_job_that_nobody_owns_is_cancelled(hub: hubs.Hub, cluster: Slurm
         for comment in (tag(spawner._hub_id, "f" * 20), tag("another-hub", "f" * 20))
     ]
     reaper = spawner.user.settings["qemuspawner_slurm_reaper"]
+    reaper._timer.stop()  # its rounds are ours now
+    reaper._suspects.clear()
 
     await reaper.tend()
     at_first = jobs(cluster)

@@ -32,6 +32,8 @@ from qemuspawner.units import render_seconds
 # How old an answer of Slurm's may be for who waits for a start or an end, and for who only looks in.
 _WAITING_S = 1.0
 _LOOKING_S = 15.0
+# Between two questions that are asked one after the other.
+_BREATH_S = 0.1
 _NODES_S = 10.0
 # From the job's start until its session has told its port.
 _PORT_S = 60
@@ -202,14 +204,15 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         return JobDocument(environment=environment, files=files)
 
     async def _wait_for_node(self) -> str:
-        """Wait until the job runs; the name of its node."""
+        """Wait until the job runs; the name of its node. A port that is told ends the wait: it runs."""
+        assert self._port is not None
         said = ""
         give_up_at = time.monotonic() + self.queue_timeout
         while True:
             job = None
             with contextlib.suppress(SlurmError):
                 # While Slurm does not answer, the job waits on.
-                job = await self._find_job(_WAITING_S)
+                job = await self._find_job(0 if self._port.done() else _WAITING_S)
                 if job is None:
                     raise failure(Text("The desktop's job is gone from the queue."), Text("Try again."))
             if job is not None:
@@ -230,7 +233,8 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                     ),
                     Text("Ask for less, or try again later."),
                 )
-            await asyncio.sleep(_WAITING_S)
+            await asyncio.sleep(_BREATH_S)
+            await asyncio.wait({self._port}, timeout=_WAITING_S)
 
     async def _find_address(self, node: str) -> str:
         cluster = await self._queue.cluster(max_age_s=_NODES_S)
