@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Callable
 
+from qemuspawner.texts import Text
+
 Parse = Callable[[object], str]
 
 MAX_NAME = 80
@@ -18,7 +20,7 @@ def text_of(max_length: int, *, lines: bool = False) -> Parse:
     def parse_text(value: object) -> str:
         text = _parse(value, lines=lines).strip()
         if len(text) > max_length:
-            raise ValueError(f"it has {len(text)} characters")
+            raise ValueError(Text("it has {count} characters", count=len(text)))
         return text
 
     return parse_text
@@ -33,9 +35,9 @@ def script_of(max_kib: int) -> Parse:
             return ""
         size = len(script.encode())
         if size > max_kib * 1024:
-            raise ValueError(f"it has {size} bytes")
+            raise ValueError(Text("it has {count} bytes", count=size))
         if not script.startswith("#!"):
-            raise ValueError("it does not begin so")
+            raise ValueError(Text("it does not begin so"))
         # Browsers end the last line of a field nowhere.
         return script if script.endswith("\n") else f"{script}\n"
 
@@ -44,10 +46,10 @@ def script_of(max_kib: int) -> Parse:
 
 def _parse(value: object, *, lines: bool) -> str:
     if not isinstance(value, str):
-        raise ValueError("it is not a text")
+        raise ValueError(Text("it is not a text"))
     text = value.replace("\r\n", "\n")
     allowed = "\n\t" if lines else ""
     for char in text:
         if char not in allowed and (unicodedata.category(char) in ("Cc", "Cs") or char in _TURNING):
-            raise ValueError("it has characters that cannot be shown")
+            raise ValueError(Text("it has characters that cannot be shown"))
     return text

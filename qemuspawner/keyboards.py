@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from qemuspawner.texts import Text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keyboard:
@@ -13,11 +15,11 @@ class Keyboard:
 
 
 KEYBOARDS = {
-    "us": Keyboard(title="English (US)", layout="us"),
-    "gb": Keyboard(title="English (UK)", layout="gb"),
-    "de": Keyboard(title="German", layout="de"),
-    "fr": Keyboard(title="French", layout="fr"),
-    "es": Keyboard(title="Spanish", layout="es"),
-    "ch": Keyboard(title="German (Switzerland)", layout="ch"),
-    "ch-fr": Keyboard(title="French (Switzerland)", layout="ch", variant="fr"),
+    "us": Keyboard(title=Text("English (US)"), layout="us"),
+    "gb": Keyboard(title=Text("English (UK)"), layout="gb"),
+    "de": Keyboard(title=Text("German"), layout="de"),
+    "fr": Keyboard(title=Text("French"), layout="fr"),
+    "es": Keyboard(title=Text("Spanish"), layout="es"),
+    "ch": Keyboard(title=Text("German (Switzerland)"), layout="ch"),
+    "ch-fr": Keyboard(title=Text("French (Switzerland)"), layout="ch", variant="fr"),
 }

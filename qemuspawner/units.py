@@ -26,7 +26,13 @@ def parse_mib(value: object) -> int:
     Raises:
         ValueError: Not such a quantity; the text is a reason without the value.
     """
-    return _parse(value, _MIB, default_unit="mib", example='"2 GiB", or a whole number of MiB')
+    return _parse(
+        value,
+        _MIB,
+        default_unit="mib",
+        wrong=Text('it is not of the form "2 GiB", or a whole number of MiB'),
+        broken=Text("it is not a whole number of MiB"),
+    )
 
 
 def parse_seconds(value: object) -> int:
@@ -35,29 +41,35 @@ def parse_seconds(value: object) -> int:
     Raises:
         ValueError: Not such a quantity; the text is a reason without the value.
     """
-    return _parse(value, _SECONDS, default_unit="s", example='"8 h", or a whole number of seconds')
+    return _parse(
+        value,
+        _SECONDS,
+        default_unit="s",
+        wrong=Text('it is not of the form "8 h", or a whole number of seconds'),
+        broken=Text("it is not a whole number of seconds"),
+    )
 
 
-def _parse(value: object, factors: dict[str, int], *, default_unit: str, example: str) -> int:
-    reason = f"it is not of the form {example}"
+def _parse(value: object, factors: dict[str, int], *, default_unit: str, wrong: Text, broken: Text) -> int:
+    """`wrong` and `broken` are the reasons why text or a number cannot be such a quantity."""
     if isinstance(value, bool):
-        raise ValueError(reason)
+        raise ValueError(wrong)
     if isinstance(value, int):
         if value < 0:
-            raise ValueError("it is negative")
+            raise ValueError(Text("it is negative"))
         return value
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise ValueError(reason)
+        raise ValueError(wrong)
     match = _QUANTITY.fullmatch(value)
     if match is None:
-        raise ValueError(reason)
+        raise ValueError(wrong)
     number, unit = match.groups()
     factor = factors.get(unit.lower() or default_unit)
     if factor is None:
-        raise ValueError(reason)
+        raise ValueError(wrong)
     quantity = float(number) * factor
     if quantity != int(quantity):
-        raise ValueError(f"it is not a whole number of {'MiB' if factors is _MIB else 'seconds'}")
+        raise ValueError(broken)
     return int(quantity)
 
 
@@ -66,6 +78,14 @@ def render_mib(size_mib: int) -> Text:
     if size_mib < 1024:
         return Text("{number} MiB", number=size_mib)
     return Text("{number} GiB", number=size_mib / 1024)
+
+
+def render_size(*, cpus: int, memory_mib: int) -> Text:
+    """As "2 CPUs, 4 GiB"."""
+    memory = render_mib(memory_mib)
+    if cpus == 1:
+        return Text("1 CPU, {memory}", memory=memory)
+    return Text("{cpus} CPUs, {memory}", cpus=cpus, memory=memory)
 
 
 def render_seconds(duration_s: float) -> Text:

@@ -31,6 +31,7 @@ from qemuspawner.hub.desktops.shown import ShownDesktop, show_kept, show_saved
 from qemuspawner.hub.form import form
 from qemuspawner.hub.form.choices import describe_obstacles
 from qemuspawner.hub.form.favourites import list_favourites
+from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.form.options import (
     FIELDS,
     ONCE,
@@ -49,6 +50,7 @@ from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
+from qemuspawner.hub.refusals import Refuses, is_asking
 from qemuspawner.hub.runs.advice import Advice, give_advice
 from qemuspawner.hub.runs.upkeep import keep_up
 from qemuspawner.hub.sessions.activity import trust_sessions
@@ -60,6 +62,7 @@ from qemuspawner.machines.catalogue import Catalogue, load_all_machines
 from qemuspawner.machines.templates import find_template_obstacle
 from qemuspawner.saved import used_mib
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
+from qemuspawner.texts import Text
 from qemuspawner.units import parse_mib, parse_seconds, render_seconds
 
 if TYPE_CHECKING:
@@ -99,6 +102,7 @@ class _LaunchLinkError(Exception):
 
 
 class QemuSpawnerMixin(
+    Refuses,
     PolicyTraits,
     ProposalTraits,
     LimitTraits,
@@ -310,6 +314,7 @@ class QemuSpawnerMixin(
         """Options can be stored without a start; JupyterHub notes a request here before it reads them."""
         if change["new"] is None or self.orm_spawner is None:
             return
+        self.note_reader(change["new"])
         stored = self.orm_spawner.user_options or {}
         if not stored.keys().isdisjoint(ONCE):
             self._store_options(without_once(stored))
@@ -332,7 +337,7 @@ class QemuSpawnerMixin(
         except RefusedOptionsError as exc:
             self._note_problems(asked_for, exc.problems)
             self._store_options({})
-            raise refusal(exc, reason="options") from None
+            raise self.refusal(exc, reason="options") from None
         self._store_options(options.stored())
         try:
             self.check_acknowledged()
@@ -342,15 +347,15 @@ class QemuSpawnerMixin(
                 await self.check_disk(but=self.session_id if options.sleeping == "discard" else "")
             self._options = self.claim(options)
         except UnreadError as exc:
-            raise refusal(exc, reason="announcement", status_code=403) from None
+            raise self.refusal(exc, reason="announcement", status_code=403) from None
         except DrainedError as exc:
-            raise refusal(exc, reason="drain", status_code=503) from None
+            raise self.refusal(exc, reason="drain", status_code=503) from None
         except ShortageError as exc:
             shortage = exc.shortage
             self._note_problems(asked_for, {shortage.field: exc.text})
-            raise refusal(exc, reason=shortage.reason, status_code=409) from None
+            raise self.refusal(exc, reason=shortage.reason, status_code=409) from None
         except QemuSpawnerError as exc:
-            raise refusal(exc, reason="quota", status_code=500) from None
+            raise self.refusal(exc, reason="quota", status_code=500) from None
 
     def _note_problems(self, user_options: Mapping[str, object], problems: Mapping[str, str]) -> None:
         """Have the form show them, where these options were typed into it."""
@@ -366,14 +371,16 @@ class QemuSpawnerMixin(
         if options.sleeping == "discard" and not self._is_permitted("delete:servers"):
             raise RefusedOptionsError(
                 {
-                    "sleeping": "The option 'sleeping' is 'discard'; you may start this desktop, but not "
-                    "delete what is kept of it."
+                    "sleeping": Text(
+                        "The option 'sleeping' is 'discard'; you may start this desktop, but not delete what "
+                        "is kept of it."
+                    )
                 }
             )
         source, _, _ = str(user_options.get("branch", "")).rpartition("/")
         if options.branch and not self._is_permitted("access:servers", source):
             raise RefusedOptionsError(
-                {"branch": "The option 'branch' names a checkpoint of a desktop that you may not open."}
+                {"branch": Text("The option 'branch' names a checkpoint of a desktop that you may not open.")}
             )
 
     def _check_terms(self, given: object) -> None:
@@ -438,7 +445,7 @@ class QemuSpawnerMixin(
         self._entry = None
         self._sweeper.sweep(self._state_paths)
         # After an error the form is the default server's, whichever was asked for.
-        asked_for = self.name if _is_asking(self.handler) else entry.server_name
+        asked_for = self.name if is_asking(self.handler) else entry.server_name
         kept = self._find_kept(self.name if asked_for is None else asked_for)
         if entry.server_name not in (None, kept.server_name):
             entry = replace(entry, options=without_once(entry.options))
@@ -446,6 +453,7 @@ class QemuSpawnerMixin(
         return form.render_form(
             entry,
             user=self.user.name,
+            language=self.form_language,
             machines=self._my_machines(catalogue),
             limits=self._limits,
             favourites=self._noted(lambda: list_favourites(self.records, user=self.user.name, kind="machine"))
@@ -662,7 +670,7 @@ class QemuSpawnerMixin(
         options = self._options
         if options is None:
             raise SpawnException(
-                "This hub replaces apply_user_options, so nothing has checked the options.",
+                Text("This hub replaces apply_user_options, so nothing has checked the options."),
                 reason="options",
                 status_code=500,
             )
@@ -706,11 +714,15 @@ class QemuSpawnerMixin(
             proposal=options.proposal,
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
-            raise refusal(
+            raise self.refusal(
                 QemuSpawnerError(
-                    f"The text of the machine '{spec.machine.id}' is longer than the "
-                    f"{_MAX_SPEC_KIB} KiB that can be given to a session.",
-                    hint="The administrator shortens its machine.toml.",
+                    Text(
+                        "The text of the machine {machine} is longer than the {most} KiB that can be given "
+                        "to a session.",
+                        machine=quote(spec.machine.id),
+                        most=_MAX_SPEC_KIB,
+                    ),
+                    hint=Text("The administrator shortens its machine.toml."),
                 ),
                 reason="machine",
                 status_code=500,
@@ -786,7 +798,7 @@ class QemuSpawnerMixin(
             for sentence in self.invite_members():
                 self._progress.say(sentence)
         except SpawnException as exc:
-            self.end_run(outcome="failed", why=exc.jupyterhub_message)
+            self.end_run(outcome="failed", why=exc.message)
             raise
         finally:
             self._progress.close()
@@ -803,14 +815,16 @@ class QemuSpawnerMixin(
             async with asyncio.timeout(max(self.start_timeout - _GIVE_UP_BEFORE_S, 1)):
                 status = await self._last_status()
         except TimeoutError:
-            raise failure(
-                f"The desktop did not appear within {render_seconds(self.start_timeout)}.",
-                "Try again; if it happens again, tell the administrator.",
+            raise self.failure(
+                Text("The desktop did not appear within {span}.", span=render_seconds(self.start_timeout)),
+                Text("Try again; if it happens again, tell the administrator."),
             ) from None
         if status is None:
-            raise failure("The desktop's process ended without a word.", "The hub's log has the reason.")
+            raise self.failure(
+                Text("The desktop's process ended without a word."), Text("The hub's log has the reason.")
+            )
         if status.state != "running":
-            raise failure(status.message or "The desktop ended before it was ready.", status.hint)
+            raise self.failure(status.message or Text("The desktop ended before it was ready."), status.hint)
         return status
 
     def _warm_up(self) -> None:
@@ -928,21 +942,3 @@ class QemuSpawnerMixin(
             if token is not kept:
                 database.delete(token)
         database.commit()
-
-
-def _is_asking(handler: Any) -> bool:
-    """Whether JupyterHub's request that it noted with the spawner is the one that is being answered."""
-    return handler is not None and not handler._finished
-
-
-def failure(message: str, hint: str) -> SpawnException:
-    return refusal(QemuSpawnerError(message, hint=hint), reason="session", status_code=500)
-
-
-def refusal(exc: QemuSpawnerError, *, reason: str, status_code: int = 400) -> SpawnException:
-    """An error as JupyterHub shows it to the user; it is counted here and there."""
-    metrics.REFUSALS.labels(reason).inc()
-    refusal = SpawnException(exc.text, reason=reason, status_code=status_code)
-    # The form and the pending page show this; else they would show the exception's name as well.
-    refusal.jupyterhub_message = exc.text
-    return refusal

@@ -233,7 +233,7 @@ async def test_what_is_too_long_is_counted_and_not_sent(open_form: Open) -> None
 
     await notes.fill("x" * 2001)
 
-    await expect(page.locator("[data-counter=notes]")).to_have_text("2001 of 2000")
+    await expect(page.locator("[data-counter=notes]")).to_have_text("2,001 of 2,000")
     assert await notes.evaluate("notes => notes.validationMessage") == "This is too long."
 
 

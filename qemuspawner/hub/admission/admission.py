@@ -9,8 +9,9 @@ from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.admission.capacity import HostCapacity, needed_mib
 from qemuspawner.hub.admission.promises import Need, find_free_at
 from qemuspawner.hub.admission.quotas import Row
-from qemuspawner.hub.form.fields import show
+from qemuspawner.hub.form.fields import quote, show
 from qemuspawner.spec import Gpus
+from qemuspawner.texts import Text, join_sentences
 from qemuspawner.units import render_mib, render_seconds
 
 
@@ -26,7 +27,7 @@ class Shortage:
 
     @property
     def text(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        return join_sentences(self.message, self.hint)
 
 
 class ShortageError(QemuSpawnerError):
@@ -68,15 +69,25 @@ def _exceed(row: Row, need: Need) -> Shortage | None:
     asked = kind.amount(need)
     if asked == 0 or row.used + asked <= row.limit:
         return None
-    more = f"{kind.render(asked)} more {'was' if asked == 1 else 'were'} asked for"
+    quota, owner, used = quote(kind.label), _owner(row), _used(row)
     free_at = row.free_at(asked)
     return Shortage(
         reason="quota",
         field=kind.field,
-        message=f"Quota '{kind.label}' of {_owner(row)}: {_used(row)}; {more}.",
-        hint=_join(
-            f"It is used by {row.used_by}." if row.used_by else "",
-            _when(free_at) or "Ask for less, or the administrator for more.",
+        message=Text(
+            "Quota {quota} of {owner}: {used}; 1 more was asked for.", quota=quota, owner=owner, used=used
+        )
+        if asked == 1
+        else Text(
+            "Quota {quota} of {owner}: {used}; {asked} more were asked for.",
+            quota=quota,
+            owner=owner,
+            used=used,
+            asked=kind.render(asked),
+        ),
+        hint=join_sentences(
+            Text("It is used by {users}.", users=row.used_by) if row.used_by else "",
+            _when(free_at) or Text("Ask for less, or the administrator for more."),
         ),
         free_at=free_at,
     )
@@ -85,52 +96,73 @@ def _exceed(row: Row, need: Need) -> Shortage | None:
 def used_up(row: Row) -> Shortage:
     """Nothing is left of a quota."""
     hints = {
-        "disk": "Delete some of them on the hub's home page, or wake one of them.",
-        "cpu_hours": "What was used longer ago does not count; more the administrator can give.",
-        "gpu_hours": "Start it without a GPU, or ask the administrator for more.",
+        "disk": Text("Delete some of them on the hub's home page, or wake one of them."),
+        "cpu_hours": Text("What was used longer ago does not count; more the administrator can give."),
+        "gpu_hours": Text("Start it without a GPU, or ask the administrator for more."),
     }
-    within = f" within {render_seconds(row.window_s)}" if row.kind.is_hours else ""
+    quota, owner, used = quote(row.kind.label), _owner(row), _used(row)
     return Shortage(
         reason="quota",
         field=row.kind.field,
-        message=f"Quota '{row.kind.label}' of {_owner(row)}: {_used(row)}{within}.",
+        message=Text(
+            "Quota {quota} of {owner}: {used} within {window}.",
+            quota=quota,
+            owner=owner,
+            used=used,
+            window=render_seconds(row.window_s),
+        )
+        if row.kind.is_hours
+        else Text("Quota {quota} of {owner}: {used}.", quota=quota, owner=owner, used=used),
         hint=hints[row.kind.name],
     )
 
 
-def _owner(row: Row) -> str:
-    return f"the group {show(row.group)}" if row.group else show(row.user)
+def _owner(row: Row) -> Text:
+    return Text("the group {group}", group=show(row.group)) if row.group else show(row.user)
 
 
-def _used(row: Row) -> str:
-    return f"{row.kind.render(row.used)} of {row.kind.render(row.limit)} are used"
+def _used(row: Row) -> Text:
+    render = row.kind.render
+    return Text("{used} of {limit} are used", used=render(row.used), limit=render(row.limit))
 
 
 def _lack(host: HostCapacity, need: Need) -> Shortage | None:
     """Why a desktop that needs so much does not fit on a host."""
     memory, needed = host.memory_mib, needed_mib(need.memory_mib)
     if needed > memory.free:
-        where = (
-            f"has {render_mib(memory.free)} of memory free"
-            if needed <= memory.total
-            else f"has {render_mib(memory.total)} of memory for desktops in all"
-        )
         return _missing(
             host,
             "memory",
-            f"This host {where}; the desktop needs {render_mib(needed)}.",
+            Text(
+                "This host has {free} of memory free; the desktop needs {needed}.",
+                free=render_mib(memory.free),
+                needed=render_mib(needed),
+            )
+            if needed <= memory.total
+            else Text(
+                "This host has {total} of memory for desktops in all; the desktop needs {needed}.",
+                total=render_mib(memory.total),
+                needed=render_mib(needed),
+            ),
             missing=needed - memory.free,
             amount=lambda one: needed_mib(one.memory_mib),
         )
     cpus = host.cpus
     if cpus is not None and need.cpus > cpus.free:
-        where = (
-            f"has {cpus.free} CPUs free" if need.cpus <= cpus.total else f"has {cpus.total} CPUs for desktops"
-        )
         return _missing(
             host,
             "cpus",
-            f"This host {where}; the desktop needs {need.cpus}.",
+            Text(
+                "This host has {free} CPUs free; the desktop needs {needed}.",
+                free=cpus.free,
+                needed=need.cpus,
+            )
+            if need.cpus <= cpus.total
+            else Text(
+                "This host has {total} CPUs for desktops; the desktop needs {needed}.",
+                total=cpus.total,
+                needed=need.cpus,
+            ),
             missing=need.cpus - cpus.free,
             amount=lambda one: one.cpus,
         )
@@ -143,17 +175,25 @@ def _lack_gpus(host: HostCapacity, need: Gpus) -> Shortage | None:
         return None
     if need.model and need.model in units:
         one = units[need.model]
-        message = (
-            f"This host has {one.free} of {one.total} GPUs {show(need.model)} free; "
-            f"the desktop needs {need.count}."
+        message = Text(
+            "This host has {free} of {total} GPUs {model} free; the desktop needs {needed}.",
+            free=one.free,
+            total=one.total,
+            model=show(need.model),
+            needed=need.count,
+        )
+    elif need.model:
+        message = Text(
+            "This host does not have {needed} GPUs {model} free.", needed=need.count, model=show(need.model)
         )
     else:
-        name = f"GPUs {show(need.model)}" if need.model else "GPUs of one model"
-        message = f"This host does not have {need.count} {name} free."
+        message = Text("This host does not have {needed} GPUs of one model free.", needed=need.count)
     found = [
         _missing_gpus(host, model, message, missing=need.count - one.free) for model, one in units.items()
     ]
-    nothing = Shortage(reason="capacity", field="gpu", message=message, hint="Choose another one, or none.")
+    nothing = Shortage(
+        reason="capacity", field="gpu", message=message, hint=Text("Choose another one, or none.")
+    )
     return min(found or [nothing], key=lambda shortage: shortage.free_at or float("inf"))
 
 
@@ -172,7 +212,7 @@ def _missing(
         reason="capacity",
         field=field,
         message=message,
-        hint=_when(free_at) or "Choose less.",
+        hint=_when(free_at) or Text("Choose less."),
         free_at=free_at,
     )
 
@@ -181,8 +221,6 @@ def _when(free_at: float | None) -> str:
     if free_at is None:
         return ""
     left = render_seconds(60 * max(1, math.ceil((free_at - time.time()) / 60)))
-    return f"Unless desktops are extended, enough is free in {left}; choose less, or try again then."
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(filter(None, sentences))
+    return Text(
+        "Unless desktops are extended, enough is free in {left}; choose less, or try again then.", left=left
+    )

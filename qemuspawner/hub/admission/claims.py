@@ -23,6 +23,7 @@ from qemuspawner.hub.form.options import Options
 from qemuspawner.hub.runs.runs import Hours, records_of, sum_hours
 from qemuspawner.paths import StatePaths
 from qemuspawner.saved import used_mib_by_user
+from qemuspawner.texts import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,8 @@ class ClaimsCapacity(KeepsPromise):
         except Exception as exc:
             self.log.exception("The quotas cannot be read")
             raise QemuSpawnerError(
-                "The quotas of this hub cannot be read.",
-                hint="Tell the administrator; the hub's log has the reason.",
+                Text("The quotas of this hub cannot be read."),
+                hint=Text("Tell the administrator; the hub's log has the reason."),
             ) from exc
         return replace(quotas, user={"disk": self.saved_quota or None, **quotas.user})
 

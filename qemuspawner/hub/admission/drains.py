@@ -11,7 +11,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner.errors import OptionsError
+from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 
 class Drain(Base):
@@ -31,8 +33,12 @@ class DrainedError(OptionsError):
     def __init__(self, drain: Drain) -> None:
         reason = drain.reason.rstrip(".")
         super().__init__(
-            f"No new desktops start on the host '{drain.node}' at the moment: {reason}.",
-            hint="Those that run go on. Try again later, or ask the administrators.",
+            Text(
+                "No new desktops start on the host {host} at the moment: {reason}.",
+                host=quote(drain.node),
+                reason=reason,
+            ),
+            hint=Text("Those that run go on. Try again later, or ask the administrators."),
         )
 
 

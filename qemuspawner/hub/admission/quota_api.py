@@ -10,6 +10,7 @@ from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.admission.claims import ClaimsCapacity
+from qemuspawner.hub.languages import http_error
 
 
 class QuotasHandler(APIHandler):  # type: ignore[misc]
@@ -22,7 +23,7 @@ class QuotasHandler(APIHandler):  # type: ignore[misc]
         try:
             rows = await user.spawner.count_quotas()
         except QemuSpawnerError as exc:
-            raise web.HTTPError(500, exc.text) from exc
+            raise http_error(self.request, 500, exc.text) from exc
         self.finish(json.dumps({"quotas": [row.describe() for row in rows]}))
 
 

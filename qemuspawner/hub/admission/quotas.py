@@ -9,13 +9,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from qemuspawner.hub.admission.promises import Need, Promise, find_free_at
-from qemuspawner.hub.form.fields import join_words, show
+from qemuspawner.hub.form.fields import all_of, any_of, show
+from qemuspawner.texts import Text
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 _KEYS = ("user", "users", "each_in_group", "groups", "window")
 _LEAST_WINDOW_S = 3600
 _LONGEST_WINDOW_S = 10 * 366 * 86400
 _MOST = 10**9
+_MANY_HOURS = 1000
 
 # By the names of KINDS; None is no limit.
 Limits = Mapping[str, float | None]
@@ -41,18 +43,21 @@ class Kind:
         if self.unit == "MiB":
             return render_mib(round(value))
         if self.is_hours:
-            return f"{value:.1f}".removesuffix(".0") + " h"
+            # As exact as a float is shown; of many, nobody counts minutes.
+            return Text("{number} h", number=round(value, 1) if value < _MANY_HOURS else round(value))
         return f"{value:.0f}"
 
 
 KINDS = (
-    Kind(name="sessions", label="Desktops", amount=lambda _need: 1),
-    Kind(name="cpus", label="CPUs", field="cpus", amount=lambda need: need.cpus),
-    Kind(name="memory", label="Memory", unit="MiB", field="memory", amount=lambda need: need.memory_mib),
-    Kind(name="gpus", label="GPUs", field="gpu", amount=lambda need: need.gpu_count),
-    Kind(name="disk", label="Saved desktops", unit="MiB"),
-    Kind(name="cpu_hours", label="CPU-hours", unit="h"),
-    Kind(name="gpu_hours", label="GPU-hours", unit="h", field="gpu"),
+    Kind(name="sessions", label=Text("Desktops"), amount=lambda _need: 1),
+    Kind(name="cpus", label=Text("CPUs"), field="cpus", amount=lambda need: need.cpus),
+    Kind(
+        name="memory", label=Text("Memory"), unit="MiB", field="memory", amount=lambda need: need.memory_mib
+    ),
+    Kind(name="gpus", label=Text("GPUs"), field="gpu", amount=lambda need: need.gpu_count),
+    Kind(name="disk", label=Text("Saved desktops"), unit="MiB"),
+    Kind(name="cpu_hours", label=Text("CPU-hours"), unit="h"),
+    Kind(name="gpu_hours", label=Text("GPU-hours"), unit="h", field="gpu"),
 )
 _BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -167,7 +172,7 @@ def _table(value: object, where: str, known: Collection[str] | None = None) -> M
         raise ValueError(f"The {where} are {show(value)}, which is not a table.")
     for name in value:
         if known is not None and name not in known:
-            raise ValueError(f"There is no {show(name)} in the {where}; there can be {join_words(known)}.")
+            raise ValueError(f"There is no {show(name)} in the {where}; there can be {any_of(known)}.")
     return value
 
 
@@ -195,14 +200,16 @@ class Row:
             return ""
         held = [promise for promise in self.promises if amount(promise) > 0]
         words = [
-            f"{show(promise.server) if promise.server else 'your default desktop'} "
-            f"({self.kind.render(amount(promise))})"
+            _say_use(
+                show(promise.server) if promise.server else Text("your default desktop"),
+                self.kind.render(amount(promise)),
+            )
             for promise in held
             if promise.user == self.user
         ]
         if others := sum(amount(promise) for promise in held if promise.user != self.user):
-            words.append(f"other members ({self.kind.render(others)})")
-        return join_words(words, "and") if words else ""
+            words.append(_say_use(Text("other members"), self.kind.render(others)))
+        return all_of(words) if words else ""
 
     def free_at(self, asked: float) -> float | None:
         """When as much as was asked for is there at the latest; None where that cannot be said."""
@@ -222,6 +229,10 @@ class Row:
             "unit": self.kind.unit,
             "window": self.window_s if self.kind.is_hours else 0,
         }
+
+
+def _say_use(who: Text, amount: str) -> Text:
+    return Text("{who} ({amount})", who=who, amount=amount)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from jupyterhub import apihandlers
 from jupyterhub.scopes import needs_scope
 
 from qemuspawner.hub.desktops.api import DesktopsHandler
+from qemuspawner.languages import choose_language
 
 
 class ChoicesHandler(DesktopsHandler):
@@ -14,7 +15,8 @@ class ChoicesHandler(DesktopsHandler):
     async def get(self, user_name: str) -> None:
         """Each choice of the form with what stands against it, in a sentence; "" where it can start."""
         spawner: Any = self.find_spawner(user_name)
-        self.write(json.dumps(spawner.find_obstacles()))
+        said = choose_language(self.request).say(spawner.find_obstacles())
+        self.write(json.dumps(said))
 
 
 apihandlers.default_handlers += [(r"/api/users/([^/]+)/choices", ChoicesHandler)]

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 # Of one kind, each user; a page shows them all.
 MAX_FAVOURITES = 200
@@ -39,7 +40,11 @@ def add_favourite(records: Records, *, user: str, kind: str, key: str) -> None:
     """
     if len(key) > MAX_KEY:
         raise QemuSpawnerError(
-            f"The name of the favourite has {len(key)} characters; at most {MAX_KEY} are allowed."
+            Text(
+                "The name of the favourite has {count} characters; at most {most} are allowed.",
+                count=len(key),
+                most=MAX_KEY,
+            )
         )
     mine = select(func.count()).where(Favourite.user == user, Favourite.kind == kind)
     with records.session() as session:
@@ -47,8 +52,8 @@ def add_favourite(records: Records, *, user: str, kind: str, key: str) -> None:
             return
         if session.scalar(mine) >= MAX_FAVOURITES:  # type: ignore[operator]
             raise QemuSpawnerError(
-                f"You have {MAX_FAVOURITES} favourites already; more are not allowed.",
-                hint="Take the star from one of them.",
+                Text("You have {most} favourites already; more are not allowed.", most=MAX_FAVOURITES),
+                hint=Text("Take the star from one of them."),
             )
         session.add(Favourite(user=user, kind=kind, key=key, marked=time.time()))
 

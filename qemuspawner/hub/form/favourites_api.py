@@ -5,11 +5,11 @@ from typing import Any
 
 from jupyterhub import apihandlers
 from jupyterhub.scopes import needs_scope
-from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.desktops.api import DesktopsHandler
 from qemuspawner.hub.form.favourites import add_favourite, delete_favourite, list_favourites
+from qemuspawner.hub.languages import http_error
 
 
 class FavouritesHandler(DesktopsHandler):
@@ -27,7 +27,7 @@ class FavouriteHandler(DesktopsHandler):
         try:
             add_favourite(spawner.records, user=user_name, kind=kind, key=key)
         except QemuSpawnerError as exc:
-            raise web.HTTPError(400, exc.text) from exc
+            raise http_error(self.request, 400, exc.text) from exc
         self.set_status(204)
 
     @needs_scope("start:servers")  # type: ignore[untyped-decorator]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qemuspawner.texts import Text, list_texts, reason_of
+
 _MAX_SHOWN = 60
 _MAX_LISTED = 8
 _CPUS = re.compile(r"\s*([0-9]{1,4})\s*", re.ASCII)
@@ -37,8 +39,19 @@ class Field:
         try:
             return self.parse(value)
         except ValueError as exc:
-            why = f" ({exc})" if str(exc) else ""
-            raise ValueError(f"The option '{self.name}' is {show(value)}{why}; {self.bound}.") from None
+            raise ValueError(self._say_refused(value, reason_of(exc))) from None
+
+    def _say_refused(self, value: object, why: str) -> Text:
+        name, bound = self.name, self.bound
+        if not why:
+            return Text("The option '{name}' is {value}; {bound}.", name=name, value=show(value), bound=bound)
+        return Text(
+            "The option '{name}' is {value} ({why}); {bound}.",
+            name=name,
+            value=show(value),
+            why=why,
+            bound=bound,
+        )
 
 
 def parse_count(value: object) -> int:
@@ -47,7 +60,7 @@ def parse_count(value: object) -> int:
         return value
     match = _CPUS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("it is not a whole number")
+        raise ValueError(Text("it is not a whole number"))
     return int(match[1])
 
 
@@ -71,7 +84,7 @@ def in_range(parse: Callable[[object], int], least: int, most: int) -> Parse:
     return parse_in_range
 
 
-def show(value: object) -> str:
+def show(value: object) -> Text:
     """A value as it may stand in a sentence: quoted, cut short, its control characters visible."""
     text = value if isinstance(value, str) else _SHORT.repr(value)
     cut = "…" if len(text) > _MAX_SHOWN else ""
@@ -79,12 +92,26 @@ def show(value: object) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text[:_MAX_SHOWN]
     )
-    return f"'{visible}{cut}'"
+    return quote(f"{visible}{cut}")
 
 
-def join_words(values: Iterable[object], last: str = "or", *, most: int = _MAX_LISTED) -> str:
+def quote(text: str) -> Text:
+    """A name in quotes, which are others in other languages."""
+    return Text("'{text}'", text=text)
+
+
+def any_of(values: Iterable[object], *, most: int = _MAX_LISTED) -> str:
     """(1, 2, 4) -> "1, 2 or 4"; not more than `most`."""
-    words = [str(value) for value in values]
-    if len(words) > most:
-        words[most:] = ["others"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+    *some, last = _words(values, most)
+    return Text("{some} or {last}", some=list_texts(some), last=last) if some else last
+
+
+def all_of(values: Iterable[object], *, most: int = _MAX_LISTED) -> str:
+    """(1, 2, 4) -> "1, 2 and 4"; not more than `most`."""
+    *some, last = _words(values, most)
+    return Text("{some} and {last}", some=list_texts(some), last=last) if some else last
+
+
+def _words(values: Iterable[object], most: int) -> list[str]:
+    words = [value if isinstance(value, str) else str(value) for value in values]
+    return words if len(words) <= most else [*words[:most], Text("others")]

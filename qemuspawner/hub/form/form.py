@@ -1,5 +1,6 @@
 """The options form: rendered for a user, with what they chose last or have just typed."""
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from qemuspawner.hub.admission.quotas import ShownRow
 from qemuspawner.hub.desktops.kept import NOTHING, Kept
 from qemuspawner.hub.desktops.shown import Shown, ShownDesktop
 from qemuspawner.hub.form.choices import Choice, find_choices
-from qemuspawner.hub.form.fields import join_words
+from qemuspawner.hub.form.fields import any_of
 from qemuspawner.hub.form.gpu_option import offered_gpus
 from qemuspawner.hub.form.options import (
     FIELDS,
@@ -25,15 +26,18 @@ from qemuspawner.hub.form.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.languages import teach_languages
 from qemuspawner.hub.limits import Limits
 from qemuspawner.hub.proposals.shown import ShownProposals
-from qemuspawner.hub.runs.advice import Advice
+from qemuspawner.hub.runs.advice import Advice, say_cpus
 from qemuspawner.keyboards import KEYBOARDS
+from qemuspawner.languages import Language
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.paths import TEMPLATES
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib, render_seconds
 
 _TEMPLATES = jinja2.Environment(
@@ -43,6 +47,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+teach_languages(_TEMPLATES)
 
 
 # The lifetime of what is woken, beside that of a new desktop.
@@ -58,7 +63,11 @@ _PRESET_CHOICE = re.compile(r"([a-z][a-z0-9-]*)/(.+)", re.DOTALL)
 _MAX_TEXT = 80_000
 
 # How a desktop comes to its end where nobody shuts it down, by what `suspend_on` calls it.
-_ENDS = {"lifetime": "its lifetime is over", "idle": "nobody uses it", "stop": "it is stopped on the hub"}
+_ENDS = {
+    "lifetime": Text("its lifetime is over"),
+    "idle": Text("nobody uses it"),
+    "stop": Text("it is stopped on the hub"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +126,17 @@ def unpack_link(query: Mapping[str, list[Any]]) -> tuple[dict[str, object], dict
     Whoever presses Start too quickly would lose what is kept, accept what they have not read or run somebody
     else's program, by somebody else's link.
     """
-    options, problems = unpack_form(query), {}
+    options = unpack_form(query)
+    problems: dict[str, str] = {}
     if options.get("sleeping") == "discard":
         del options["sleeping"]
-        problems["sleeping"] = "A link cannot ask for 'discard'; what is to be deleted only you can choose."
+        problems["sleeping"] = Text(
+            "A link cannot ask for 'discard'; what is to be deleted only you can choose."
+        )
     if options.pop("script", None) is not None:
-        problems["script"] = "A link cannot bring a script along; only you can type one in."
+        problems["script"] = Text("A link cannot bring a script along; only you can type one in.")
     if options.pop("terms", None) is not None:
-        problems["terms"] = "A link cannot accept the terms of use; only you can."
+        problems["terms"] = Text("A link cannot accept the terms of use; only you can.")
     return options, problems
 
 
@@ -132,6 +144,7 @@ def render_form(
     entry: Entry,
     *,
     user: str,
+    language: Language,
     machines: Mapping[str, Machine],
     limits: Limits,
     favourites: Collection[str] = (),
@@ -150,12 +163,12 @@ def render_form(
 ) -> str:
     """The form's HTML, without the <form> element.
 
-    `user` is who the desktop is for. `favourites` are ids of machines, shown first; `settings` are names of
-    saved options; `terms` are to be accepted; `now` is what there is room for. `kept` is what is kept of the
-    server, and `desktop` the same for the page; `branch` is the checkpoint of another one that the new
-    desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is kept for `keep_s` seconds
-    then (0: for ever). `quotas` are the user's, `proposals` is the picker of theirs; `advice` is
-    of the last run; `catalogue_problems` are for administrators.
+    `user` is who the desktop is for, `language` is of who reads it. `favourites` are ids of machines, shown
+    first; `settings` are names of saved options; `terms` are to be accepted; `now` is what there is room for.
+    `kept` is what is kept of the server, and `desktop` the same for the page; `branch` is the checkpoint of
+    another one that the new desktop goes on from; `suspend_on` says what puts a desktop to sleep, which is
+    kept for `keep_s` seconds then (0: for ever). `quotas` are the user's, `proposals` is the picker of
+    theirs; `advice` is of the last run; `catalogue_problems` are for administrators.
     """
     machines = dict(sorted(machines.items(), key=lambda item: item[0] not in favourites))
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
@@ -176,7 +189,7 @@ def render_form(
         | {"is_favourite": name in favourites}
         for name, machine in machines.items()
     ]
-    return _TEMPLATES.get_template("options_form.html").render(
+    shown = dict(
         user=user,
         cards=cards,
         chosen=next((card for card in cards if card["id"] == chosen), None),
@@ -186,7 +199,7 @@ def render_form(
         suspend_on=suspend_on,
         sleeps_when=_join(text for end, text in _ENDS.items() if end in suspend_on),
         is_deleted_when=_join(
-            [*(text for end, text in _ENDS.items() if end not in suspend_on), "it is shut down"]
+            [*(text for end, text in _ENDS.items() if end not in suspend_on), Text("it is shut down")]
         ),
         proposals=proposals,
         kept_for=render_seconds(keep_s) if keep_s else "",
@@ -210,11 +223,12 @@ def render_form(
         from_link=entry.from_link,
         catalogue_problems=list(catalogue_problems),
     )
+    return _TEMPLATES.get_template("options_form.html").render(language.say(shown), language=language)
 
 
 def _join(words: Iterable[str]) -> str:
     found = list(words)
-    return join_words(found) if found else ""
+    return any_of(found) if found else ""
 
 
 def _asleep(entry: Entry, kept: Kept, desktop: ShownDesktop, limits: Limits) -> dict[str, object]:
@@ -293,7 +307,7 @@ def _card_choices(choices: Iterable[Choice], preferred: Options) -> list[dict[st
     shown: list[dict[str, object]] = [
         {
             "value": choice.value,
-            "title": choice.preset.name if choice.preset else "Other size",
+            "title": choice.preset.name if choice.preset else Text("Other size"),
             "about": choice.preset.description if choice.preset else "",
             "facts": _facts(choice.options) if choice.preset and choice.options else "",
             "sizes": _sizes(choice.options) if choice.preset and choice.options else None,
@@ -311,10 +325,12 @@ def _sizes(options: Options) -> dict[str, object]:
 
 
 def _facts(options: Options) -> str:
-    facts = ["1 CPU" if options.cpus == 1 else f"{options.cpus} CPUs", render_mib(options.memory_mib)]
+    facts = [say_cpus(options.cpus), render_mib(options.memory_mib)]
     if options.gpus:
-        facts.append("1 GPU" if options.gpus.count == 1 else f"{options.gpus.count} GPUs")
-    return " · ".join((*facts, render_seconds(options.lifetime_s)))
+        count = options.gpus.count
+        facts.append(Text("1 GPU") if count == 1 else Text("{count} GPUs", count=count))
+    facts.append(render_seconds(options.lifetime_s))
+    return functools.reduce(lambda some, one: Text("{some} · {one}", some=some, one=one), facts)
 
 
 def _preferred(machine: Machine, entry: Entry, limits: Limits) -> Options:
@@ -338,9 +354,11 @@ def _preferred(machine: Machine, entry: Entry, limits: Limits) -> Options:
 
 def _gpu_choices(machine: Machine, preferred: Options, limits: Limits) -> list[dict[str, object]]:
     """What the hub's hosts could give; where none is chosen for a machine that needs one, any single one."""
-    titles = {} if machine.gpu.need == "required" else {"none": "None"}
+    titles: dict[str, str] = {} if machine.gpu.need == "required" else {"none": Text("None")}
     for gpus in offered_gpus(machine, limits.gpus):
-        titles[str(gpus)] = gpus.model if gpus.count == 1 else f"{gpus.count} of {gpus.model}"
+        titles[str(gpus)] = (
+            gpus.model if gpus.count == 1 else Text("{count} of {model}", count=gpus.count, model=gpus.model)
+        )
     chosen = str(preferred.gpus) if preferred.gpus else "none"
     return [{"value": value, "label": title, "selected": value == chosen} for value, title in titles.items()]
 

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 
-from qemuspawner.hub.form.fields import Field, join_words
+from qemuspawner.hub.form.fields import Field, any_of, quote
 from qemuspawner.machine import Machine
 from qemuspawner.spec import Gpus
+from qemuspawner.texts import Text
 
 _COUNT = re.compile(r"[0-9]{1,4}", re.ASCII)
 # What people write who want no GPU.
@@ -46,13 +47,15 @@ def _is_offered(asked: Gpus, machine: Machine, most: Mapping[str, int]) -> bool:
 
 def _bound(machine: Machine, most: Mapping[str, int]) -> str:
     if machine.gpu.need == "none":
-        return f"'{machine.name}' takes no GPU"
+        return Text("{machine} takes no GPU", machine=quote(machine.name))
     if not most:
-        return "this hub has no GPUs for desktops"
-    there_are = join_words((f"{count} of '{model}'" for model, count in sorted(most.items())))
+        return Text("this hub has no GPUs for desktops")
+    gpus = any_of(
+        Text("{count} of {model}", count=count, model=quote(model)) for model, count in sorted(most.items())
+    )
     if machine.gpu.need == "required":
-        return f"'{machine.name}' needs a GPU, at most {there_are}"
-    return f"a desktop can have at most {there_are}"
+        return Text("{machine} needs a GPU, at most {gpus}", machine=quote(machine.name), gpus=gpus)
+    return Text("a desktop can have at most {gpus}", gpus=gpus)
 
 
 def _parse_gpus(value: object, models: Mapping[str, int]) -> Gpus | None:
@@ -60,7 +63,7 @@ def _parse_gpus(value: object, models: Mapping[str, int]) -> Gpus | None:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10000:
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError("it is not a model of GPUs, nor a number of them")
+        raise ValueError(Text("it is not a model of GPUs, nor a number of them"))
     text = value.strip().lower()
     if text in _NONE:
         return None

@@ -1,14 +1,14 @@
 """The options of a start request, checked in one place for form, REST, links and stored options alike."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, script_of, text_of
 from qemuspawner.hub.desktops.kept import NAME, NOTHING, Kept
-from qemuspawner.hub.form.fields import Field, in_range, join_words, one_of, parse_count, show
+from qemuspawner.hub.form.fields import Field, all_of, any_of, in_range, one_of, parse_count, quote, show
 from qemuspawner.hub.form.gpu_option import gpu_field
 from qemuspawner.hub.limits import MIN_LIFETIME_S, Limits
 from qemuspawner.hub.proposals.choice import check_proposal
@@ -18,6 +18,7 @@ from qemuspawner.machine import Machine, Preset
 from qemuspawner.machines.catalogue import missing_files
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import ChosenProposal, Gpus, SessionSpec
+from qemuspawner.texts import Text, join_sentences, reason_of
 from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 # What a new desktop is made of, and is remembered for the next one.
@@ -87,7 +88,7 @@ class RefusedOptionsError(OptionsError):
     """Every problem of a start request; `problems` has a sentence for each field."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
-        super().__init__(" ".join(problems.values()))
+        super().__init__(join_sentences(*problems.values()))
         self.problems = dict(problems)
 
 
@@ -118,17 +119,27 @@ def max_lifetime_s(machine: Machine, limits: Limits) -> int:
 
 def find_obstacle(machine: Machine, limits: Limits) -> str:
     """Why the machine cannot be started at all, in a sentence; "" where it can."""
+    name = quote(machine.name)
     if machine.gpu.need == "required" and not limits.gpus:
-        return f"'{machine.name}' needs a GPU, and this hub has none for desktops."
+        return Text("{machine} needs a GPU, and this hub has none for desktops.", machine=name)
     missing = missing_files(machine)
     if not missing:
         return ""
-    remedy = (
-        f"builds it with `qemuspawner machines build {machine.id}`"
-        if machine.build
-        else "puts it into the machine's image folder"
+    file = quote(missing[0].name)
+    if machine.build:
+        command = f"qemuspawner machines build {machine.id}"
+        return Text(
+            "{machine} cannot start: {file} is missing; the administrator builds it with `{command}`.",
+            machine=name,
+            file=file,
+            command=command,
+        )
+    return Text(
+        "{machine} cannot start: {file} is missing; the administrator puts it into the machine's image "
+        "folder.",
+        machine=name,
+        file=file,
     )
-    return f"'{machine.name}' cannot start: '{missing[0].name}' is missing; the administrator {remedy}."
 
 
 def check_options(
@@ -152,12 +163,14 @@ def check_options(
     Raises:
         RefusedOptionsError: With a sentence for each option that cannot be accepted.
     """
-    problems = {}
+    problems: dict[str, str] = {}
     for name in user_options:
         if name not in (*FIELDS, *ONCE, _IGNORED):
             shown = show(name)
-            problems[shown] = (
-                f"There is no option {shown}; the options are {join_words(_ALL, 'and', most=len(_ALL))}."
+            problems[shown] = Text(
+                "There is no option {name}; the options are {names}.",
+                name=shown,
+                names=all_of(_ALL, most=len(_ALL)),
             )
             if len(problems) == _MAX_LISTED:
                 break
@@ -165,7 +178,7 @@ def check_options(
     try:
         machine = source.machine if source is not None else _check_machine(user_options, machines)
     except ValueError as exc:
-        problems["machine"] = str(exc)
+        problems["machine"] = reason_of(exc)
         raise RefusedOptionsError(problems) from None
 
     if startable and (obstacle := find_obstacle(machine, limits)):
@@ -183,7 +196,7 @@ def check_options(
         try:
             values[option.name] = option.read(user_options)
         except ValueError as exc:
-            problems[option.name] = str(exc)
+            problems[option.name] = reason_of(exc)
     proposal, invite = check_proposal(user_options, proposals, source, problems)
     if problems:
         raise RefusedOptionsError(problems)
@@ -219,13 +232,13 @@ def find_fields(
             name="cpus",
             default=preset.cpus or machine.cpus.default,
             parse=one_of(parse_count, machine.cpus.offered),
-            bound=f"'{machine.name}' offers {join_words(machine.cpus.offered)}",
+            bound=_say_offered(machine, machine.cpus.offered),
         )
         yield Field(
             name="memory",
             default=int(preset.memory or machine.memory.default),
             parse=one_of(parse_mib, machine.memory.offered),
-            bound=f"'{machine.name}' offers {join_words(map(render_mib, machine.memory.offered))}",
+            bound=_say_offered(machine, map(render_mib, machine.memory.offered)),
         )
         yield gpu_field(machine, limits.gpus)
     longest_s = max_lifetime_s(machine, limits)
@@ -234,33 +247,45 @@ def find_fields(
         name="lifetime",
         default=min(usual_s, longest_s),
         parse=in_range(parse_seconds, MIN_LIFETIME_S, longest_s),
-        bound=f"'{machine.name}' lasts from {render_seconds(MIN_LIFETIME_S)} to {render_seconds(longest_s)}",
+        bound=Text(
+            "{machine} lasts from {least} to {most}",
+            machine=quote(machine.name),
+            least=render_seconds(MIN_LIFETIME_S),
+            most=render_seconds(longest_s),
+        ),
     )
     yield Field(
         name="name",
         default="" if source is None else source.name,
         parse=text_of(MAX_NAME),
-        bound=f"a desktop's name has one line of at most {MAX_NAME} characters",
+        bound=Text("a desktop's name has one line of at most {most} characters", most=MAX_NAME),
     )
     yield Field(
         name="notes",
         default="" if source is None else source.notes,
         parse=text_of(MAX_NOTES, lines=True),
-        bound=f"notes have at most {MAX_NOTES} characters",
+        bound=Text("notes have at most {most} characters", most=MAX_NOTES),
     )
     if source is None:
         yield from _find_guest_fields(machine, limits)
 
 
+def _say_offered(machine: Machine, values: Iterable[object]) -> Text:
+    return Text("{machine} offers {values}", machine=quote(machine.name), values=any_of(values))
+
+
 def find_guest_obstacles(machine: Machine, limits: Limits) -> dict[str, str]:
     """Which choices a machine does not have that its guest would have to carry out, and why."""
-    obstacles = {}
+    obstacles: dict[str, str] = {}
+    name = quote(machine.name)
     if not machine.agent:
-        obstacles["keyboard"] = obstacles["script"] = f"'{machine.name}' has no guest agent for it"
+        obstacles["keyboard"] = obstacles["script"] = Text(
+            "{machine} has no guest agent for it", machine=name
+        )
     if not limits.scripts:
-        obstacles["script"] = "this site runs no scripts"
+        obstacles["script"] = Text("this site runs no scripts")
     if machine.display != "virtio":
-        obstacles["resolution"] = f"the screen of '{machine.name}' has a size of its own"
+        obstacles["resolution"] = Text("the screen of {machine} has a size of its own", machine=name)
     return obstacles
 
 
@@ -269,15 +294,15 @@ def _find_guest_fields(machine: Machine, limits: Limits) -> Iterator[Field]:
     kinds = {
         "keyboard": (
             one_of(text_of(MAX_NAME), ("", *KEYBOARDS)),
-            f"a keyboard is {join_words(KEYBOARDS)}",
+            Text("a keyboard is {names}", names=any_of(KEYBOARDS)),
         ),
         "resolution": (
             one_of(text_of(MAX_NAME), ("", *RESOLUTIONS)),
-            f"a resolution is {join_words(RESOLUTIONS)}",
+            Text("a resolution is {sizes}", sizes=any_of(RESOLUTIONS)),
         ),
         "script": (
             script_of(limits.script_kib),
-            f"a script begins with #! and has at most {limits.script_kib} KiB",
+            Text("a script begins with #! and has at most {count} KiB", count=limits.script_kib),
         ),
     }
     for name, (parse, bound) in kinds.items():
@@ -291,10 +316,13 @@ def _find_guest_fields(machine: Machine, limits: Limits) -> Iterator[Field]:
 
 
 def _say_presets(machine: Machine, given: object) -> str:
+    name = quote(machine.name)
     offered = (
-        f"offers {join_words(show(one.name) for one in machine.presets)}" if machine.presets else "has none"
+        _say_offered(machine, [show(one.name) for one in machine.presets])
+        if machine.presets
+        else Text("{machine} has none", machine=name)
     )
-    return f"The option 'preset' is {show(given)}; '{machine.name}' {offered}."
+    return Text("The option '{name}' is {value}; {bound}.", name="preset", value=show(given), bound=offered)
 
 
 def without_once(options: Mapping[str, object]) -> dict[str, object]:
@@ -319,14 +347,16 @@ def _find_source(
         source = _find_sleeping(sleeping, kept)
         if source is None and "sleeping" in user_options and sleeping == "wake":
             # Who asked for what was left is not given an empty desktop.
-            raise ValueError("Nothing sleeps here any more that could be woken; start a new desktop instead.")
+            raise ValueError(
+                Text("Nothing sleeps here any more that could be woken; start a new desktop instead.")
+            )
     except ValueError as exc:
-        problems["sleeping"] = str(exc)
+        problems["sleeping"] = reason_of(exc)
     if "branch" in user_options:
         try:
             source, branch = _find_branch(user_options["branch"], sleeping, kept, find_kept)
         except ValueError as exc:
-            problems["branch"] = str(exc)
+            problems["branch"] = reason_of(exc)
     if not problems.keys().isdisjoint(_ABOUT_KEPT):
         raise RefusedOptionsError(problems)
     return source, str(sleeping), branch
@@ -341,19 +371,35 @@ def _find_sleeping(value: object, kept: Kept) -> SessionSpec | None:
     if value == "boot":
         if kept.suspended is None:
             raise ValueError(
-                "The option 'sleeping' is 'boot', and nothing is kept of this desktop that could be booted."
+                Text(
+                    "The option 'sleeping' is 'boot', and nothing is kept of this desktop that could be "
+                    "booted."
+                )
             )
         return kept.suspended.spec
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(
-            f"The option 'sleeping' is {show(value)}; it is 'wake', 'boot', 'discard' or the name of one of "
-            "this desktop's checkpoints."
+            Text(
+                "The option 'sleeping' is {value}; it is 'wake', 'boot', 'discard' or the name of one of "
+                "this desktop's checkpoints.",
+                value=show(value),
+            )
         )
     found = kept.find_checkpoint(value)
     if found is None:
-        names = join_words(f"'{saved.name}'" for saved in kept.checkpoints) if kept.checkpoints else "none"
+        if not kept.checkpoints:
+            raise ValueError(
+                Text(
+                    "The option 'sleeping' is {value}, which is no checkpoint of this desktop; it has none.",
+                    value=show(value),
+                )
+            )
         raise ValueError(
-            f"The option 'sleeping' is {show(value)}, which is no checkpoint of this desktop; it has {names}."
+            Text(
+                "The option 'sleeping' is {value}, which is no checkpoint of this desktop; it has {names}.",
+                value=show(value),
+                names=any_of(quote(saved.name) for saved in kept.checkpoints),
+            )
         )
     return found.spec
 
@@ -365,36 +411,54 @@ def _find_branch(
     match = _BRANCH.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(
-            f"The option 'branch' is {show(value)}; it is 'SERVER/CHECKPOINT', with nothing before the slash "
-            "for the default server."
+            Text(
+                "The option 'branch' is {value}; it is 'SERVER/CHECKPOINT', with nothing before the slash "
+                "for the default server.",
+                value=show(value),
+            )
         )
     if sleeping != "wake":
         raise ValueError(
-            f"The option 'branch' is {show(value)}; it cannot be given together with 'sleeping', which is "
-            f"{show(sleeping)}."
+            Text(
+                "The option 'branch' is {value}; it cannot be given together with 'sleeping', which is "
+                "{sleeping}.",
+                value=show(value),
+                sleeping=show(sleeping),
+            )
         )
     if kept.suspended is not None:
         # Once it is suspended, the branch would take the place of what sleeps here.
         raise ValueError(
-            f"The option 'branch' is {show(value)}, and this desktop is asleep; branch off to another server."
+            Text(
+                "The option 'branch' is {value}, and this desktop is asleep; branch off to another server.",
+                value=show(value),
+            )
         )
     of = find_kept(match[1])
     found = of.find_checkpoint(match[2])
     if found is None:
-        raise ValueError(f"The option 'branch' is {show(value)}, and you have no such checkpoint.")
+        raise ValueError(
+            Text("The option 'branch' is {value}, and you have no such checkpoint.", value=show(value))
+        )
     return found.spec, f"{of.session_id}/{found.name}"
 
 
 def _check_machine(user_options: Mapping[str, object], machines: Mapping[str, Machine]) -> Machine:
     """Raises ValueError with the whole sentence."""
     if not machines:
-        raise ValueError("There is no machine that you may start; ask the administrator for one.")
-    offered = join_words(f"'{name}'" for name in machines)
+        raise ValueError(Text("There is no machine that you may start; ask the administrator for one."))
+    offered = any_of(map(quote, machines))
     if "machine" not in user_options:
         if len(machines) > 1:
-            raise ValueError(f"The option 'machine' is missing; it is one of {offered}.")
+            raise ValueError(Text("The option 'machine' is missing; it is one of {names}.", names=offered))
         return next(iter(machines.values()))
     name = user_options["machine"]
     if not isinstance(name, str) or name not in machines:
-        raise ValueError(f"The option 'machine' is {show(name)}, which is not one of {offered}.")
+        raise ValueError(
+            Text(
+                "The option 'machine' is {value}, which is not one of {names}.",
+                value=show(name),
+                names=offered,
+            )
+        )
     return machines[name]

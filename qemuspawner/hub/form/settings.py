@@ -10,6 +10,7 @@ from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.form.fields import show
 from qemuspawner.hub.form.options import RefusedOptionsError
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 MAX_SETTINGS = 20
 MAX_NAME = 60
@@ -55,7 +56,12 @@ def expand_setting(records: Records, options: Mapping[str, object], *, user: str
     found = find_setting(records, user=user, name=name) if isinstance(name, str) else None
     if found is None:
         raise RefusedOptionsError(
-            {"setting": f"The option 'setting' is {show(name)}; you have saved no settings of this name."}
+            {
+                "setting": Text(
+                    "The option 'setting' is {name}; you have saved no settings of this name.",
+                    name=show(name),
+                )
+            }
         )
     return {**found, **own}
 
@@ -68,18 +74,24 @@ def save_setting(records: Records, *, user: str, name: str, options: Mapping[str
     """
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise QemuSpawnerError(
-            f"The name of saved settings has one line of 1 to {MAX_NAME} characters.",
-            hint="Choose another one.",
+            Text("The name of saved settings has one line of 1 to {most} characters.", most=MAX_NAME),
+            hint=Text("Choose another one."),
         )
     text = json.dumps(dict(options))
     if len(text) > _MAX_BYTES:
-        raise QemuSpawnerError(f"The settings have {len(text)} bytes; at most {_MAX_BYTES} can be saved.")
+        raise QemuSpawnerError(
+            Text(
+                "The settings have {count} bytes; at most {most} can be saved.",
+                count=len(text),
+                most=_MAX_BYTES,
+            )
+        )
     with records.session() as session:
         mine = session.scalar(select(func.count()).where(Setting.user == user, Setting.name != name)) or 0
         if mine >= MAX_SETTINGS:
             raise QemuSpawnerError(
-                f"You have {MAX_SETTINGS} saved settings already; more are not allowed.",
-                hint="Delete one of them.",
+                Text("You have {most} saved settings already; more are not allowed.", most=MAX_SETTINGS),
+                hint=Text("Delete one of them."),
             )
         session.merge(Setting(user=user, name=name, options=text))
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from jupyterhub import apihandlers
 from jupyterhub.scopes import needs_scope
-from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.desktops.api import DesktopsHandler
 from qemuspawner.hub.form.settings import delete_setting, list_settings, save_setting
+from qemuspawner.hub.languages import http_error
+from qemuspawner.texts import Text
 
 
 class SettingsHandler(DesktopsHandler):
@@ -27,12 +28,12 @@ class SettingHandler(DesktopsHandler):
         spawner: Any = self.find_spawner(user_name)
         body = self.get_json_body()
         if not isinstance(body, dict):
-            raise web.HTTPError(400, "The body must be an object of options.")
+            raise http_error(self.request, 400, Text("The body must be an object of options."))
         try:
             options = await spawner.check_setting(body)
             save_setting(spawner.records, user=user_name, name=name, options=options)
         except QemuSpawnerError as exc:
-            raise web.HTTPError(400, exc.text) from exc
+            raise http_error(self.request, 400, exc.text) from exc
         self.set_status(204)
 
     @needs_scope("start:servers")  # type: ignore[untyped-decorator]

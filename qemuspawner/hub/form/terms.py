@@ -8,8 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from traitlets import Unicode
 from traitlets.config import LoggingConfigurable
 
-from qemuspawner.hub.form.fields import show
+from qemuspawner.hub.form.fields import quote, show
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 
 class Acceptance(Base):
@@ -71,17 +72,27 @@ class TermsTraits(LoggingConfigurable):
         if given is None and not self.has_open_terms:
             return ""
         if given is not None and not self.terms:
-            return f"The option 'terms' is {show(given)}; there are no terms of use here."
+            return Text("The option 'terms' is {given}; there are no terms of use here.", given=show(given))
         if given == self.terms_version:
             return ""
-        version = f"'{self.terms_version}'"
-        how = (
-            f"read them by GET at /hub/api/users/{self.user.escaped_name}/terms, and accept them with the "
-            f"option 'terms', which is {version} then."
+        version = quote(self.terms_version)
+        address = f"/hub/api/users/{self.user.escaped_name}/terms"
+        how = Text(
+            "read them by GET at {address}, and accept them with the option 'terms', which is {version} "
+            "then.",
+            address=address,
+            version=version,
         )
         if given is None:
-            return f"The terms of use, version {version}, are not accepted yet; {how}"
-        return f"The option 'terms' is {show(given)}; the terms of use have the version {version}: {how}"
+            return Text(
+                "The terms of use, version {version}, are not accepted yet; {how}", version=version, how=how
+            )
+        return Text(
+            "The option 'terms' is {given}; the terms of use have the version {version}: {how}",
+            given=show(given),
+            version=version,
+            how=how,
+        )
 
     def accept_terms(self) -> None:
         accept(self.records, user=self.user.name, version=self.terms_version)

@@ -7,6 +7,8 @@ from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
 
+from qemuspawner.languages import choose_language
+
 
 class ProposalsHandler(APIHandler):  # type: ignore[misc]
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
@@ -15,7 +17,8 @@ class ProposalsHandler(APIHandler):  # type: ignore[misc]
         user = self.find_user(user_name)
         if user is None or not hasattr(user.spawner, "describe_proposals"):
             raise web.HTTPError(404)
-        self.write(json.dumps(await user.spawner.describe_proposals()))
+        said = choose_language(self.request).say(await user.spawner.describe_proposals())
+        self.write(json.dumps(said))
 
 
 apihandlers.default_handlers += [(r"/api/users/([^/]+)/proposals", ProposalsHandler)]

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from msgspec import structs
 
-from qemuspawner.hub.form.fields import join_words, show
+from qemuspawner.hub.form.fields import any_of, show
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.spec import ChosenProposal, SessionSpec
+from qemuspawner.texts import Text, join_sentences, reason_of
 
 
 def check_proposal(
@@ -27,17 +28,20 @@ def check_proposal(
         try:
             proposal = _find_proposal(user_options.get("proposal"), proposals)
         except ValueError as exc:
-            problems["proposal"] = str(exc)
+            problems["proposal"] = reason_of(exc)
     elif source.proposal is not None:
         own = proposals.by_id.get(source.proposal.id)
         proposal = own.chosen() if own else structs.replace(source.proposal, data=())
     invite = user_options.get("invite") or ""
     if invite not in ("", "view", "control"):
-        problems["invite"] = f"The option 'invite' is {show(invite)}; it is 'view' or 'control'."
+        problems["invite"] = Text(
+            "The option 'invite' is {value}; it is 'view' or 'control'.", value=show(invite)
+        )
     elif invite and "proposal" not in problems and (proposal is None or proposal.id not in proposals.by_id):
-        problems["invite"] = (
-            f"The option 'invite' is {show(invite)}, and the desktop is on none of your proposals, whose "
-            "members could be invited."
+        problems["invite"] = Text(
+            "The option 'invite' is {value}, and the desktop is on none of your proposals, whose members "
+            "could be invited.",
+            value=show(invite),
         )
     return proposal, str(invite)
 
@@ -48,22 +52,33 @@ def _find_proposal(value: object, proposals: MyProposals) -> ChosenProposal | No
     if is_missing and not proposals.required:
         return None
     if not proposals.is_offered:
-        raise ValueError(f"The option 'proposal' is {show(value)}, and this hub has no proposals.")
-    said = "is missing" if is_missing else f"is {show(value)}"
+        raise ValueError(
+            Text("The option 'proposal' is {value}, and this hub has no proposals.", value=show(value))
+        )
     proposal = proposals.by_id.get(value) if isinstance(value, str) else None
     if proposal is None:
-        raise ValueError(f"The option 'proposal' {said}; {_say_known(proposals)}. {proposals.note}".rstrip())
+        known = _say_known(proposals)
+        problem = (
+            Text("The option 'proposal' is missing; {known}.", known=known)
+            if is_missing
+            else Text("The option 'proposal' is {value}; {known}.", value=show(value), known=known)
+        )
+        raise ValueError(join_sentences(problem, proposals.note))
     if not proposals.may_start(proposal):
         raise ValueError(
-            f"The option 'proposal' {said}, which ended on {proposal.ends}; desktops start on proposals "
-            "that have not ended."
+            Text(
+                "The option 'proposal' is {value}, which ended on {day}; desktops start on proposals that "
+                "have not ended.",
+                value=show(value),
+                day=proposal.ends,
+            )
         )
     return proposal.chosen()
 
 
-def _say_known(proposals: MyProposals) -> str:
+def _say_known(proposals: MyProposals) -> Text:
     if not proposals.is_known:
-        return "which are yours is not known at the moment"
+        return Text("which are yours is not known at the moment")
     if not proposals.by_id:
-        return "you belong to no proposal"
-    return f"it is one of {join_words(show(name) for name in proposals.by_id)}"
+        return Text("you belong to no proposal")
+    return Text("it is one of {names}", names=any_of(show(name) for name in proposals.by_id))

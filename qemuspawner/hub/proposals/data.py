@@ -4,7 +4,9 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 
+from qemuspawner.hub.form.fields import quote
 from qemuspawner.spec import DataFolder
+from qemuspawner.texts import Text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEYS = {"name", "path", "read_only"}
@@ -21,26 +23,37 @@ def parse_data(value: object) -> tuple[DataFolder, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or len(value) > _MAX_FOLDERS:
-        raise ValueError(f"'data' is not a list of at most {_MAX_FOLDERS} tables")
+        raise ValueError(Text("'data' is not a list of at most {most} tables", most=_MAX_FOLDERS))
     folders = tuple(_parse_folder(table) for table in value)
     if len({folder.name for folder in folders}) < len(folders):
-        raise ValueError("'data' has two folders of the same name")
+        raise ValueError(Text("'data' has two folders of the same name"))
     return folders
 
 
 def _parse_folder(table: object) -> DataFolder:
     if not isinstance(table, Mapping) or not table.keys() <= _KEYS:
-        raise ValueError("'data' has an entry that is not a table of 'name', 'path' and 'read_only'")
+        raise ValueError(Text("'data' has an entry that is not a table of 'name', 'path' and 'read_only'"))
     name, path, read_only = table.get("name"), table.get("path"), table.get("read_only", True)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            "'data' has a folder without 'name', which is up to 64 letters, digits, dots, dashes and "
-            "underscores, the first one a letter or digit"
+            Text(
+                "'data' has a folder without 'name', which is up to 64 letters, digits, dots, dashes and "
+                "underscores, the first one a letter or digit"
+            )
         )
     if not isinstance(read_only, bool):
-        raise ValueError(f"'data' has the folder '{name}', whose 'read_only' is neither true nor false")
+        raise ValueError(
+            Text(
+                "'data' has the folder {name}, whose 'read_only' is neither true nor false", name=quote(name)
+            )
+        )
     if not isinstance(path, str) or not _is_plain(path):
-        raise ValueError(f"'data' has the folder '{name}', whose 'path' is not an absolute and plain one")
+        raise ValueError(
+            Text(
+                "'data' has the folder {name}, whose 'path' is not an absolute and plain one",
+                name=quote(name),
+            )
+        )
     return DataFolder(name=name, path=path, read_only=read_only)
 
 
@@ -80,7 +93,7 @@ def _fill_in_path(template: str, find: Callable[[str], object]) -> str:
         value = find(name)
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(text, str) or not _is_plain(f"/{text}"):
-            raise ValueError(f"its '{name}' cannot be part of the path of a folder")
+            raise ValueError(Text("its {name} cannot be part of the path of a folder", name=quote(name)))
         path += text
     return path
 

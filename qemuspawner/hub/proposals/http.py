@@ -14,8 +14,9 @@ from traitlets import Dict, Integer, List, TraitError, Unicode, validate
 
 from qemuspawner.hub.proposals.data import check_templates, fill_in
 from qemuspawner.hub.proposals.dotted import find_all, find_first, find_value
-from qemuspawner.hub.proposals.proposal import FIELDS, Asker, make_all
+from qemuspawner.hub.proposals.proposal import FIELDS, Asker, make_all, not_offered, number_of
 from qemuspawner.hub.proposals.source import Loaded, ProposalSource, SourceError
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _MAX_TOKEN_BYTES = 64 * 1024
@@ -135,14 +136,16 @@ class HttpProposals(ProposalSource):
                 http.get(url, headers=headers, allow_redirects=False) as response,
             ):
                 if response.status != 200:
-                    raise self._problem(f"it answers with the HTTP status {response.status}")
+                    raise self._problem(
+                        Text("it answers with the HTTP status {status}", status=response.status)
+                    )
                 if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise self._problem("its answer is compressed, which was not asked for")
+                    raise self._problem(Text("its answer is compressed, which was not asked for"))
                 return await self._read_bounded(response.content)
         except TimeoutError:
-            raise self._problem(f"it does not answer within {self.timeout} s") from None
+            raise self._problem(Text("it does not answer within {seconds} s", seconds=self.timeout)) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            raise self._problem("it cannot be reached") from exc
+            raise self._problem(Text("it cannot be reached")) from exc
 
     def _make_headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -156,31 +159,31 @@ class HttpProposals(ProposalSource):
         async for piece in content.iter_chunked(_PIECE_BYTES):
             answer += piece
             if len(answer) > self.max_answer << 20:
-                raise self._problem(f"its answer has more than {render_mib(self.max_answer)}")
+                raise self._problem(Text("its answer has more than {size}", size=render_mib(self.max_answer)))
         return bytes(answer)
 
     def _read(self, answer: bytes) -> Loaded:
         try:
             entries = find_value(msgspec.json.decode(answer), self.entries)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise self._problem("its answer is no JSON") from None
+            raise self._problem(Text("its answer is no JSON")) from None
         if not isinstance(entries, list):
-            raise self._problem("its answer has no list of proposals")
+            raise self._problem(Text("its answer has no list of proposals"))
         if len(entries) > _MAX_ENTRIES:
-            raise self._problem(f"its answer has more than {_MAX_ENTRIES} of them")
+            raise self._problem(Text("its answer has more than {most} of them", most=_MAX_ENTRIES))
         found, unread = [], []
         for number, entry in enumerate(entries, 1):
             try:
                 found.append(self._find_fields(entry))
             except ValueError as exc:
-                unread.append(f"The proposal number {number} is not offered: {exc}.")
+                unread.append(not_offered(number_of(number), exc))
         proposals, problems = make_all(found)
         return Loaded(proposals=proposals, problems=(*unread, *problems))
 
     def _find_fields(self, entry: object) -> Mapping[str, object]:
         """Raises ValueError."""
         if not isinstance(entry, Mapping):
-            raise ValueError("it is no object")
+            raise ValueError(Text("it is no object"))
         fields = {
             name: find_all(entry, paths) if name in _LISTS else find_first(entry, paths)
             for name, paths in self.fields.items()
@@ -191,6 +194,6 @@ class HttpProposals(ProposalSource):
 
         return {**fields, "data": fill_in(self.data, find)}
 
-    def _problem(self, why: str) -> SourceError:
+    def _problem(self, why: Text) -> SourceError:
         """`why` is the end of a sentence, and tells users nothing about the site's hosts."""
-        return SourceError(f"The list of proposals cannot be read from its source: {why}.")
+        return SourceError(Text("The list of proposals cannot be read from its source: {why}.", why=why))

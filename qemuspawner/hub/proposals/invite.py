@@ -7,8 +7,9 @@ from typing import Any
 from jupyterhub import orm
 
 from qemuspawner import scopes
-from qemuspawner.hub.form.fields import join_words
+from qemuspawner.hub.form.fields import all_of
 from qemuspawner.hub.proposals.proposal import Proposal
+from qemuspawner.texts import Text
 
 ROLE_SCOPES = {"view": scopes.VIEW, "control": scopes.CONTROL}
 
@@ -34,18 +35,27 @@ def plan_invitation(
     names = sorted(_find_members(database, proposal) - {owner})
     known = {name for (name,) in database.query(orm.User.name).where(orm.User.name.in_(names))}
     allowed = [name for name in names if name in known and may_share_with(name)]
-    left_out = {
-        "Not invited, since this hub does not know them: {}.": [name for name in names if name not in known],
-        "Not invited, since you may not share with them: {}.": sorted(known - set(allowed)),
-        f"Not invited, since no more than {_MAX_INVITED} are: {{}}.": allowed[_MAX_INVITED:],
-    }
-    return Invitation(
-        role=role,
-        names=tuple(allowed[:_MAX_INVITED]),
-        left_out=tuple(
-            sentence.format(join_words(people, "and")) for sentence, people in left_out.items() if people
-        ),
-    )
+    unknown = [name for name in names if name not in known]
+    forbidden = sorted(known - set(allowed))
+    beyond = allowed[_MAX_INVITED:]
+    left_out = []
+    if unknown:
+        left_out.append(
+            Text("Not invited, since this hub does not know them: {names}.", names=all_of(unknown))
+        )
+    if forbidden:
+        left_out.append(
+            Text("Not invited, since you may not share with them: {names}.", names=all_of(forbidden))
+        )
+    if beyond:
+        left_out.append(
+            Text(
+                "Not invited, since no more than {most} are: {names}.",
+                most=_MAX_INVITED,
+                names=all_of(beyond),
+            )
+        )
+    return Invitation(role=role, names=tuple(allowed[:_MAX_INVITED]), left_out=tuple(left_out))
 
 
 def send_invitation(database: Any, server: orm.Spawner, invitation: Invitation) -> list[str]:
@@ -61,9 +71,15 @@ def send_invitation(database: Any, server: orm.Spawner, invitation: Invitation) 
         if (user := orm.User.find(database, name)) is not None:
             orm.Share.grant(database, server, user, scopes=granted)
             invited.append(name)
-    what = "look on" if invitation.role == "view" else "use it"
-    said = [f"Invited to {what}: {join_words(invited, 'and')}."] if invited else ["Nobody could be invited."]
-    return [*said, *invitation.left_out]
+    return [_say_invited(invitation.role, invited), *invitation.left_out]
+
+
+def _say_invited(role: str, names: list[str]) -> Text:
+    if not names:
+        return Text("Nobody could be invited.")
+    if role == "view":
+        return Text("Invited to look on: {names}.", names=all_of(names))
+    return Text("Invited to use it: {names}.", names=all_of(names))
 
 
 def _find_members(database: Any, proposal: Proposal) -> set[str]:

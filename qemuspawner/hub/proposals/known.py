@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qemuspawner.hub.proposals.proposal import Asker
 from qemuspawner.hub.proposals.source import Loaded, ProposalSource, SourceError
+from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
 # A source that has just failed is left alone for so long, unless it is one that is asked for every form.
@@ -16,8 +17,8 @@ _RETRY_S = 5
 # Lists of that many users, where everybody has one of their own.
 _MAX_KEYS = 1000
 
-_SLOW = "The source of the proposals is slow, and has not answered yet."
-_FAILED = "The list of proposals cannot be read at the moment."
+_SLOW = Text("The source of the proposals is slow, and has not answered yet.")
+_FAILED = Text("The list of proposals cannot be read at the moment.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,11 @@ class KnownProposals:
             return Answer(loaded=None, note=problem)
         return Answer(
             loaded=known.loaded,
-            note=f"{problem} What is shown is what it said {render_seconds(age_s)} ago.",
+            note=Text(
+                "{problem} What is shown is what it said {age} ago.",
+                problem=problem,
+                age=render_seconds(age_s),
+            ),
         )
 
     def _forget_the_oldest(self) -> None:

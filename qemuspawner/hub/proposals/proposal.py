@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from qemuspawner.hub.form.fields import show
+from qemuspawner.hub.form.fields import quote, show
 from qemuspawner.hub.proposals.data import parse_data
 from qemuspawner.spec import ChosenProposal, DataFolder
+from qemuspawner.texts import Text
 
 # What a source says of a proposal.
 FIELDS = ("id", "title", "abstract", "starts", "ends", "members", "groups", "data")
@@ -66,7 +67,7 @@ def make_proposal(entry: Mapping[str, object]) -> Proposal:
     starts = _parse_day("starts", entry.get("starts"))
     ends = _parse_day("ends", entry.get("ends"))
     if starts and ends and ends < starts:
-        raise ValueError(f"it ends on {ends}, before it starts on {starts}")
+        raise ValueError(Text("it ends on {ends}, before it starts on {starts}", ends=ends, starts=starts))
     return Proposal(
         id=proposal_id,
         title=_parse_text("title", entry.get("title"), _MAX_TITLE) or proposal_id,
@@ -82,43 +83,56 @@ def make_proposal(entry: Mapping[str, object]) -> Proposal:
 def make_all(entries: Iterable[Mapping[str, object]]) -> tuple[dict[str, Proposal], list[str]]:
     """The proposals by id, and a sentence for each entry that is none; the first one of an id counts."""
     proposals: dict[str, Proposal] = {}
-    problems = []
+    problems: list[str] = []
     for number, entry in enumerate(entries, 1):
         try:
             proposal = make_proposal(entry)
             if proposal.id in proposals:
-                raise ValueError("there is another one of this id, which counts")
+                raise ValueError(Text("there is another one of this id, which counts"))
         except ValueError as exc:
-            problems.append(f"The proposal {_name(entry, number)} is not offered: {exc}.")
+            problems.append(not_offered(_name(entry, number), exc))
         else:
             proposals[proposal.id] = proposal
     return proposals, problems
+
+
+def not_offered(name: Text, why: object) -> Text:
+    """What administrators are told of an entry that is no proposal."""
+    return Text("The proposal {name} is not offered: {why}.", name=name, why=why)
+
+
+def number_of(number: int) -> Text:
+    """How an entry without an id is called: by its place in the list, from 1."""
+    return Text("number {number}", number=number)
 
 
 def parse_id(value: object) -> str:
     """Raises ValueError."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not text:
-        raise ValueError("'id' is missing, or no text")
+        raise ValueError(Text("'id' is missing, or no text"))
     if len(text) > _MAX_ID or not text.isprintable() or text != text.strip():
         raise ValueError(
-            f"'id' is longer than {_MAX_ID} characters, or has spaces around it or control characters in it"
+            Text(
+                "'id' is longer than {most} characters, or has spaces around it or control characters in it",
+                most=_MAX_ID,
+            )
         )
     return text
 
 
-def _name(entry: Mapping[str, object], number: int) -> str:
+def _name(entry: Mapping[str, object], number: int) -> Text:
     try:
         return show(parse_id(entry.get("id")))
     except ValueError:
-        return f"number {number}"
+        return number_of(number)
 
 
 def _parse_text(key: str, value: object, longest: int) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"'{key}' is no text")
+        raise ValueError(Text("{key} is no text", key=quote(key)))
     # A little more than is kept, as runs of spaces become one; never all of a text of any length.
     head = value[: 4 * longest]
     visible = "".join(char if char.isprintable() or char == _JOINER else " " for char in head)
@@ -134,24 +148,35 @@ def _parse_day(key: str, value: object) -> date | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"'{key}' is not a day such as 2026-03-31") from None
+            raise ValueError(Text("{key} is not a day such as 2026-03-31", key=quote(key))) from None
     try:
         if isinstance(value, datetime):
             # Midnight at the facility is another day in UTC.
             return (value.astimezone() if value.tzinfo else value).date()
     except (OverflowError, ValueError, OSError):
-        raise ValueError(f"'{key}' is a day that no calendar has") from None
+        raise ValueError(Text("{key} is a day that no calendar has", key=quote(key))) from None
     if isinstance(value, date):
         return value
-    raise ValueError(f"'{key}' is not a day such as 2026-03-31")
+    raise ValueError(Text("{key} is not a day such as 2026-03-31", key=quote(key)))
 
 
 def _parse_names(key: str, value: object) -> frozenset[str]:
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple):
-        raise ValueError(f"'{key}' is not a list of names")
+        raise ValueError(Text("{key} is not a list of names", key=quote(key)))
     if len(names) > _MAX_NAMES:
-        raise ValueError(f"'{key}' has {len(names)} names; {_MAX_NAMES} are allowed")
+        raise ValueError(
+            Text(
+                "{key} has {count} names; {most} are allowed",
+                key=quote(key),
+                count=len(names),
+                most=_MAX_NAMES,
+            )
+        )
     if not all(isinstance(name, str) and 0 < len(name) <= _MAX_NAME for name in names):
-        raise ValueError(f"'{key}' has an entry that is no name of 1 to {_MAX_NAME} characters")
+        raise ValueError(
+            Text(
+                "{key} has an entry that is no name of 1 to {most} characters", key=quote(key), most=_MAX_NAME
+            )
+        )
     return frozenset(names)

@@ -7,6 +7,7 @@ from typing import Any
 
 from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.proposal import Proposal
+from qemuspawner.texts import Text
 
 # A page has to stay quick; whatever is asked for by a link is shown all the same.
 _MAX_LISTED = 1000
@@ -87,7 +88,7 @@ def describe_proposals(mine: MyProposals, favourites: Collection[str]) -> list[d
 def _list_problems(mine: MyProposals) -> list[str]:
     more = len(mine.problems) - _MAX_PROBLEMS
     said = [*mine.problems[:_MAX_PROBLEMS]]
-    return said if more <= 0 else [*said, f"{more} more proposals are not offered."]
+    return said if more <= 0 else [*said, Text("{count} more proposals are not offered.", count=more)]
 
 
 def _shorten(abstract: str) -> str:
@@ -97,5 +98,7 @@ def _shorten(abstract: str) -> str:
 def _render_days(proposal: Proposal) -> str:
     starts, ends = proposal.starts, proposal.ends
     if starts and ends:
-        return f"{starts} to {ends}"
-    return f"from {starts}" if starts else f"until {ends}" if ends else ""
+        return Text("{starts} to {ends}", starts=starts, ends=ends)
+    if starts:
+        return Text("from {day}", day=starts)
+    return Text("until {day}", day=ends) if ends else ""

@@ -9,8 +9,9 @@ from pathlib import Path
 from traitlets import Unicode, default
 
 from qemuspawner.hub.form.fields import show
-from qemuspawner.hub.proposals.proposal import FIELDS, Asker, make_all
+from qemuspawner.hub.proposals.proposal import FIELDS, Asker, make_all, not_offered
 from qemuspawner.hub.proposals.source import Loaded, ProposalSource, SourceError
+from qemuspawner.texts import Text
 
 _KEYS = set(FIELDS) - {"id"}
 _MAX_FILE_BYTES = 8 * 1024 * 1024
@@ -45,7 +46,7 @@ class TomlProposals(ProposalSource):
                 raise ValueError(f"it has more than {_MAX_FILE_BYTES >> 20} MiB")
             document = tomllib.loads(text.decode())
         except (OSError, ValueError, RecursionError) as exc:
-            raise SourceError("The list of proposals cannot be read at the moment.") from exc
+            raise SourceError(Text("The list of proposals cannot be read at the moment.")) from exc
         entries, unknown = _find_entries(document)
         proposals, problems = make_all(entries)
         loaded = Loaded(proposals=proposals, problems=(*unknown, *problems))
@@ -56,13 +57,13 @@ class TomlProposals(ProposalSource):
 def _find_entries(document: Mapping[str, object]) -> tuple[list[Mapping[str, object]], list[str]]:
     """The tables with their names as ids, and a sentence for each that is none of ours."""
     entries: list[Mapping[str, object]] = []
-    problems = []
+    problems: list[str] = []
     for name, table in document.items():
         if not isinstance(table, Mapping):
-            problems.append(f"The proposal {show(name)} is not offered: it is not a table.")
+            problems.append(not_offered(show(name), Text("it is not a table")))
         elif unknown := table.keys() - _KEYS:
-            key = show(min(unknown))
-            problems.append(f"The proposal {show(name)} is not offered: there is no key {key}.")
+            why = Text("there is no key {key}", key=show(min(unknown)))
+            problems.append(not_offered(show(name), why))
         else:
             entries.append({**table, "id": name})
     return entries, problems

@@ -10,6 +10,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import scopes
 from qemuspawner.hub.form.favourites import list_favourites
+from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.form.options import Options, RefusedOptionsError
 from qemuspawner.hub.proposals.invite import Invitation, plan_invitation, send_invitation
 from qemuspawner.hub.proposals.known import KnownProposals
@@ -17,6 +18,7 @@ from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals, select_min
 from qemuspawner.hub.proposals.proposal import Asker
 from qemuspawner.hub.proposals.shown import ShownProposals, describe_proposals, show_proposals
 from qemuspawner.hub.proposals.source import ProposalSource, SourceType
+from qemuspawner.texts import Text, pack, unpack
 
 # A page that is slow is worse than one that says what it lacks; a start has more time.
 _PAGE_WAIT_S = 1
@@ -126,7 +128,12 @@ class ProposalTraits(LoggingConfigurable):
             return
         if not self._may_invite():
             raise RefusedOptionsError(
-                {"invite": f"The option 'invite' is '{options.invite}', and you may not share this desktop."}
+                {
+                    "invite": Text(
+                        "The option 'invite' is {value}, and you may not share this desktop.",
+                        value=quote(options.invite),
+                    )
+                }
             )
         assert options.proposal is not None
         self._invitation = plan_invitation(
@@ -148,8 +155,8 @@ class ProposalTraits(LoggingConfigurable):
             # The desktop is there, and fails for nothing else.
             self.log.exception("%s: the members of its proposal cannot be invited", self._log_name)
             self._database.rollback()
-            said = ["The members of the proposal could not be invited; share the desktop on this page."]
-        self._session["invited"] = said
+            said = [Text("The members of the proposal could not be invited; share the desktop on this page.")]
+        self._session["invited"] = pack(said)
         return said
 
     def _may_invite(self) -> bool:
@@ -164,4 +171,5 @@ class ProposalTraits(LoggingConfigurable):
     @property
     def on_proposal(self) -> dict[str, object]:
         """The proposal of the desktop that runs, and who was invited, for lists of desktops."""
-        return {"proposal": self._session.get("proposal"), "invited": self._session.get("invited", [])}
+        invited: list[Any] = self._session.get("invited", [])  # type: ignore[assignment]
+        return {"proposal": self._session.get("proposal"), "invited": [unpack(one) for one in invited]}

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from qemuspawner.machine import Machine
 from qemuspawner.spec import Usage
+from qemuspawner.texts import Text, join_sentences
 from qemuspawner.units import render_mib
 
 # Of less than that nobody knows what the desktop is for.
@@ -37,7 +38,7 @@ class Advice:
 
     def described(self) -> dict[str, object]:
         """For a page's script."""
-        return {"text": " ".join([self.used, *self.hints]), "label": self.label, "query": self.query}
+        return {"text": join_sentences(self.used, *self.hints), "label": self.label, "query": self.query}
 
 
 def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | None) -> Advice | None:
@@ -51,7 +52,7 @@ def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | 
     hints: list[str] = []
     next_cpus, next_memory = cpus, memory_mib
     if usage.cpu_p95 >= _FULL * cpus:
-        hints.append("Its CPUs were busy nearly all the time: more of them may be quicker.")
+        hints.append(Text("Its CPUs were busy nearly all the time: more of them may be quicker."))
         next_cpus = _more(machine.cpus.offered if machine else (), cpus)
     else:
         next_cpus = _less(machine.cpus.offered if machine else (), cpus, usage.cpu_peak)
@@ -59,12 +60,12 @@ def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | 
         offered = tuple(int(size) for size in machine.memory.offered) if machine else ()
         # What a guest has only touched it may have given back inside.
         if usage.memory_by == "guest" and usage.memory_mib >= _FULL * memory_mib:
-            hints.append("Its memory was nearly full: choose more.")
+            hints.append(Text("Its memory was nearly full: choose more."))
             next_memory = _more(offered, memory_mib)
         else:
             next_memory = _less(offered, memory_mib, usage.memory_mib)
     if usage.gpu_percent is not None and usage.gpu_percent < _GPU_IDLE_PERCENT:
-        hints.append(f"Its GPU was hardly used, at most {usage.gpu_percent} %.")
+        hints.append(Text("Its GPU was hardly used, at most {percent} %.", percent=usage.gpu_percent))
     preset: dict[str, str | int] | None = None
     if machine is not None and (next_cpus, next_memory) != (cpus, memory_mib):
         preset = {"machine": machine.id, "cpus": next_cpus, "memory": next_memory}
@@ -72,7 +73,9 @@ def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | 
         used=_say_used(usage, cpus, memory_mib),
         hints=tuple(hints),
         preset=preset,
-        label=f"Use {_say_cpus(next_cpus)} and {render_mib(next_memory)}" if preset else "",
+        label=Text("Use {cpus} and {memory}", cpus=say_cpus(next_cpus), memory=render_mib(next_memory))
+        if preset
+        else "",
     )
 
 
@@ -88,21 +91,29 @@ def _more(offered: tuple[int, ...], had: int) -> int:
 
 def _say_used(usage: Usage, cpus: int, memory_mib: int) -> str:
     # Never less than was used, nor more than there is.
-    used_cpus = f"{min(math.ceil(usage.cpu_peak * 10) / 10, cpus):g}"
-    of_cpus = _say_cpus(cpus)
+    used_cpus = min(math.ceil(usage.cpu_peak * 10) / 10, cpus)
+    of_cpus = say_cpus(cpus)
     if usage.memory_mib is None:
-        return f"The last time this desktop used at most {used_cpus} of {of_cpus}."
-    used = _render_used_mib(usage.memory_mib)
-    total = render_mib(memory_mib)
-    return (
-        f"The last time this desktop used at most {used_cpus} of {of_cpus} and {used} of {total} of memory."
+        return Text(
+            "The last time this desktop used at most {used_cpus} of {cpus}.",
+            used_cpus=used_cpus,
+            cpus=of_cpus,
+        )
+    return Text(
+        "The last time this desktop used at most {used_cpus} of {cpus} and {used} of {total} of memory.",
+        used_cpus=used_cpus,
+        cpus=of_cpus,
+        used=_render_used_mib(usage.memory_mib),
+        total=render_mib(memory_mib),
     )
 
 
 def _render_used_mib(size_mib: int) -> str:
     """With one decimal: nobody asked for just that much."""
-    return render_mib(size_mib) if size_mib < 1024 else f"{math.ceil(size_mib / 1024 * 10) / 10:g} GiB"
+    if size_mib < 1024:
+        return render_mib(size_mib)
+    return Text("{number} GiB", number=math.ceil(size_mib / 1024 * 10) / 10)
 
 
-def _say_cpus(cpus: int) -> str:
-    return "1 CPU" if cpus == 1 else f"{cpus} CPUs"
+def say_cpus(cpus: int) -> Text:
+    return Text("1 CPU") if cpus == 1 else Text("{count} CPUs", count=cpus)

@@ -11,6 +11,7 @@ from jupyterhub.scopes import needs_scope
 from tornado import web
 
 from qemuspawner.hub.notices.no_mail import set_wants_mail, wants_mail
+from qemuspawner.languages import choose_language
 from qemuspawner.spec import SessionEnd
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -48,7 +49,8 @@ class AdviceHandler(_Handler):
     async def get(self, user_name: str, server_name: str) -> None:
         """What this desktop used the last time, and what would do; null where too little is known."""
         found = self.find_user_with_desktops(user_name).spawner.find_advice(server_name=server_name)
-        self.write(msgspec.json.encode({"advice": found.get(server_name)}))
+        said = choose_language(self.request).say({"advice": found.get(server_name)})
+        self.write(msgspec.json.encode(said))
 
 
 class MailsHandler(_Handler):

@@ -15,7 +15,7 @@ from traitlets import Integer, List, Unicode, default
 
 from qemuspawner.batch import JobDocument
 from qemuspawner.hub.admission.capacity import Amount, HostCapacity
-from qemuspawner.hub.mixin import QemuSpawnerMixin, failure
+from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError, tag
@@ -100,7 +100,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         try:
             nodes = (await self._queue.cluster(max_age_s=_NODES_S)).nodes_of(self.partition)
         except SlurmError as exc:
-            raise failure(exc.message, exc.hint) from exc
+            raise self.failure(exc.message, exc.hint) from exc
         return [
             name for node in nodes for name in (f"DNS:{node.name}", f"{_kind(node.address)}:{node.address}")
         ]
@@ -145,7 +145,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             self.save_state()
             await self._reach_session()
         except SlurmError as exc:
-            raise failure(
+            raise self.failure(
                 exc.message, exc.hint or Text("Try again; if it happens again, tell the administrator.")
             ) from exc
         await self.follow_start()
@@ -214,11 +214,11 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                 # While Slurm does not answer, the job waits on.
                 job = await self._find_job(0 if self._port.done() else _WAITING_S)
                 if job is None:
-                    raise failure(Text("The desktop's job is gone from the queue."), Text("Try again."))
+                    raise self.failure(Text("The desktop's job is gone from the queue."), Text("Try again."))
             if job is not None:
                 if job.phase == "over" or job.never_runs:
                     await self._cancel()
-                    raise failure(describe_end(job), Text("Ask for less, or tell the administrator."))
+                    raise self.failure(describe_end(job), Text("Ask for less, or tell the administrator."))
                 if job.phase == "running":
                     return job.node
                 wait = describe_wait(job)
@@ -226,7 +226,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                     self._progress.say(said := wait)
             if time.monotonic() > give_up_at:
                 await self._cancel()
-                raise failure(
+                raise self.failure(
                     Text(
                         "The cluster had no place for the desktop within {time}.",
                         time=render_seconds(self.queue_timeout),
@@ -251,13 +251,13 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             with contextlib.suppress(SlurmError):
                 job = await self._find_job(_WAITING_S)
                 if job is None or job.phase == "over":
-                    raise failure(
+                    raise self.failure(
                         describe_end(job)
                         if job
                         else Text("The desktop's job ended before its session began."),
                         Text("The job's log on the cluster has the reason."),
                     )
-        raise failure(
+        raise self.failure(
             Text("The desktop's job runs, but its session said nothing for {s} s.", s=_PORT_S),
             Text("The administrator looks whether nodes reach the hub."),
         )
@@ -340,7 +340,9 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
             await self._cancel()
             await self._wait_until_over(_CANCEL_S)
         except SlurmError as exc:
-            raise failure(exc.message, Text("The desktop may run on; try again when Slurm answers.")) from exc
+            raise self.failure(
+                exc.message, Text("The desktop may run on; try again when Slurm answers.")
+            ) from exc
 
     async def _cancel(self) -> None:
         await self._slurm.cancel(self.job_id)
