@@ -60,6 +60,7 @@ from qemuspawner.machines.catalogue import Catalogue, load_all_machines
 from qemuspawner.machines.templates import find_template_obstacle
 from qemuspawner.saved import used_mib
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
+from qemuspawner.texts import Text
 from qemuspawner.units import parse_mib, parse_seconds, render_seconds
 
 if TYPE_CHECKING:
@@ -804,13 +805,15 @@ class QemuSpawnerMixin(
                 status = await self._last_status()
         except TimeoutError:
             raise failure(
-                f"The desktop did not appear within {render_seconds(self.start_timeout)}.",
-                "Try again; if it happens again, tell the administrator.",
+                Text("The desktop did not appear within {span}.", span=render_seconds(self.start_timeout)),
+                Text("Try again; if it happens again, tell the administrator."),
             ) from None
         if status is None:
-            raise failure("The desktop's process ended without a word.", "The hub's log has the reason.")
+            raise failure(
+                Text("The desktop's process ended without a word."), Text("The hub's log has the reason.")
+            )
         if status.state != "running":
-            raise failure(status.message or "The desktop ended before it was ready.", status.hint)
+            raise failure(status.message or Text("The desktop ended before it was ready."), status.hint)
         return status
 
     def _warm_up(self) -> None:
@@ -875,7 +878,9 @@ class QemuSpawnerMixin(
         # Before it has begun, the hub's own row names a port that may be anybody's.
         return str(self.server.url) if self._session and self.server is not None else ""
 
-    async def ask_session(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+    async def ask_session(
+        self, method: str, path: str, body: object = None, *, language: str = "en"
+    ) -> tuple[int, dict[str, Any]]:
         """A route of the running session, asked as its owner; see `follow.ask_session`."""
         return await ask_session(
             method,
@@ -883,6 +888,7 @@ class QemuSpawnerMixin(
             body,
             token=self.session_token,
             ssl_context=self.session_ssl_context,
+            language=language,
         )
 
     @property

@@ -23,6 +23,7 @@ from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.sessions.forkserver import ForkServer, ForkServerError, fork_server
 from qemuspawner.hub.sessions.process import KnownProcess
 from qemuspawner.spec import LISTEN_VARIABLE, SessionSpec
+from qemuspawner.texts import Text
 
 # Beginnings of environment variables that are read before a session could be told of them by the fork server:
 # by the loader, the interpreter, and JupyterHub's client while it is imported.
@@ -278,10 +279,10 @@ class QemuSpawner(LocalHost, QemuSpawnerMixin, LocalProcessSpawner):  # type: ig
             raise refusal(exc, reason="host", status_code=500) from exc
         except (OSError, SubprocessError) as exc:
             self.log.exception("%s: the session cannot be started", self.session_id)
-            why = getattr(exc, "strerror", None) or "its account cannot be taken on"
+            why = getattr(exc, "strerror", None) or Text("its account cannot be taken on")
             raise failure(
-                f"The desktop's process cannot be started: {why}.",
-                "Tell the administrator; the hub's log has the details.",
+                Text("The desktop's process cannot be started: {why}.", why=why),
+                Text("Tell the administrator; the hub's log has the details."),
             ) from exc
 
     async def _signal(self, number: int) -> bool:

@@ -7,7 +7,7 @@ from jupyterhub.utils import url_path_join
 
 from qemuspawner.hub.desktops.kept import Kept
 from qemuspawner.saved import Saved
-from qemuspawner.units import render_mib, render_seconds
+from qemuspawner.units import render_mib, render_seconds, render_size
 
 # Said with more weight from then on.
 _EXPIRES_SOON_S = 2 * 86400
@@ -78,7 +78,7 @@ def show_saved(session_id: str, saved: Saved, pictures: Pictures) -> Shown:
         title=saved.title,
         automatic=saved.automatic,
         machine=spec.machine.name if spec else "",
-        resources=f"{spec.cpus} CPU{'s' * (spec.cpus != 1)}, {render_mib(spec.memory_mib)}" if spec else "",
+        resources=render_size(cpus=spec.cpus, memory_mib=spec.memory_mib) if spec else "",
         age=_render(now - saved.saved_at),
         expires_in=_render(left_s) if saved.expires else "",
         expires_soon=bool(saved.expires) and left_s < _EXPIRES_SOON_S,

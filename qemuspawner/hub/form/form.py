@@ -25,6 +25,7 @@ from qemuspawner.hub.form.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.languages import teach_languages
 from qemuspawner.hub.limits import Limits
 from qemuspawner.hub.proposals.shown import ShownProposals
 from qemuspawner.hub.runs.advice import Advice
@@ -43,6 +44,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+teach_languages(_TEMPLATES)
 
 
 # The lifetime of what is woken, beside that of a new desktop.

@@ -10,6 +10,7 @@ from tornado import web
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.hub.desktops.staff_api import StaffHandler
+from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.notices.announcements import (
     LEVELS,
     Announcement,
@@ -18,6 +19,7 @@ from qemuspawner.hub.notices.announcements import (
     delete_announcement,
     list_announcements,
 )
+from qemuspawner.texts import Text
 
 _MAX_TEXT = 1000
 _LATEST_S = 366 * 86400
@@ -74,9 +76,11 @@ class AcknowledgementHandler(StaffHandler):
         """Whoever asks has read it."""
         person = self.current_user
         if person is None or isinstance(person, orm.Service):
-            raise web.HTTPError(403, "Only people who are logged in can acknowledge an announcement.")
+            raise http_error(
+                self.request, 403, Text("Only people who are logged in can acknowledge an announcement.")
+            )
         if not acknowledge(self.records, int(number), person.name):
-            raise web.HTTPError(404, "There is no such announcement.")
+            raise http_error(self.request, 404, Text("There is no such announcement."))
         self.set_status(204)
 
 

@@ -17,6 +17,7 @@ from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals, select_min
 from qemuspawner.hub.proposals.proposal import Asker
 from qemuspawner.hub.proposals.shown import ShownProposals, describe_proposals, show_proposals
 from qemuspawner.hub.proposals.source import ProposalSource, SourceType
+from qemuspawner.texts import Text, pack, unpack
 
 # A page that is slow is worse than one that says what it lacks; a start has more time.
 _PAGE_WAIT_S = 1
@@ -148,8 +149,8 @@ class ProposalTraits(LoggingConfigurable):
             # The desktop is there, and fails for nothing else.
             self.log.exception("%s: the members of its proposal cannot be invited", self._log_name)
             self._database.rollback()
-            said = ["The members of the proposal could not be invited; share the desktop on this page."]
-        self._session["invited"] = said
+            said = [Text("The members of the proposal could not be invited; share the desktop on this page.")]
+        self._session["invited"] = pack(said)
         return said
 
     def _may_invite(self) -> bool:
@@ -164,4 +165,8 @@ class ProposalTraits(LoggingConfigurable):
     @property
     def on_proposal(self) -> dict[str, object]:
         """The proposal of the desktop that runs, and who was invited, for lists of desktops."""
-        return {"proposal": self._session.get("proposal"), "invited": self._session.get("invited", [])}
+        invited: Any = self._session.get("invited", [])
+        return {
+            "proposal": self._session.get("proposal"),
+            "invited": [unpack(sentence) for sentence in invited],
+        }

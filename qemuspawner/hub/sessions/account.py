@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qemuspawner.errors import HostError
 from qemuspawner.paths import StatePaths
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +33,21 @@ def find_account(run_as: str, *, user: str, allow_root: bool) -> Account:
         account = pwd.getpwnam(name) if name else _own_account()
     except (KeyError, ValueError):
         raise HostError(
-            f"This host has no account '{name}' to run the desktop.",
-            hint="The administrator makes that account, or sets run_as to another one.",
+            Text("This host has no account '{name}' to run the desktop.", name=name),
+            hint=Text("The administrator makes that account, or sets run_as to another one."),
         ) from None
     if account.pw_uid == 0 and not allow_root:
         raise HostError(
-            "Desktops do not run as root.",
-            hint="The administrator sets run_as to an account without rights, such as 'qemuspawner'.",
+            Text("Desktops do not run as root."),
+            hint=Text("The administrator sets run_as to an account without rights, such as 'qemuspawner'."),
         )
     if os.geteuid() not in (0, account.pw_uid):
         raise HostError(
-            f"The hub cannot run desktops as '{account.pw_name}', since it does not run as root.",
-            hint="The administrator sets run_as to '', the hub's own account.",
+            Text(
+                "The hub cannot run desktops as '{name}', since it does not run as root.",
+                name=account.pw_name,
+            ),
+            hint=Text("The administrator sets run_as to '', the hub's own account."),
         )
     return account
 
