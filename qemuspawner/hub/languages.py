@@ -76,7 +76,7 @@ def _by_language(function: str) -> Callable[..., Any]:
 def _note_reader(context: Context) -> str:
     """Have it noted in which language whoever opens this page reads; says nothing itself."""
     handler = getattr(context.get("static_url"), "__self__", None)
-    spawner = getattr(getattr(handler, "current_user", None), "spawner", None)
+    spawner: Any = getattr(getattr(handler, "current_user", None), "spawner", None)
     if hasattr(spawner, "note_reading"):
         spawner.note_reading(_find_language(context).tag)
     return ""
