@@ -172,6 +172,7 @@ class StaffMessage(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     text: str
     at: float  # Unix seconds, as in the status
+    number: int = 0  # counts up: the same words again are another message
 
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):

@@ -787,7 +787,7 @@ class QemuSpawnerMixin(
             for sentence in self.invite_members():
                 self._progress.say(sentence)
         except SpawnException as exc:
-            self.end_run(outcome="failed", why=exc.jupyterhub_message)
+            self.end_run(outcome="failed", why=exc.message)
             raise
         finally:
             self._progress.close()

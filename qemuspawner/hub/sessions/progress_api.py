@@ -4,6 +4,7 @@ from typing import Any
 
 from jupyterhub import apihandlers
 from jupyterhub.apihandlers.users import SpawnProgressAPIHandler
+from jupyterhub.spawner import SpawnException
 
 from qemuspawner.languages import choose_language
 from qemuspawner.texts import Text
@@ -30,7 +31,8 @@ class ProgressHandler(SpawnProgressAPIHandler):  # type: ignore[misc]
             return ""
         if future.cancelled():
             return Text("The start was cancelled.")
-        return getattr(future.exception(), "jupyterhub_message", "")
+        exc = future.exception()
+        return exc.message if isinstance(exc, SpawnException) else ""
 
 
 apihandlers.default_handlers += [
