@@ -194,13 +194,13 @@ class Mailer(LoggingConfigurable):
         message["From"] = self.sender
         message["To"] = to
         message["Subject"] = language.say(_SUBJECTS[event.kind].filled(facts))
-        message["Content-Language"] = language.tag
         message["Date"] = formatdate(event.at)
         message["Message-ID"] = make_msgid(domain=parseaddr(self.sender)[1].rpartition("@")[2])
         # Nobody's holiday is answered to it. Source: RFC 3834.
         message["Auto-Submitted"] = "auto-generated"
         footer = "" if is_for_staff else f"\n\n-- \n{language.say(_FOOTER)}"
         message.set_content(f"{language.say(_TEXTS[event.kind].filled(facts))}{footer}\n")
+        message["Content-Language"] = language.tag
         return message
 
     def _send(self, message: EmailMessage) -> None:
