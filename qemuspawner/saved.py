@@ -11,14 +11,14 @@ import stat
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from qemuspawner.machine import decode_unit, encode_unit
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.spec import SessionSpec
-from qemuspawner.texts import Text
+from qemuspawner.texts import Sentence, Text, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +88,25 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     boot_s: float = 0  # what starting from it spares: how long a cold boot took
     machine_id: str = ""
     spec: SessionSpec | None = None  # a session's own, to start it again
-    problem: str = ""  # why it could not be restored the last time
+    problem: Sentence = ""  # why it could not be restored the last time
 
     def to_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self, enc_hook=encode_unit))
+        return msgspec.json.format(msgspec.json.encode(self, enc_hook=_encode))
+
+
+def _encode(value: object) -> object:
+    return pack(value) if isinstance(value, Text) else encode_unit(value)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    return unpack(value) if kind is Text else decode_unit(kind, value)
 
 
 def load_saved(folder: Path) -> Saved | None:
     """What lies in `folder`; None where it is a draft or cannot be read."""
     try:
         content = _read_regular(SavedPaths(root=folder).manifest)
-        return msgspec.json.decode(content, type=Saved, dec_hook=decode_unit)
+        return msgspec.json.decode(content, type=Saved, dec_hook=_decode)
     except OSError:
         return None
     # The folder may be another account's, who writes what they like: RecursionError is for a deep nesting.

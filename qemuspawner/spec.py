@@ -9,6 +9,7 @@ import msgspec
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Machine, decode_unit, encode_unit
 from qemuspawner.policy import Busy, Policy
+from qemuspawner.texts import Sentence, decode_text, pack
 
 # One environment variable is at most 128 KiB on Linux.
 SPEC_VARIABLE = "QEMUSPAWNER_SESSION"
@@ -125,7 +126,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened on the way to the desktop."""
 
     at: float  # seconds since the session's start
-    text: str
+    text: Sentence
     level: Literal["info", "warning", "error"] = "info"
 
 
@@ -171,15 +172,21 @@ class StaffMessage(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     text: str
     at: float  # Unix seconds, as in the status
+    number: int = 0  # counts up: the same words again are another message
 
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
     """What a session tells the hub before it goes."""
 
     state: Literal["ended", "suspended", "failed"]
-    message: str = ""  # why, in a sentence
+    message: Sentence = ""  # why
     cause: Literal["", SuspendOn] = ""  # what ended it; "" where somebody did, in the desktop or on its page
     usage: Usage | None = None
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "SessionEnd":
+        """Raises msgspec.DecodeError where the text is not a SessionEnd."""
+        return msgspec.json.decode(text, type=cls, dec_hook=decode_text)
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,8 +194,8 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     session_id: str
     state: State
-    message: str = ""  # what failed, why it ends, or what is wrong while it runs
-    hint: str = ""
+    message: Sentence = ""  # what failed, why it ends, or what is wrong while it runs
+    hint: Sentence = ""
     steps: tuple[Step, ...] = ()
     progress: int = 0  # percent of the way to the desktop
     machine: str = ""  # the machine's name
@@ -212,16 +219,15 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     viewers: int = 0
     qemu_pid: int = 0
     way: Literal["", "cold", "restored", "woken"] = ""
-    why: str = ""  # why it came up this way, where there is more to say
+    why: Sentence = ""  # why it came up this way, where there is more to say
     suspends: tuple[SuspendOn, ...] = ()  # what puts it to sleep, instead of ending it
-    suspend_obstacle: str = ""  # why it cannot be suspended; "" where it can
+    suspend_obstacle: Sentence = ""  # why it cannot be suspended; "" where it can
     version: int = 0  # counts up with every change of state or steps
 
     def to_json(self) -> bytes:
-        # A Text is a str to everybody but msgspec.
-        return msgspec.json.encode(self, enc_hook=str)
+        return msgspec.json.encode(self, enc_hook=pack)
 
     @classmethod
     def from_json(cls, text: bytes) -> "SessionStatus":
         """Raises msgspec.DecodeError where the text is not a SessionStatus."""
-        return msgspec.json.decode(text, type=cls)
+        return msgspec.json.decode(text, type=cls, dec_hook=decode_text)

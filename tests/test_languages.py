@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 from babel.messages.catalog import Catalog, Message
 from babel.messages.pofile import read_po
@@ -13,7 +14,8 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from qemuspawner.languages import DOMAIN, choose_language, load_languages, parse_wishes
 from qemuspawner.paths import LOCALES
-from qemuspawner.texts import Text, list_texts
+from qemuspawner.spec import SessionEnd, SessionStatus, Step
+from qemuspawner.texts import Text, list_texts, pack, unpack
 from qemuspawner.units import render_mib, render_seconds
 
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "messages.py"))
@@ -189,6 +191,65 @@ def test_texts_within_texts_and_documents_are_said_too() -> None:
         ]
     }
     assert (german.say(render_mib(1536)), french.say(render_mib(1536))) == ("1,5 GiB", "1,5 Gio")
+
+
+def test_a_document_of_another_process_can_be_said_here() -> None:
+    why = list_texts(
+        [Text("its size is another one"), Text("QEMU was {before} and is {now}", before=7, now=8.5)]
+    )
+    step = Step(at=0.5, text=Text("The desktop cannot be woken: {why}.", why=why))
+    status = SessionStatus(session_id="x", state="booting", steps=(step,), message="A guest's own words {x}")
+
+    read = SessionStatus.from_json(status.to_json())
+
+    assert read == status
+    assert load_languages()["de"].say(read.steps[0].text) == (
+        "Der Desktop kann nicht geweckt werden: die Größe ist eine andere, QEMU war 7 und ist jetzt 8,5."
+    )
+    assert load_languages()["de"].say([read.message, read.hint]) == ["A guest's own words {x}", ""]
+
+
+DEEP: Any = "end"
+for _ in range(200):
+    DEEP = {"template": "{x}", "values": {"x": DEEP}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 7, [], {}, {"template": "x"}, {"template": 7, "values": {}}, {"template": "x", "values": []}),
+        {"template": "{x.__class__}", "values": {"x": 1}},
+        {"template": "{x:>999999999}", "values": {"x": 1}},
+        {"template": "{x!r}", "values": {"x": 1}},
+        {"template": "{0}", "values": {}},
+        {"template": "{x} {y}", "values": {"x": 1}},
+        {"template": "{", "values": {}},
+        {"template": "{x}", "values": {"x": None}},
+        {"template": "x" * 3000, "values": {}},
+        {"template": "{x}", "values": {str(number): 1 for number in range(100)}},
+        DEEP,
+    ],
+)
+def test_what_is_no_text_is_refused(value: object) -> None:
+    """A document is another process's."""
+    with pytest.raises(ValueError, match=r"no text|is none|are none|do not fit"):
+        unpack(value)
+    with pytest.raises(msgspec.DecodeError):
+        SessionEnd.from_json(msgspec.json.encode({"state": "ended", "message": value}))
+
+
+def test_a_text_is_packed_as_what_it_was_made_of() -> None:
+    text = Text("The session's lifetime of {lifetime} is over.", lifetime=Text("{hours} h", hours=1))
+
+    assert pack({"why": [text, "x"]}) == {
+        "why": [
+            {
+                "template": "The session's lifetime of {lifetime} is over.",
+                "values": {"lifetime": {"template": "{hours} h", "values": {"hours": 1}}},
+            },
+            "x",
+        ]
+    }
 
 
 def test_what_people_and_guests_write_is_not_said_otherwise() -> None:

@@ -889,7 +889,9 @@ class QemuSpawnerMixin(
         # Before it has begun, the hub's own row names a port that may be anybody's.
         return str(self.server.url) if self._session and self.server is not None else ""
 
-    async def ask_session(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+    async def ask_session(
+        self, method: str, path: str, body: object = None, *, language: str = "en"
+    ) -> tuple[int, dict[str, Any]]:
         """A route of the running session, asked as its owner; see `follow.ask_session`."""
         return await ask_session(
             method,
@@ -897,6 +899,7 @@ class QemuSpawnerMixin(
             body,
             token=self.session_token,
             ssl_context=self.session_ssl_context,
+            language=language,
         )
 
     @property

@@ -8,3 +8,4 @@ from qemuspawner.hub.form import choices_api, favourites_api, settings_api, term
 from qemuspawner.hub.notices import announcements_api
 from qemuspawner.hub.proposals import api as proposals_api
 from qemuspawner.hub.runs import run_api, statistics_pages
+from qemuspawner.hub.sessions import progress_api

@@ -7,6 +7,7 @@ import msgspec
 
 from qemuspawner.session.hub import Hub, HubError
 from qemuspawner.spec import SessionEnd, SessionSpec
+from qemuspawner.texts import pack
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ async def report_end(end: SessionEnd, spec: SessionSpec, hub: Hub) -> None:
             await hub.ask(
                 "POST",
                 *("users", spec.user, "desktops", spec.server_name, "ended"),
-                body=msgspec.to_builtins(end),
+                body=msgspec.to_builtins(end, enc_hook=pack),
             )
     except TimeoutError:
         log.info("%s: the hub was not told of the end: it does not answer.", spec.session_id)

@@ -40,7 +40,8 @@ class Notices:
 
     def tell(self, text: str, *, by: str) -> None:
         """The site's staff has something to say; it takes the place of what they said before."""
-        self._told = StaffMessage(by=by, text=text, at=0)
+        number = self._told.number + 1 if self._told else 1
+        self._told = StaffMessage(by=by, text=text, at=0, number=number)
         self._told_at = self._clocks.now()
         self._shows_told = True
 

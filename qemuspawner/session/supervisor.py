@@ -50,7 +50,7 @@ from qemuspawner.session.prepare import (
 from qemuspawner.session.turns import take_turn
 from qemuspawner.session.usage import UsageMeter
 from qemuspawner.spec import Load, SessionEnd, SessionSpec, SessionStatus, State, Step, SuspendOn
-from qemuspawner.texts import Text
+from qemuspawner.texts import Text, join_sentences
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
 _AGENT_TIMEOUT_S = 240
@@ -172,7 +172,7 @@ class Supervisor:
         """What the hub is told of the end, once it has come."""
         return SessionEnd(
             state=self._state if self._state in ("suspended", "failed") else "ended",
-            message=f"{self._message} {self._hint}".strip(),
+            message=join_sentences(self._message, self._hint),
             cause=(self._ending.cause if self._ending else None) or "",
             usage=self._usage.usage(),
         )

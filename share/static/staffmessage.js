@@ -6,27 +6,29 @@ const byId = (id) => document.getElementById(id);
 
 export class StaffMessage {
   #words = "";
-  #closed = ""; // what was said and hidden
+  #number = null;
+  #closed = null; // the number of what was said and hidden
 
   constructor() {
     byId("staff-message-close").addEventListener("click", () => {
-      this.#closed = this.#words;
+      this.#closed = this.#number;
       this.#show();
     });
   }
 
   /** Take a status that is new. */
   take({ staff_message: message }) {
+    const isNew = this.#number !== (message?.number ?? null);
+    this.#number = message?.number ?? null;
     this.#words = message ? t("From the administrators ({name}): {text}", { name: message.by, text: message.text }) : "";
+    // Set again, the same text is read aloud again.
+    if (isNew) {
+      byId("staff-message-text").textContent = this.#words;
+    }
     this.#show();
   }
 
   #show() {
-    byId("staff-message").hidden = !this.#words || this.#words === this.#closed;
-    const text = byId("staff-message-text");
-    // Set again, the same text would be read aloud again.
-    if (text.textContent !== this.#words) {
-      text.textContent = this.#words;
-    }
+    byId("staff-message").hidden = !this.#words || this.#number === this.#closed;
   }
 }

@@ -14,6 +14,8 @@ from traitlets import TraitError
 
 from qemuspawner.hub.notices.mail import Mailer
 from qemuspawner.hub.notices.notify import Event
+from qemuspawner.texts import Text
+from qemuspawner.units import render_seconds
 
 HOSTILE = "x\r\nBcc: victim@example.org\r\n\r\n<b>\u202eevil</b> 🦆 \x00" + "y" * 5000
 
@@ -90,6 +92,25 @@ async def test_each_kind_has_its_words(server: SmtpServer, event: Event, subject
 
     assert taken.message["Subject"] == subject
     assert words in taken.message.get_content()
+
+
+async def test_a_mail_is_in_the_language_of_its_reader(server: SmtpServer) -> None:
+    """Else in the site's, as mails to staff are; a reason goes along."""
+    reason = Text("Nobody used the desktop for {span}.", span=render_seconds(7200))
+
+    french = await mail_of(server, make_event(language="fr", reason=reason), language="de")
+    unknown = await mail_of(server, make_event("ends-soon", language="tlh", left_s=890), language="de")
+    event = make_event("more-time-asked", by="bob", asked_s=7200, language="fr")
+    staff = await mail_of(server, event, language="de", staff_address="staff@example.org")
+
+    assert french.message["Subject"] == "Votre bureau «\xa0desk\xa0» s\u2019est terminé"
+    assert french.message["Content-Language"] == "fr"
+    assert "n\u2019a utilisé le bureau" in french.message.get_content()
+    assert "page d\u2019accueil du hub" in french.message.get_content()
+    assert unknown.message["Subject"] == "Ihr Desktop „desk“ endet in 15 min"
+    assert staff.message["Subject"] == "bob bittet um mehr Zeit für den Desktop „desk“ von alice"
+    with pytest.raises(TraitError, match="there are en, de, fr"):
+        make_mailer(server, language="tlh")
 
 
 async def test_staff_are_asked_for_more_time(server: SmtpServer) -> None:

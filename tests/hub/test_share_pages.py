@@ -106,7 +106,7 @@ async def test_what_a_group_shares_cannot_be_left_and_the_most_counts(hub: hubs.
     await expect(row).to_contain_text("also by the group team")
     await expect(row).to_contain_text("not running")
 
-    await row.get_by_role("button", name="Leave the default desktop of bob").click()
+    await row.get_by_role("button", name="Leave: the default desktop of bob").click()
 
     await expect(row).to_contain_text("View only")
     await expect(row).to_contain_text("by the group team, which you cannot leave here")

@@ -1,5 +1,6 @@
 """The hub's REST API for its staff: all desktops, a word to who is at them, hosts that are drained."""
 
+import asyncio
 import json
 import platform
 from collections.abc import Awaitable, Callable
@@ -169,3 +170,18 @@ async def test_a_drain_needs_a_reason(hub: hubs.Hub, body: Any) -> None:
 
     assert status == 400
     assert answer["message"] == "'reason' must be a text of 1 to 200 characters."
+
+
+async def test_an_announcement_reaches_the_desktops_that_run(hub: hubs.Hub) -> None:
+    """As a message; one of later does not."""
+    alice = await start(hub, "alice")
+    admin = await hub.with_token("root", admin=True)
+
+    await ask(hub, admin, "POST", "announcements", {"text": "The host is serviced.", "begins_in": 3600})
+    await ask(hub, admin, "POST", "announcements", {"text": "The host is serviced now."})
+
+    url = f"{hub.spawner('alice').server.url}api/status"
+    async with asyncio.timeout(30):
+        while not (message := json.loads((await alice.request("GET", url)).text)["staff_message"]):
+            await asyncio.sleep(0.05)
+    assert (message["by"], message["text"], message["number"]) == ("root", "The host is serviced now.", 1)

@@ -262,6 +262,17 @@ async def test_what_the_administrators_say_is_shown_as_text_until_it_is_hidden(
     assert await page.title() != "owned"
 
 
+async def test_what_the_administrators_say_again_is_shown_again(session: Session, open_page: Open) -> None:
+    session.staff_message = StaffMessage(by="root", text="Save your work.", at=0, number=1)
+    page = await open_page()
+    await page.locator("#staff-message").get_by_role("button", name="Hide").click()
+    await expect(page.locator("#staff-message")).to_be_hidden()
+
+    session.staff_message = structs.replace(session.staff_message, number=2)
+
+    await expect(page.locator("#staff-message")).to_be_visible(timeout=20_000)
+
+
 async def test_staff_answer_who_asks_for_more_time(session: Session, open_page: Open) -> None:
     session.role, session.is_staff = "control", True
     session.extension = Extension(by="bob", reason=HOSTILE, seconds=7200, at=0)

@@ -80,7 +80,7 @@ async def test_a_person_is_let_in_raised_and_sent_off_by_the_dialog(
     await expect(end.locator("option:checked")).to_have_text(re.compile("^until .*\\d"))
 
     bob = await log_in("bob")
-    row = bob.get_by_role("row", name=re.compile("desk of alice"))
+    row = bob.get_by_role("row", name=re.compile("“desk” of alice"))
     await expect(row).to_contain_text("View only")
     await expect(row.get_by_role("img", name="The screen of “desk” of alice")).to_have_js_property(
         "complete", True, timeout=SOON_MS
@@ -139,7 +139,7 @@ async def test_a_link_is_shown_once_accepted_and_revoked(
 
     # What the link gave stays, until its user leaves
     await carol.goto(str(hub.url / "hub/home"))
-    await carol.get_by_role("button", name="Leave “desk” of alice").click()
+    await carol.get_by_role("button", name="Leave: “desk” of alice").click()
     await expect(carol.get_by_role("heading", name="Shared with me")).to_be_hidden()
 
 

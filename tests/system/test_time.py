@@ -45,7 +45,7 @@ async def test_more_time_from_the_home_page_to_an_administrators_answer(
     async with hub.person(token=token) as person:
         await person.request("POST", desktop / "api/extend", json={"seconds": 2 * 86400})
     await alice.reload()
-    await running.get_by_label("Why do you need more time?").fill(REASON)
+    await running.get_by_label("Why do you need more time for").fill(REASON)
     await running.get_by_role("button", name="Ask for more time").click()
     await expect(running).to_contain_text("nobody has answered yet")
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import aiohttp
 from jupyterhub import apihandlers, orm
-from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from jupyterhub.utils import url_path_join
 from tornado import web
 
+from qemuspawner.hub.languages import SpeakingHandler, http_error
 from qemuspawner.hub.sessions.follow import SUSPEND_TIMEOUT, TIMEOUT, ask_session
 from qemuspawner.hub.sessions.running import describe_running
+from qemuspawner.texts import Text
 
 # Of a session's own words.
 _MAX_WHY = 1000
 
 
-class DesktopsHandler(APIHandler):  # type: ignore[misc]
+class DesktopsHandler(SpeakingHandler):
     """What routes about a user's desktops have in common."""
 
     def find_spawner(self, user_name: str) -> Any:
@@ -37,7 +38,7 @@ class DesktopsHandler(APIHandler):  # type: ignore[misc]
         # Its own way with [] makes one that is missing.
         spawner = user.spawners.get(server_name)
         if spawner is None or not spawner.ready:
-            raise web.HTTPError(404, "This desktop does not run.")
+            raise http_error(self.request, 404, Text("This desktop does not run."))
         return spawner
 
     @contextlib.contextmanager
@@ -46,7 +47,7 @@ class DesktopsHandler(APIHandler):  # type: ignore[misc]
         try:
             token = spawner.new_token_for(self.current_user)
         except ValueError as exc:
-            raise web.HTTPError(403, "This needs access to the desktop.") from exc
+            raise http_error(self.request, 403, Text("This needs access to the desktop.")) from exc
         try:
             yield token
         finally:
@@ -71,10 +72,13 @@ class DesktopsHandler(APIHandler):  # type: ignore[misc]
                 self.get_json_body() or {},
                 token=token,
                 ssl_context=spawner.session_ssl_context,
+                language=self.language.tag,
                 timeout=timeout,
             )
         if not status:
-            raise web.HTTPError(503, "The desktop's session does not answer. Try again in a moment.")
+            raise http_error(
+                self.request, 503, Text("The desktop's session does not answer. Try again in a moment.")
+            )
         self.set_status(status)
         self.write(json.dumps(answer))
 
@@ -84,7 +88,7 @@ class RunningHandler(DesktopsHandler):
     async def get(self, user_name: str) -> None:
         """The user's desktops that run, with the time that is left."""
         spawners = self.find_spawner(user_name).user.spawners
-        self.write(json.dumps(await describe_running(list(spawners.values()))))
+        self.say(await describe_running(list(spawners.values())))
 
 
 class AskingHandler(DesktopsHandler):
@@ -93,7 +97,7 @@ class AskingHandler(DesktopsHandler):
         """Everybody's desktops for which more time was asked for and nobody has answered."""
         spawners = [spawner for user in list(self.users.values()) for spawner in user.spawners.values()]
         ours = [spawner for spawner in spawners if hasattr(spawner, "desktop_cards")]
-        self.write(json.dumps(await describe_running(ours, asking=True)))
+        self.say(await describe_running(ours, asking=True))
 
 
 class ExtendHandler(DesktopsHandler):
@@ -114,7 +118,7 @@ class CardsHandler(DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
         """All desktops of the user, whatever their state, with what their sessions say."""
-        self.write(json.dumps(await self.find_spawner(user_name).desktop_cards(ask=True)))
+        self.say(await self.find_spawner(user_name).desktop_cards(ask=True))
 
 
 class AboutHandler(DesktopsHandler):
@@ -137,7 +141,7 @@ class SavedListHandler(DesktopsHandler):
     @needs_scope("read:servers")  # type: ignore[untyped-decorator]
     async def get(self, user_name: str) -> None:
         """What is kept of the user's desktops."""
-        self.write(json.dumps(await self.find_spawner(user_name).describe_saved()))
+        self.say(await self.find_spawner(user_name).describe_saved())
 
 
 class SavedHandler(DesktopsHandler):
@@ -147,9 +151,9 @@ class SavedHandler(DesktopsHandler):
         spawner = self.find_spawner(user_name)
         deleted = await spawner.delete_saved(session_id, name)
         if deleted is None:
-            raise web.HTTPError(404, "Nothing of this name is kept.")
+            raise http_error(self.request, 404, Text("Nothing of this name is kept."))
         if not deleted:
-            raise web.HTTPError(409, "This desktop is running; stop it first")
+            raise http_error(self.request, 409, Text("This desktop is running; stop it first."))
         self.set_status(204)
 
 

@@ -19,7 +19,7 @@ from qemuspawner.hub.runs.runs import LastRun, last_runs
 from qemuspawner.hub.sessions.running import describe_running
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.saved import Saved, used_mib
-from qemuspawner.units import render_mib
+from qemuspawner.units import render_mib, render_size
 
 # A clock that was set back, or a manifest that lies, is no reason for a page to fail.
 _LONGEST_S = 100 * 365 * 86400
@@ -154,9 +154,7 @@ def _describe_end(run: LastRun | None) -> dict[str, object] | None:
 
 def _render_size(size: Any) -> str:
     """As "2 CPUs, 4 GiB"; "" of nothing."""
-    if size is None:
-        return ""
-    return f"{size.cpus} CPU{'s' * (size.cpus != 1)}, {render_mib(size.memory_mib)}"
+    return "" if size is None else render_size(cpus=size.cpus, memory_mib=size.memory_mib)
 
 
 def _unix(moment: datetime | None) -> float | None:

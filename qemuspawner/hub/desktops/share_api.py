@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from jupyterhub import apihandlers, orm
-from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
+
+from qemuspawner.hub.languages import SpeakingHandler, http_error
+from qemuspawner.texts import Text
 
 _LONGEST_S = 366 * 86400
 _LEAST_S = 60
@@ -24,12 +26,12 @@ _ASK_EVERY_S = 10.0
 _MAX_ASKED = 1000
 
 
-class _ServerHandler(APIHandler):  # type: ignore[misc]
+class _ServerHandler(SpeakingHandler):
     def find_server(self, user_name: str, server_name: str) -> Any:
         """The database's row of a server; raises 404."""
         user = self.find_user(user_name)
         if user is None or server_name not in user.orm_spawners:
-            raise web.HTTPError(404, "There is no such server.")
+            raise http_error(self.request, 404, Text("There is no such server."))
         return user.orm_spawners[server_name]
 
     def find_running(self, user_name: str, server_name: str) -> Any:
@@ -73,7 +75,7 @@ class DesktopSharesHandler(_ServerHandler):
             raise web.HTTPError(400, f"'expires_in' is 0, or from {_LEAST_S} to {_LONGEST_S} seconds.")
         share = self._find_share(server, body)
         if share is None:
-            raise web.HTTPError(404, "It is not shared with them.")
+            raise http_error(self.request, 404, Text("It is not shared with them."))
         share.expires_at = _utc_now() + timedelta(seconds=seconds) if seconds else None
         self.db.commit()
         self.finish(json.dumps(_model(share)))
@@ -102,7 +104,7 @@ class AccessRequestHandler(_ServerHandler):
         asker = self.current_user
         # A token acts for a program; to ask is for people.
         if asker is None or isinstance(asker, orm.Service) or self.get_token() is not None:
-            raise web.HTTPError(403, "Only people who are logged in can ask for access.")
+            raise http_error(self.request, 403, Text("Only people who are logged in can ask for access."))
         reason = self.body().get("reason", "")
         if not isinstance(reason, str) or len(reason) > _MAX_REASON:
             raise web.HTTPError(400, f"'reason' is a text of at most {_MAX_REASON} characters.")
@@ -112,7 +114,7 @@ class AccessRequestHandler(_ServerHandler):
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         self.set_status(202)
-        self.finish(json.dumps({"message": "Where this desktop is running, its owner has been asked."}))
+        self.say({"message": Text("Where this desktop is running, its owner has been asked.")})
 
     def _is_due(self, key: tuple[str, str, str]) -> bool:
         now = time.monotonic()
@@ -157,18 +159,22 @@ class DesktopPeopleHandler(_ServerHandler):
     ) -> None:
         person = self.current_user
         if isinstance(person, orm.Service) or person.name != user_name:
-            raise web.HTTPError(403, "Only the owner of a desktop sees and answers who asks.")
+            raise http_error(
+                self.request, 403, Text("Only the owner of a desktop sees and answers who asks.")
+            )
         self.find_server(user_name, server_name)
         spawner = self.find_running(user_name, server_name)
         if spawner is None:
             if method == "POST":
-                raise web.HTTPError(409, "The desktop is not running.")
+                raise http_error(self.request, 409, Text("The desktop is not running."))
             self._finish(running=False, answer={})
             return
-        status, answer = await spawner.ask_session(method, path, body)
+        status, answer = await spawner.ask_session(method, path, body, language=self.language.tag)
         if status != 200:
-            message = answer.get("message") or "The desktop does not answer."
-            raise web.HTTPError(status if 400 <= status < 500 else 503, str(message))
+            # The session's own words are in the reader's language already.
+            message = answer.get("message")
+            words = Text(str(message)) if message else Text("The desktop does not answer.")
+            raise http_error(self.request, status if 400 <= status < 500 else 503, words)
         self._finish(running=True, answer=answer)
 
     def _finish(self, *, running: bool, answer: dict[str, Any]) -> None:

@@ -1,15 +1,21 @@
 """Routes of the hub's REST API for announcements: staff make them, everybody acknowledges them."""
 
+import asyncio
+import contextlib
 import json
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyterhub import apihandlers, orm
 from jupyterhub.scopes import needs_scope
+from jupyterhub.utils import url_path_join
 from tornado import web
 
 from qemuspawner.errors import OptionsError
+from qemuspawner.hub.desktops.api import DesktopsHandler
+from qemuspawner.hub.desktops.overview import find_spawners
 from qemuspawner.hub.desktops.staff_api import StaffHandler
+from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.notices.announcements import (
     LEVELS,
     Announcement,
@@ -18,12 +24,16 @@ from qemuspawner.hub.notices.announcements import (
     delete_announcement,
     list_announcements,
 )
+from qemuspawner.hub.sessions.follow import ask_session
+from qemuspawner.texts import Text
 
 _MAX_TEXT = 1000
 _LATEST_S = 366 * 86400
 
 
-class AnnouncementsHandler(StaffHandler):
+class AnnouncementsHandler(StaffHandler, DesktopsHandler):
+    _telling: ClassVar[set[asyncio.Task[None]]] = set()
+
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     def get(self) -> None:
         """All announcements, with how many people have acknowledged each."""
@@ -57,8 +67,27 @@ class AnnouncementsHandler(StaffHandler):
         except OptionsError as exc:
             raise web.HTTPError(409, exc.text) from exc
         self.log.info("%s announces: %s", self.current_user.name, text)
+        if not body.get("begins_in"):
+            task = asyncio.create_task(self._tell_desktops(text))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
         self.set_status(201)
         self.write(json.dumps({"id": number}))
+
+    async def _tell_desktops(self, text: str) -> None:
+        """Who is at a desktop sees none of the hub's pages: they get it as a message of the same person."""
+        for spawner in find_spawners(self.users):
+            if not spawner.ready:
+                continue
+            # Whoever may not open a desktop has no say there.
+            with contextlib.suppress(web.HTTPError), self.token_for(spawner) as token:
+                await ask_session(
+                    "POST",
+                    url_path_join(spawner.server.url, "api/message"),
+                    {"text": text},
+                    token=token,
+                    ssl_context=spawner.session_ssl_context,
+                )
 
 
 class AnnouncementHandler(StaffHandler):
@@ -74,9 +103,11 @@ class AcknowledgementHandler(StaffHandler):
         """Whoever asks has read it."""
         person = self.current_user
         if person is None or isinstance(person, orm.Service):
-            raise web.HTTPError(403, "Only people who are logged in can acknowledge an announcement.")
+            raise http_error(
+                self.request, 403, Text("Only people who are logged in can acknowledge an announcement.")
+            )
         if not acknowledge(self.records, int(number), person.name):
-            raise web.HTTPError(404, "There is no such announcement.")
+            raise http_error(self.request, 404, Text("There is no such announcement."))
         self.set_status(204)
 
 

@@ -25,6 +25,8 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.errors import printable
 from qemuspawner.hub.notices.notify import Event, Kind
+from qemuspawner.languages import load_languages
+from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
 _TIMEOUT_S = 10
@@ -36,31 +38,32 @@ _MAX_USERS = 10_000
 # No quotes, no comments, no routes: what could be read as more than one address is none.
 _ADDRESS = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
-_SUBJECTS: dict[Kind, str] = {
-    "started": "{desktop} is ready",
-    "ends-soon": "{desktop} ends in {left}",
-    "ended": "{desktop} has ended",
-    "asleep": "{desktop} is asleep",
-    "failed": "{desktop} has failed",
-    "more-time-asked": "{by} asks for more time at {desktop} of {user}",
+# Each is filled in for its event.
+_SUBJECTS: dict[Kind, Text] = {
+    "started": Text("{desktop} is ready"),
+    "ends-soon": Text("{desktop} ends in {left}"),
+    "ended": Text("{desktop} has ended"),
+    "asleep": Text("{desktop} is asleep"),
+    "failed": Text("{desktop} has failed"),
+    "more-time-asked": Text("{by} asks for more time at {desktop} of {user}"),
 }
-_TEXTS: dict[Kind, str] = {
-    "started": "{desktop} ({machine}) is ready.\n\nOpen it: {url}",
-    "ends-soon": (
+_TEXTS: dict[Kind, Text] = {
+    "started": Text("{desktop} ({machine}) is ready.\n\nOpen it: {url}"),
+    "ends-soon": Text(
         "{desktop} ({machine}) ends in {left}. {what_then}\n\n"
         "Save your work, or extend its time on its page: {url}"
     ),
-    "ended": "{desktop} ({machine}) has ended.\n\n{reason}\n\nStart a new one: {url}",
-    "asleep": "{desktop} ({machine}) is asleep.\n\n{reason}\n\nWake it: {url}",
-    "failed": "{desktop} ({machine}) has failed.\n\n{reason}\n\nStart it again: {url}",
-    "more-time-asked": (
+    "ended": Text("{desktop} ({machine}) has ended.\n\n{reason}\n\nStart a new one: {url}"),
+    "asleep": Text("{desktop} ({machine}) is asleep.\n\n{reason}\n\nWake it: {url}"),
+    "failed": Text("{desktop} ({machine}) has failed.\n\n{reason}\n\nStart it again: {url}"),
+    "more-time-asked": Text(
         "{by} asks for {asked} more at {desktop} ({machine}) of {user}:\n\n{reason}\n\n"
         "Answer on the hub's home page or on the desktop's: {url}"
     ),
 }
-_SLEEPS = "It will be asleep then, and can be woken as it was."
-_IS_DELETED = "Everything on it is deleted then."
-_FOOTER = "\n\n-- \nYou can switch these mails off on the hub's home page.\n"
+_SLEEPS = Text("It will be asleep then, and can be woken as it was.")
+_IS_DELETED = Text("Everything on it is deleted then.")
+_FOOTER = Text("You can switch these mails off on the hub's home page.")
 
 
 class Mailer(LoggingConfigurable):
@@ -106,6 +109,13 @@ class Mailer(LoggingConfigurable):
     hub_url = Unicode(
         "", help="""The beginning of links, such as "https://hub.example.org", without public_url."""
     ).tag(config=True)
+    language = Unicode(
+        "en",
+        help="""The language of mails to staff, and to who has opened no page of the hub yet, such as "de".
+
+        All others read them in the language of the hub's page that they opened last.
+        """,
+    ).tag(config=True)
     most_per_hour = Integer(
         20, min=1, help="How many mails an address gets in an hour; what is more is in the log alone."
     ).tag(config=True)
@@ -115,6 +125,13 @@ class Mailer(LoggingConfigurable):
         self._rate = _Rate(self.most_per_hour)
         if not self.sender:
             self.log.error("No mails are sent: Mailer.sender is not set.")
+
+    @validate("language")
+    def _is_language(self, proposal: Any) -> str:
+        tags = load_languages()
+        if proposal["value"] not in tags:
+            raise TraitError(f"Mailer.language is {proposal['value']!r}; there are {', '.join(tags)}.")
+        return str(proposal["value"])
 
     @validate("sender", "staff_address")
     def _is_address(self, proposal: Any) -> str:
@@ -153,31 +170,37 @@ class Mailer(LoggingConfigurable):
 
     def _make(self, event: Event, to: str) -> EmailMessage:
         url = event.url if "://" in event.url or not self.hub_url else self.hub_url.rstrip("/") + event.url
+        is_for_staff = event.kind == "more-time-asked"
+        languages = load_languages()
+        tag = "" if is_for_staff else event.language
+        language = languages.get(tag) or languages[self.language]
+        server = _line(event.server)
         facts = {
-            "desktop": f"Your desktop “{_line(event.server)}”" if event.server else "Your desktop",
+            "desktop": Text("Your desktop “{name}”", name=server) if server else Text("Your desktop"),
             "user": _line(event.user),
             "machine": _line(event.machine),
             "url": _line(url, 2000),
-            "reason": _line(event.reason, _MAX_REASON),
+            "reason": _line(language.say(event.reason), _MAX_REASON),
             "by": _line(event.by),
             "left": render_seconds(_whole_minutes(event.left_s)),
             "asked": render_seconds(event.asked_s),
             "what_then": _SLEEPS if event.sleeps else _IS_DELETED,
         }
-        if event.kind == "more-time-asked":
+        if is_for_staff:
             facts["desktop"] = (
-                f"the desktop “{_line(event.server)}”" if event.server else "the default desktop"
+                Text("the desktop “{name}”", name=server) if server else Text("the default desktop")
             )
         message = EmailMessage()
         message["From"] = self.sender
         message["To"] = to
-        message["Subject"] = _SUBJECTS[event.kind].format_map(facts)
+        message["Subject"] = language.say(_SUBJECTS[event.kind].filled(facts))
         message["Date"] = formatdate(event.at)
         message["Message-ID"] = make_msgid(domain=parseaddr(self.sender)[1].rpartition("@")[2])
         # Nobody's holiday is answered to it. Source: RFC 3834.
         message["Auto-Submitted"] = "auto-generated"
-        footer = "" if event.kind == "more-time-asked" else _FOOTER
-        message.set_content(_TEXTS[event.kind].format_map(facts) + (footer or "\n"))
+        footer = "" if is_for_staff else f"\n\n-- \n{language.say(_FOOTER)}"
+        message.set_content(f"{language.say(_TEXTS[event.kind].filled(facts))}{footer}\n")
+        message["Content-Language"] = language.tag
         return message
 
     def _send(self, message: EmailMessage) -> None:

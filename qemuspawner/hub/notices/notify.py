@@ -15,9 +15,11 @@ from traitlets.config import LoggingConfigurable
 from traitlets.utils.importstring import import_item
 
 from qemuspawner.hub.notices.no_mail import wants_mail
+from qemuspawner.hub.notices.readings import find_reading, note_reading
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.runs.runs import KeepsRuns, Outcome, Run
 from qemuspawner.spec import SessionEnd
+from qemuspawner.texts import Text
 
 # A hook has so long; one that is not async goes on in its thread, of which there are few.
 _TIMEOUT_S = 30
@@ -29,7 +31,7 @@ _SETTING = "qemuspawner_notifier"
 
 Kind = Literal["started", "ends-soon", "ended", "asleep", "failed", "more-time-asked"]
 
-_NO_REASON = "Why it has ended, the hub was not told."
+_NO_REASON = Text("Why it has ended, the hub was not told.")
 
 _OUTCOMES: dict[str, Outcome] = {"ended": "ended", "suspended": "asleep", "failed": "failed"}
 
@@ -53,6 +55,7 @@ class Event:
     asked_s: int = 0  # "more-time-asked": for so long
     email: str = ""  # the user's, where the hub's authenticator knows it
     wants_mail: bool = True  # the user has not said no to mails
+    language: str = ""  # the tag of what the user read last on the hub's pages; "": not known
 
 
 Hook = Callable[[Event], Any]
@@ -92,7 +95,9 @@ class Notifier:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 wants = await asyncio.to_thread(wants_mail, self._records, event.user)
-                event = replace(event, wants_mail=wants, email=find_email(await user.get_auth_state()))
+                language = await asyncio.to_thread(find_reading, self._records, event.user)
+                email = find_email(await user.get_auth_state())
+                event = replace(event, wants_mail=wants, email=email, language=language)
                 call = self._hook if inspect.isfunction(self._hook) else type(self._hook).__call__
                 if inspect.iscoroutinefunction(call):
                     await self._hook(event)
@@ -131,6 +136,13 @@ class Notifies(KeepsRuns):
     active: Any
     _told_of_end = False
     _told_of_request: tuple[object, ...] = ()
+    _reading = ""
+
+    def note_reading(self, language: str) -> None:
+        """A page of the hub is made for the user in the language of this tag."""
+        if self.notify and language != self._reading:
+            self._reading = language
+            self._noted(lambda: note_reading(self.records, self.user.name, language))
 
     @validate("notify")
     def _find_hook(self, proposal: Any) -> Any:

@@ -37,8 +37,9 @@ class EndedHandler(_Handler):
         if len(self.request.body) > _MAX_BODY_BYTES:
             raise web.HTTPError(413, f"What is told of an end has at most {_MAX_BODY_BYTES} bytes.")
         try:
-            end = msgspec.json.decode(self.request.body, type=SessionEnd)
-        except msgspec.DecodeError as exc:
+            end = SessionEnd.from_json(self.request.body)
+        # RecursionError is for a deep nesting.
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise web.HTTPError(400, f"This is no SessionEnd: {exc}.") from exc
         spawner.note_end(end)
         self.set_status(204)

@@ -4,6 +4,7 @@ Who runs now is not asked here: that JupyterHub knows.
 """
 
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from traitlets.config import LoggingConfigurable
 from qemuspawner.hub.records import Base, Records
 from qemuspawner.paths import StatePaths
 from qemuspawner.spec import SessionSpec, Usage
+from qemuspawner.texts import Text, pack, unpack
 
 # A hub that is killed does not know to the second until when its desktops ran.
 _SEEN_EVERY_S = 60
@@ -30,6 +32,7 @@ _LEAST_FOR_USUAL = 3
 # Some of those: its host may have been too busy.
 _LOST_AFTER_S = 5 * _SEEN_EVERY_S
 _MAX_WHY = 1000
+_MAX_TEXT = 8000
 _MAX_SERVERS = 1000
 
 # How a run ended: for good, asleep, by a failure; "lost": its session has not told.
@@ -59,6 +62,7 @@ class Run(Base):
     seen: Mapped[float]  # when it was known to run
     ended: Mapped[float | None] = mapped_column(index=True)
     end: Mapped[str] = mapped_column(default="")  # why, in a sentence; "" where nobody knows
+    end_text: Mapped[str | None]  # what that was made from, JSON
     outcome: Mapped[str] = mapped_column(default="", server_default="")  # an Outcome; "" while it runs
     # What it used, as spec.Usage says it; None where its session has not told.
     span_s: Mapped[int | None]
@@ -70,6 +74,11 @@ class Run(Base):
     memory_peak_mib: Mapped[int | None]
     memory_by: Mapped[str | None]
     gpu_percent: Mapped[int | None]
+
+    @property
+    def why(self) -> str:
+        """`end`, to be said in any language."""
+        return unpack(json.loads(self.end_text)) if self.end_text else self.end
 
     @property
     def usage(self) -> Usage | None:
@@ -137,6 +146,8 @@ def end_run(records: Records, run_id: int, *, outcome: Outcome, why: str = "") -
             return None
         run.ended = run.seen = now
         run.outcome, run.end = outcome, why[:_MAX_WHY]
+        text = json.dumps(pack(why)) if isinstance(why, Text) else ""
+        run.end_text = text if 0 < len(text) <= _MAX_TEXT else None
         return run
 
 
@@ -251,7 +262,7 @@ def last_runs(records: Records, user: str) -> dict[str, LastRun]:
             memory_mib=run.memory_mib,
             ready=run.ready,
             ended=run.ended,
-            end=run.end,
+            end=run.why,
             first_started=first_started,
         )
         for run, first_started in rows

@@ -66,7 +66,7 @@ async def fetch_status(
     """The session's status, once it is not `after` any more; None where it does not answer, or not yet."""
     try:
         response = await fetch(
-            f"{url}api/status" if after is None else f"{url}api/status?after={after}",
+            f"{url}api/status?texts" if after is None else f"{url}api/status?texts&after={after}",
             headers={"Authorization": f"token {token}"},
             timeout=_LONG_TIMEOUT,
             allow_redirects=False,
@@ -93,15 +93,19 @@ async def ask_session(
     *,
     token: str,
     ssl_context: ssl.SSLContext | None,
+    language: str = "en",
     timeout: aiohttp.ClientTimeout = TIMEOUT,  # noqa: ASYNC109
 ) -> tuple[int, dict[str, Any]]:
-    """A route of a session: HTTP status and JSON object of its answer; 0 and {} where it does not answer."""
+    """A route of a session: HTTP status and JSON object of its answer; 0 and {} where it does not answer.
+
+    What it says to people is in the `language` of this tag.
+    """
     try:
         async with await fetch(
             url,
             method=method,
             data=None if body is None else json.dumps(body),
-            headers={"Authorization": f"token {token}"},
+            headers={"Authorization": f"token {token}", "Accept-Language": language},
             timeout=timeout,
             allow_redirects=False,
             raise_for_status=False,

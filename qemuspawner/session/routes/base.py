@@ -20,7 +20,7 @@ from qemuspawner.session.logins import Login, Logins
 from qemuspawner.session.people import People
 from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.session.websocket import offered_ticket
-from qemuspawner.texts import Text
+from qemuspawner.texts import Text, pack
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -140,8 +140,9 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         super().send_error(status_code, **kwargs)
 
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> "Future[None]":
-        """What is answered in JSON, in the language of who asked."""
-        return super().finish(self.language.say(chunk))
+        """What is answered in JSON, in the language of who asked; with `?texts` to be said later."""
+        said = pack(chunk) if "texts" in self.request.query_arguments else self.language.say(chunk)
+        return super().finish(said)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002
         message, hint = self._reason or Text("The request failed."), ""

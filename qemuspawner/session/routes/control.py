@@ -18,6 +18,8 @@ from qemuspawner.texts import Text
 _LONGEST_POLL_S = 10
 # Of a reason or a comment.
 _MAX_TEXT = 300
+# As long as the hub's announcements, which come here too.
+_MAX_MESSAGE = 1000
 
 
 class StatusHandler(Handler):
@@ -108,7 +110,7 @@ class MessageHandler(Handler):
     async def post(self) -> None:
         if not self.person.is_staff:
             raise Refusal(403, Text("Only the site's staff can tell everybody something."))
-        text = _text(self.body(), "text")
+        text = _text(self.body(), "text", longest=_MAX_MESSAGE)
         if not text:
             raise web.HTTPError(400, "'text' is what everybody is to read.")
         self.supervisor.tell(text, by=self.person.name)
@@ -120,11 +122,11 @@ def _is_span(value: object) -> TypeGuard[int]:
     return type(value) is int and 60 <= value <= 366 * 86400
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def _text(body: dict[str, Any], name: str, *, longest: int = _MAX_TEXT) -> str:
     """A line of text of a request's body, in one line and without what a terminal would obey."""
     value = body.get(name, "")
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise web.HTTPError(400, f"'{name}' must be a text of at most {_MAX_TEXT} characters.")
+    if not isinstance(value, str) or len(value) > longest:
+        raise web.HTTPError(400, f"'{name}' must be a text of at most {longest} characters.")
     return printable(value).strip()
 
 
