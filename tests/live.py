@@ -211,7 +211,11 @@ class LiveHub:
 
     # As people with a browser do
 
-    def password(self, user: str) -> str:
+    @property
+    def pages(self) -> URL:
+        return self.url / "hub/"
+
+    def password(self, user: str, /) -> str:
         name = "admin-password" if user == "admin" else "demo-password"
         return (self.state / name).read_text().strip()
 

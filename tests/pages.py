@@ -386,8 +386,8 @@ Open = Callable[..., Awaitable[Page]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium.running_browser() as browser:
+async def browser(chromium_url: str) -> AsyncIterator[Browser]:
+    async with chromium.connected_browser(chromium_url) as browser:
         yield browser
 
 

@@ -1,37 +1,25 @@
 """The page of the machines in a real browser, as administrators use it; nobody else sees it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import guests
 import hubs
 import pytest
 from axe import find_barriers
-from playwright.async_api import Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Page, expect
 
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'&"
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The page, seen by an administrator."""
     hub.user("admin", admin=True)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("admin")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("link", name="Machines").click()
-        await page.get_by_role("article").first.wait_for()
-        yield page
-        await browser.close()
-    assert problems == []
+    page = await log_in(hub, "admin")
+    await page.get_by_role("link", name="Machines").click()
+    await page.get_by_role("article").first.wait_for()
+    return page
 
 
 def write_hostile(hub: hubs.Hub) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import platform
-import re
 import socket
 from base64 import b64decode
 from collections.abc import AsyncIterator
@@ -13,7 +12,8 @@ import live
 import pytest
 import pytest_asyncio
 from axe import find_barriers
-from playwright.async_api import Browser, Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Page, expect
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -69,32 +69,12 @@ async def wait_for_service(hub: live.LiveHub) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(hub: live.LiveHub, browser: Browser) -> AsyncIterator[Page]:
+async def page(hub: live.LiveHub, log_in: LogIn) -> Page:
     """The page, as the administrator sees it."""
-    context = await browser.new_context(viewport={"width": 1280, "height": 800})
-    page = await context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    await page.goto(str((hub.url / "hub/login").with_query(next=f"/{SERVICE}")))
-    await page.get_by_label("Username").fill("admin")
-    await page.get_by_label("Password").fill(hub.password("admin"))
-    await page.get_by_role("button", name="Sign in").click()
-    await page.wait_for_url(re.compile(f"/{SERVICE}$"))
+    page = await log_in("admin", to=hub.url / SERVICE)
     await expect(page.get_by_role("row").filter(has_text="bob")).to_contain_text("Running")
-    yield page
-    await context.close()
-    assert problems == []
+    return page
 
 
 async def shoot(page: Page, name: str) -> None:
