@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Download, Page, async_playwright
 from yarl import URL
 
 LogIn = Callable[..., Awaitable[Page]]
@@ -66,6 +67,13 @@ async def connected_browser(chromium_url: str) -> AsyncIterator[Browser]:
         browser = await playwright.chromium.connect(chromium_url)
         yield browser
         await browser.close()
+
+
+async def read_download(download: Download) -> bytes:
+    """Chromium's own file is not for those who are only connected."""
+    with tempfile.NamedTemporaryFile() as file:
+        await download.save_as(file.name)
+        return Path(file.name).read_bytes()
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import hubs
 from axe import find_barriers
-from chromium import LogIn
+from chromium import LogIn, read_download
 from jupyterhub import orm
 from playwright.async_api import Page, expect
 from sqlalchemy import insert
@@ -95,7 +95,7 @@ async def test_staff_see_how_desktops_are_used(hub: hubs.Hub, log_in: LogIn) -> 
     await expect(page.get_by_label("By the", exact=True)).to_have_value("week")
     async with page.expect_download() as downloading:
         await page.get_by_role("link", name="Download “Users” as CSV").click()
-    text = Path(await (await downloading.value).path()).read_text()
+    text = (await read_download(await downloading.value)).decode()
     assert text.startswith("user,runs,hours")
     await page.goto(f"{hub.url}desktops/statistics")
     await page.get_by_text("The numbers of the plots").click()

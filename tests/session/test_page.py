@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (fixtures of pages are named as what is given)
 
 import asyncio
+import io
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from chromium import read_download
 from files_app import Served, serve_files
 from guests import GREEN, RED
 from jupyterhub.slugs import is_valid_safe_slug
@@ -411,7 +413,7 @@ async def test_the_screenshot_is_the_desktops_picture(open_page: Open) -> None:
 
     download = await downloading.value
     assert download.suggested_filename.startswith("Analysis-")
-    assert Image.open(await download.path()).size == (640, 400)
+    assert Image.open(io.BytesIO(await read_download(download))).size == (640, 400)
 
 
 async def test_the_view_can_be_changed_and_is_remembered(session: Session, open_page: Open) -> None:
@@ -976,7 +978,7 @@ async def test_files_are_looked_at_and_downloaded_by_the_keyboard(served: Served
 
     download = await started.value
     assert download.suggested_filename == "report ü.txt"
-    assert Path(await download.path()).read_text() == "content"
+    assert await read_download(download) == b"content"
     await drop(page, ("new.txt", "1"))
     await expect(page.get_by_role("link", name="new.txt")).to_be_visible()
     await expect(page.get_by_role("link", name="report ü.txt")).to_be_focused()
