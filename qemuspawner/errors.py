@@ -7,6 +7,8 @@ command line. Commands, host paths and traces belong in the log.
 
 from typing import Literal
 
+from qemuspawner.texts import join_sentences
+
 
 def printable(text: str) -> str:
     """Words of a guest or of QEMU in one line for a terminal, a log or a page, which they cannot command."""
@@ -24,7 +26,7 @@ class QemuSpawnerError(Exception):
     @property
     def text(self) -> str:
         """Message and hint as one paragraph."""
-        return f"{self.message} {self.hint}".strip()
+        return join_sentences(self.message, self.hint)
 
 
 class OptionsError(QemuSpawnerError):

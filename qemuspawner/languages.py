@@ -4,6 +4,7 @@ A language is a folder of share/locale with a catalogue. They are read as they a
 compile; CONTRIBUTING.md says how one is added.
 """
 
+import dataclasses
 import functools
 import gettext
 import io
@@ -68,14 +69,23 @@ class Language:
     @functools.cached_property
     def plural_forms(self) -> Mapping[str, int]:
         """Which form a script takes for each category of Intl.PluralRules."""
+        return {category: self._form_of(count) for category, count in self._counts.items()}
+
+    def plurals(self, singular: str, plural: str) -> dict[str, str]:
+        """What a template gives to its script: the words for each category of Intl.PluralRules."""
+        return {category: self.ngettext(singular, plural, count) for category, count in self._counts.items()}
+
+    @functools.cached_property
+    def _counts(self) -> Mapping[str, int]:
+        """A count of each category."""
         rule = self._locale.plural_form
-        return {rule(count): self._form_of(count) for count in reversed(_COUNTS)}
+        return {rule(count): count for count in reversed(_COUNTS)}
 
     def _form_of(self, count: int) -> int:
         return int(self._translations.plural(count))  # type: ignore[attr-defined]
 
     def say(self, value: _Value) -> _Value:
-        """`value` with every Text in it, also within lists and dictionaries, in this language."""
+        """`value` with every Text in it, also within lists, dictionaries and dataclasses, in this language."""
         said: Any = value
         match value:
             case Text():
@@ -84,10 +94,14 @@ class Language:
                 said = {key: self.say(item) for key, item in value.items()}
             case list() | tuple():
                 said = type(value)(self.say(item) for item in value)
+            case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+                said = dataclasses.replace(value, **self.say(fields))
         return cast(_Value, said)
 
     def _say_text(self, text: Text) -> str:
-        template = self.gettext(text.template)
+        # Of an empty one gettext would say the head of its catalogue.
+        template = self.gettext(text.template) if text.template else ""
         if not text.values:
             return template
         return template.format_map({name: self._say_value(value) for name, value in text.values.items()})

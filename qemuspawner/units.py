@@ -68,6 +68,14 @@ def render_mib(size_mib: int) -> Text:
     return Text("{number} GiB", number=size_mib / 1024)
 
 
+def render_size(*, cpus: int, memory_mib: int) -> Text:
+    """As "2 CPUs, 4 GiB"."""
+    memory = render_mib(memory_mib)
+    if cpus == 1:
+        return Text("1 CPU, {memory}", memory=memory)
+    return Text("{cpus} CPUs, {memory}", cpus=cpus, memory=memory)
+
+
 def render_seconds(duration_s: float) -> Text:
     """5400 -> "1 h 30 min", 90061 -> "1 d 1 h"; the two largest parts, at least "0 s"."""
     rest = round(duration_s)

@@ -24,7 +24,7 @@ _SOURCES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "share/templates/*.html",
         "jinja2",
-        {"_": None, "gettext": None, "ngettext": (1, 2), "pgettext": ((1, "c"), 2)},
+        {"_": None, "gettext": None, "ngettext": (1, 2), "pgettext": ((1, "c"), 2), "plurals": (1, 2)},
     ),
     ("share/static/*.js", "javascript", {"t": None, "plural": (2, 3)}),
 )

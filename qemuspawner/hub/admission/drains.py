@@ -12,6 +12,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 
 class Drain(Base):
@@ -31,8 +32,12 @@ class DrainedError(OptionsError):
     def __init__(self, drain: Drain) -> None:
         reason = drain.reason.rstrip(".")
         super().__init__(
-            f"No new desktops start on the host '{drain.node}' at the moment: {reason}.",
-            hint="Those that run go on. Try again later, or ask the administrators.",
+            Text(
+                "No new desktops start on the host '{node}' at the moment: {reason}.",
+                node=drain.node,
+                reason=reason,
+            ),
+            hint=Text("Those that run go on. Try again later, or ask the administrators."),
         )
 
 

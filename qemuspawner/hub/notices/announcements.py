@@ -11,6 +11,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.errors import OptionsError
 from qemuspawner.hub.records import Base, Records
+from qemuspawner.texts import Text
 
 Level = Literal["info", "warning"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -51,8 +52,8 @@ class UnreadError(OptionsError):
 
     def __init__(self, announcement: Announcement) -> None:
         super().__init__(
-            f"The administrators ask everybody to read this first: {announcement.text}",
-            hint="Acknowledge it on the hub's home page, then start again.",
+            Text("The administrators ask everybody to read this first: {text}", text=announcement.text),
+            hint=Text("Acknowledge it on the hub's home page, then start again."),
         )
 
 
