@@ -1,6 +1,7 @@
 """The pages of the site's staff in a real browser, at real desktops; and nobody else gets anything there."""
 
 import asyncio
+import io
 import json
 import platform
 import socket
@@ -8,12 +9,14 @@ from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Any
 
+import guests
 import live
 import pytest
 import pytest_asyncio
 from axe import find_barriers
-from chromium import LogIn
-from playwright.async_api import Page, expect
+from chromium import LogIn, visitors
+from PIL import Image
+from playwright.async_api import Browser, Page, expect
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -152,6 +155,22 @@ async def test_a_screen_that_staff_may_not_see_is_said_to_be_private(page: Page)
 
     await expect(page.get_by_text("Private: staff may not look")).to_have_count(1)
     await expect(page.get_by_role("img", name="Screen of desk of bob")).to_be_visible()
+
+
+async def test_staff_who_may_look_see_what_sessions_show(browser: Browser) -> None:
+    """The painter's own screen, as its session makes it small."""
+    async with live.live_hub(more=more(staff="view")) as hub, visitors(browser) as log_in:
+        await hub.start_server("alice", machine="painter")
+        await wait_for_service(hub)
+        page = await log_in(hub, "admin", to=hub.url / SERVICE)
+        screen = page.get_by_role("img", name="Screen of the default desktop of alice")
+        await expect(screen).not_to_have_js_property("naturalWidth", 0)
+        await shoot(page, "staff-pictures")
+        picture = Image.open(io.BytesIO(await screen.screenshot())).convert("RGB")
+
+    middle = picture.getpixel((picture.width // 2, picture.height // 2))
+    assert isinstance(middle, tuple)
+    assert all(abs(one - other) < 24 for one, other in zip(middle, guests.GREEN, strict=True))
 
 
 async def test_a_message_reaches_the_chosen_desktop_only(hub: live.LiveHub, page: Page) -> None:
