@@ -5,6 +5,7 @@ unawares. A machine of another folder is changed by a copy of it here, which cou
 """
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from qemuspawner.machines.catalogue import (
 )
 from qemuspawner.machines.edits import set_keys
 from qemuspawner.machines.history import Version, digest_of
+from qemuspawner.machines.icons import make_icon
 from qemuspawner.machines.writing import locked_folder, make_folder, replace_file
 from qemuspawner.paths import MACHINE_FILE, StatePaths
 from qemuspawner.texts import Text
@@ -129,22 +131,43 @@ class OwnMachines:
                 draft.rename(self.state.machines / new_id)
         return self.find(new_id)
 
-    def save(self, machine_id: str, text: str, *, digest: str, what: str = "edit") -> Entry:
-        """Give a machine another text; `digest` is that of the text which was changed."""
+    def save(
+        self,
+        machine_id: str,
+        text: str,
+        *,
+        digest: str,
+        what: str = "edit",
+        beside: Mapping[str, bytes] | None = None,
+    ) -> Entry:
+        """Give a machine another text; `digest` is that of the text which was changed.
+
+        `beside` are new files beside machine.toml, by their names.
+        """
         with self._locked():
             entry = self.find(machine_id)
             self._check_unchanged(entry, digest)
             if text == entry.text and entry.is_own:
                 return entry
             if entry.is_own:
+                _put_beside(entry.folder, beside)
                 self._check(text, entry.folder, before=entry.machine)
                 self._write(entry.folder, text, what=what, before=entry.text)
             else:
                 with self._draft(machine_id, entry.folder) as draft:
+                    _put_beside(draft, beside)
                     self._check(text, draft, before=entry.machine)
                     self._write(draft, text, what=what, before=entry.text)
                     draft.rename(self.state.machines / machine_id)
         return self.find(machine_id)
+
+    def set_icon(self, machine_id: str, picture: bytes, *, digest: str) -> Entry:
+        """Give a machine an icon, of a PNG of any size; `digest` as of `save`."""
+        icon = make_icon(picture)
+        # Each under a name of its own: an earlier version's icon stays, to which one can go back.
+        name = f"icon-{hashlib.sha256(icon).hexdigest()[:12]}.png"
+        text = set_keys(self.find(machine_id).text, {"icon": name})
+        return self.save(machine_id, text, digest=digest, beside={name: icon})
 
     def change(
         self, machine_id: str, values: Mapping[str, object], *, digest: str, what: str = "edit"
@@ -318,6 +341,11 @@ def _find_reserved(machine: Machine, before: Machine | None, own_images: Path) -
     is_known = known is not None and machine.image.url == known.url
     if machine.image.url.startswith("file:") and not is_known:
         yield "image.url", "only on the host a file of it can be named"
+
+
+def _put_beside(folder: Path, files: Mapping[str, bytes] | None) -> None:
+    for name, content in (files or {}).items():
+        replace_file(folder / name, content)
 
 
 def _title(entry: Entry) -> str:

@@ -28,6 +28,7 @@ from qemuspawner.languages import choose_language
 from qemuspawner.machine import encode_unit
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.machines.history import load_version
+from qemuspawner.machines.icons import MAX_UPLOAD_BYTES
 from qemuspawner.machines.own import Entry, InvalidMachineError, OwnMachines, describe_new
 from qemuspawner.machines.removed import list_removed, remove_machine, restore_machine, size_of_removed
 from qemuspawner.machines.uses import Uses, find_uses
@@ -255,6 +256,18 @@ class OneMachineHandler(MachineHandler):
         await self.write_machine(entry)
 
 
+class IconHandler(MachineHandler):
+    @for_administrators
+    async def put(self, machine_id: str) -> None:
+        """Another icon: a PNG as the body, and in the query the `digest` of the text."""
+        if len(self.request.body) > MAX_UPLOAD_BYTES:
+            raise http_error(self.request, 413, Text("The picture is too large for an icon."))
+        picture, digest = self.request.body, self.get_query_argument("digest", "")
+        entry = await self.work(lambda: self.own.set_icon(machine_id, picture, digest=digest))
+        self.log.info("The machine '%s' has another icon by %s", entry.id, self.current_user.name)
+        await self.write_machine(entry)
+
+
 class VersionHandler(MachineHandler):
     @for_administrators
     async def get(self, machine_id: str, number: str) -> None:
@@ -358,6 +371,7 @@ ROUTES = [
     (r"/api/machines/([^/]+)", OneMachineHandler),
     (r"/api/machines/([^/]+)/versions/([0-9]{1,6})", VersionHandler),
     (r"/api/machines/([^/]+)/undo", UndoHandler),
+    (r"/api/machines/([^/]+)/icon", IconHandler),
     (r"/api/removed-machines/([^/]+)/restore", RestoreHandler),
 ]
 apihandlers.default_handlers += ROUTES
