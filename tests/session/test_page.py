@@ -24,6 +24,7 @@ from pages import (  # noqa: F401
     browser,
     bundle,
     colour,
+    hurry,
     open_page,
     session,
     vnc_socket,
@@ -161,22 +162,22 @@ async def test_a_lost_login_and_a_lost_session_are_told_apart(
     session: Session, open_page: Open, answer: int, title: str
 ) -> None:
     """By what the status request is answered."""
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = answer
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page.locator("#notice-title")).to_have_text(title, timeout=20_000)
+    await hurry(page, expect(page.locator("#notice-title")).to_have_text(title, timeout=20_000))
 
 
 async def test_a_desktop_that_has_left_is_no_lost_login(session: Session, open_page: Open) -> None:
     """The hub sends its status astray and forbids its ticket; then it shows what there is."""
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = 302
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page).to_have_title("Hub", timeout=20_000)
+    await hurry(page, expect(page).to_have_title("Hub", timeout=20_000))
 
 
 async def test_a_failure_shows_message_and_hint(session: Session, open_page: Open) -> None:
@@ -713,14 +714,13 @@ async def test_a_forgotten_page_does_not_wake_the_desktop(
 ) -> None:
     """It was away when the desktop fell asleep; the hub's page would wake it at once."""
     session.suspends = (cause,)
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = answer
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page.locator("#notice-text")).to_have_text(
-        "It may have fallen asleep while this page was away.", timeout=20_000
-    )
+    sentence = "It may have fallen asleep while this page was away."
+    await hurry(page, expect(page.locator("#notice-text")).to_have_text(sentence, timeout=20_000))
     session.answer = 302
     await page.get_by_role("button", name="Open it again").click()
     await expect(page).to_have_title("Hub")
