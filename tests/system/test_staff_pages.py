@@ -124,6 +124,19 @@ async def test_its_menu_entry_is_shown_to_staff_only(hub: live.LiveHub) -> None:
     assert [f'href="/{SERVICE}"' in home.text for home in homes] == [True, False]
 
 
+async def test_the_service_and_the_hub_behind_it_speak_the_readers_language(hub: live.LiveHub) -> None:
+    german = {"Accept-Language": "de"}
+    async with hub.person("admin", token=await hub.new_token("admin")) as admin:
+        page = await admin.request("GET", hub.url / SERVICE, headers=german)
+        missing = await admin.request("GET", hub.url / SERVICE / "nothing", headers=german)
+        refused = await admin.request("DELETE", hub.url / SERVICE / "api/hosts/none/drain", headers=german)
+
+    assert '<html lang="de">' in page.text
+    assert '<h1 class="h2">Desktops von allen</h1>' in page.text
+    assert json.loads(missing.text)["message"] == "Diese Seite gibt es nicht."
+    assert json.loads(refused.text)["message"] == "Der Host „none“ ist nicht stillgelegt."
+
+
 # The page
 
 
