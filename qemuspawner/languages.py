@@ -18,6 +18,7 @@ from babel import Locale, negotiate_locale
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from babel.numbers import format_decimal
 from tornado.httputil import HTTPServerRequest
 
 from qemuspawner.paths import LOCALES, TEMPLATES
@@ -98,6 +99,12 @@ class Language:
                 fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
                 said = dataclasses.replace(value, **self.say(fields))
         return cast(_Value, said)
+
+    def decimal(self, number: float, digits: int = 0) -> str:
+        """A number as the language writes it, with so many digits behind the point."""
+        return format_decimal(
+            number, format=f"#,##0.{'0' * digits}" if digits else "#,##0", locale=self._locale
+        )
 
     def _say_text(self, text: Text) -> str:
         # Of an empty one gettext would say the head of its catalogue.

@@ -136,6 +136,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     cpu_percent: int | None = None  # of one of the host's cores; with several virtual CPUs it can be over 100
     disk_kib_s: int | None = None
     gpu_percent: int | None = None  # of the busiest one
+    memory_mib: int | None = None  # of the host's, QEMU's own included
+    # Of the guest's network, by its agent.
+    received_kib_s: int | None = None
+    sent_kib_s: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

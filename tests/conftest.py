@@ -3,9 +3,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from pathlib import Path
 from typing import Any
 
+import chromium
 import hubs
 import pytest
 import warming
+from playwright.async_api import Browser
 
 
 @pytest.fixture
@@ -20,6 +22,20 @@ def warm_state() -> Iterator[Path]:
     """A state folder with the template of the demo machine with 1 CPU and 1 GiB; leave that as it is."""
     with warming.demo_state() as path:
         yield path
+
+
+@pytest.fixture(scope="session")
+def chromium_url() -> Iterator[str]:
+    """The one Chromium of all tests that have pages; started by the first of them."""
+    with chromium.running_chromium() as url:
+        yield url
+
+
+@pytest.fixture
+async def browser(chromium_url: str) -> AsyncIterator[Browser]:
+    """It, for a test with an event loop of its own."""
+    async with chromium.connected_browser(chromium_url) as browser:
+        yield browser
 
 
 @pytest.fixture

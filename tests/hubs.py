@@ -169,6 +169,14 @@ class Hub:
         """Where the hub itself listens, ending in /hub/."""
         return URL(self.app.hub.url, encoded=True)
 
+    @property
+    def pages(self) -> URL:
+        return self.url
+
+    def password(self, user: str, /) -> str:
+        """Everybody's is their name."""
+        return user
+
     def user(self, name: str, *, admin: bool = False, groups: tuple[str, ...] = ()) -> Any:
         """A user of the hub, made if need be."""
         user = add_user(self.app.db, self.app, name=name, admin=admin)
@@ -188,13 +196,13 @@ class Hub:
         return Person(name=name, http=http, token=token)
 
     async def log_in(self, name: str, *, admin: bool = False) -> Person:
-        """Somebody with a browser who has logged in; every password is the user's name."""
+        """Somebody with a browser who has logged in."""
         person = await self.person(name, admin=admin)
         await person.request("GET", self.url / "login")
         answer = await person.request(
             "POST",
             (self.url / "login").with_query(_xsrf=person.xsrf(self.url)),
-            data={"username": name, "password": name},
+            data={"username": name, "password": self.password(name)},
             allow_redirects=False,
         )
         assert answer.status == 302, answer.text

@@ -134,7 +134,7 @@ class LiveHub:
             while True:
                 assert self._hub.poll() is None, self.log()
                 with contextlib.suppress(aiohttp.ClientError):
-                    async with http.get(self.url / "hub/desktops/api") as answer:
+                    async with http.get(self.url / "hub/api") as answer:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(0.2)
@@ -166,7 +166,7 @@ class LiveHub:
         headers = {"Authorization": f"token {self.token}"}
         async with (
             aiohttp.ClientSession(headers=headers) as http,
-            http.request(method, self.url / "hub/desktops/api" / path, **kwargs) as answer,
+            http.request(method, self.url / "hub/api" / path, **kwargs) as answer,
         ):
             text = await answer.text()
             return answer.status, await answer.json() if text else None
@@ -211,7 +211,11 @@ class LiveHub:
 
     # As people with a browser do
 
-    def password(self, user: str) -> str:
+    @property
+    def pages(self) -> URL:
+        return self.url / "hub/"
+
+    def password(self, user: str, /) -> str:
         name = "admin-password" if user == "admin" else "demo-password"
         return (self.state / name).read_text().strip()
 

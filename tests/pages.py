@@ -386,8 +386,8 @@ Open = Callable[..., Awaitable[Page]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium.running_browser() as browser:
+async def browser(chromium_url: str) -> AsyncIterator[Browser]:
+    async with chromium.connected_browser(chromium_url) as browser:
         yield browser
 
 
@@ -397,11 +397,16 @@ async def open_page(session: Session, browser: Browser) -> AsyncIterator[Open]:
     complaints: list[str] = []
     async with AsyncExitStack() as stack:
 
-        async def open_one(*, connected: bool = True, init_script: str = "", **options: Any) -> Page:
+        async def open_one(
+            *, connected: bool = True, init_script: str = "", has_clock: bool = False, **options: Any
+        ) -> Page:
+            """`has_clock`: the page's time can be the test's; see `hurry`."""
             context = await browser.new_context(**options)
             stack.push_async_callback(context.close)
             await context.add_init_script(init_script)
             page = await context.new_page()
+            if has_clock:
+                await page.clock.install()
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda message: complaints.append(message.text))
             await page.goto(session.url)
@@ -422,6 +427,15 @@ async def open_page(session: Session, browser: Browser) -> AsyncIterator[Open]:
         "Canvas2D: Multiple readback operations",
     )
     assert [text for text in complaints if not text.startswith(allowed)] == []
+
+
+async def hurry(page: Page, until: Awaitable[None]) -> None:
+    """Let the page's time fly until something is there, instead of waiting as long as the page would."""
+    waiting = asyncio.ensure_future(until)
+    while not waiting.done():
+        await page.clock.run_for(1000)
+        await asyncio.wait([waiting], timeout=0.1)
+    await waiting
 
 
 async def colour(page: Page) -> tuple[int, ...]:

@@ -83,6 +83,13 @@ def _families() -> dict[str, GaugeMetricFamily]:
         GaugeMetricFamily(
             "qemuspawner_disk_bytes_per_second", "Read and written by desktops", labels=["node"]
         ),
+        GaugeMetricFamily("qemuspawner_used_memory_bytes", "Memory that desktops have", labels=["node"]),
+        GaugeMetricFamily(
+            "qemuspawner_network_receive_bytes_per_second", "Received by desktops", labels=["node"]
+        ),
+        GaugeMetricFamily(
+            "qemuspawner_network_transmit_bytes_per_second", "Sent by desktops", labels=["node"]
+        ),
         GaugeMetricFamily("qemuspawner_viewers", "Open windows of desktops", labels=["node"]),
         GaugeMetricFamily("qemuspawner_silent_sessions", "Desktops that do not answer", labels=["node"]),
     ]
@@ -125,7 +132,13 @@ def _add_up(
         if status.load is not None:
             # Tally's values are integers to its type only.
             sums["qemuspawner_used_cpus"][node] += (status.load.cpu_percent or 0) / 100  # type: ignore[assignment]
-            sums["qemuspawner_disk_bytes_per_second"][node] += (status.load.disk_kib_s or 0) * 1024
+            for name, value, factor in (
+                ("disk_bytes_per_second", status.load.disk_kib_s, 1024),
+                ("used_memory_bytes", status.load.memory_mib, 1024**2),
+                ("network_receive_bytes_per_second", status.load.received_kib_s, 1024),
+                ("network_transmit_bytes_per_second", status.load.sent_kib_s, 1024),
+            ):
+                sums[f"qemuspawner_{name}"][node] += (value or 0) * factor
     for name, by_node in sums.items():
         for node, value in by_node.items():
             families[name].add_metric([node], value)

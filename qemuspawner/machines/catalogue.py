@@ -33,6 +33,7 @@ _TOML_LINE = re.compile(r"\(at line ([0-9]+), column [0-9]+\)$")
 _PORT_NAME = re.compile(r"[a-z][a-z0-9-]*")
 MAX_FILE_BYTES = 256 * 1024
 _MAX_ICON_BYTES = 64 * 1024
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MIN_MEMORY = Mib(16)
 _MIN_DURATION = Seconds(60)
 _MAX_SHUTDOWN = Seconds(60)  # the hub kills what takes longer
@@ -169,7 +170,8 @@ def icon_uri(machine: Machine) -> str:
         content = _read_icon(Path(machine.folder), machine.icon)
     except (OSError, ValueError, RuntimeError):
         return ""
-    return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    kind = "image/png" if machine.icon.endswith(".png") else "image/svg+xml"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _load(folder: Path, images: Path, text: str | None = None) -> tuple[Machine | None, list[Problem]]:
@@ -508,10 +510,12 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _read_icon(folder: Path, name: str) -> bytes:
-    """Raises ValueError or OSError where it is not an SVG file of this machine."""
-    if not name.endswith(".svg") or "\0" in name or not _lies_in(folder, name):
-        raise ValueError(f"{_quote(name)} is not the name of an SVG file beside machine.toml")
+    """Raises ValueError or OSError where it is neither an SVG nor a PNG file of this machine."""
+    if not name.endswith((".svg", ".png")) or "\0" in name or not _lies_in(folder, name):
+        raise ValueError(f"{_quote(name)} is not the name of an SVG or PNG file beside machine.toml")
     content = _read(folder / name, max_bytes=_MAX_ICON_BYTES)
-    if b"<svg" not in content:
+    if name.endswith(".svg") and b"<svg" not in content:
         raise ValueError(f"{_quote(name)} is not an SVG file")
+    if name.endswith(".png") and not content.startswith(_PNG):
+        raise ValueError(f"{_quote(name)} is not a PNG file")
     return content

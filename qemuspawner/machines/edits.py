@@ -7,6 +7,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from qemuspawner.errors import CatalogueError
+from qemuspawner.texts import Text
 
 # A value that a program gives is no deeper than machine.toml itself.
 _MAX_DEPTH = 4
@@ -26,7 +27,9 @@ def set_keys(text: str, values: Mapping[str, object]) -> str:
             _set(document, key.split("."), value)
         return tomlkit.dumps(document)
     except (TOMLKitError, ValueError, TypeError, RecursionError) as exc:
-        raise CatalogueError("invalid", f"The machine's text cannot be changed so: {exc}.") from exc
+        raise CatalogueError(
+            "invalid", Text("The machine's text cannot be changed so: {reason}.", reason=exc)
+        ) from exc
 
 
 def _set(table: Any, names: list[str], value: object) -> None:

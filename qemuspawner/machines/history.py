@@ -10,6 +10,7 @@ import msgspec
 
 from qemuspawner.errors import CatalogueError
 from qemuspawner.machines.writing import replace_file
+from qemuspawner.texts import Text
 
 _FOLDER = ".history"
 _NAME = re.compile(r"([0-9]{6})\.toml", re.ASCII)
@@ -54,7 +55,9 @@ def load_version(folder: Path, number: int) -> str:
     try:
         content = (folder / _FOLDER / f"{number:06}.toml").read_text()
     except OSError as exc:
-        raise CatalogueError("missing", f"'{folder.name}' has no version {number}.") from exc
+        raise CatalogueError(
+            "missing", Text("'{machine}' has no version {number}.", machine=folder.name, number=number)
+        ) from exc
     return content.partition("\n")[2]
 
 

@@ -5,6 +5,7 @@ unawares. A machine of another folder is changed by a copy of it here, which cou
 """
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,10 @@ from qemuspawner.machines.catalogue import (
 )
 from qemuspawner.machines.edits import set_keys
 from qemuspawner.machines.history import Version, digest_of
+from qemuspawner.machines.icons import make_icon
 from qemuspawner.machines.writing import locked_folder, make_folder, replace_file
 from qemuspawner.paths import MACHINE_FILE, StatePaths
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 # What may lie beside a machine.toml that is copied: an icon, a recipe's files.
@@ -92,7 +95,7 @@ class OwnMachines:
             for entry in self.list():
                 if entry.id == machine_id:
                     return entry
-        raise CatalogueError("missing", f"There is no machine '{machine_id[:60]}'.")
+        raise CatalogueError("missing", Text("There is no machine '{machine}'.", machine=machine_id[:60]))
 
     def versions(self, machine_id: str) -> "Sequence[Version]":
         """The texts that it had, the newest first; none for a machine that was never changed here."""
@@ -128,22 +131,43 @@ class OwnMachines:
                 draft.rename(self.state.machines / new_id)
         return self.find(new_id)
 
-    def save(self, machine_id: str, text: str, *, digest: str, what: str = "edit") -> Entry:
-        """Give a machine another text; `digest` is that of the text which was changed."""
+    def save(
+        self,
+        machine_id: str,
+        text: str,
+        *,
+        digest: str,
+        what: str = "edit",
+        beside: Mapping[str, bytes] | None = None,
+    ) -> Entry:
+        """Give a machine another text; `digest` is that of the text which was changed.
+
+        `beside` are new files beside machine.toml, by their names.
+        """
         with self._locked():
             entry = self.find(machine_id)
             self._check_unchanged(entry, digest)
             if text == entry.text and entry.is_own:
                 return entry
             if entry.is_own:
+                _put_beside(entry.folder, beside)
                 self._check(text, entry.folder, before=entry.machine)
                 self._write(entry.folder, text, what=what, before=entry.text)
             else:
                 with self._draft(machine_id, entry.folder) as draft:
+                    _put_beside(draft, beside)
                     self._check(text, draft, before=entry.machine)
                     self._write(draft, text, what=what, before=entry.text)
                     draft.rename(self.state.machines / machine_id)
         return self.find(machine_id)
+
+    def set_icon(self, machine_id: str, picture: bytes, *, digest: str) -> Entry:
+        """Give a machine an icon, of a PNG of any size; `digest` as of `save`."""
+        icon = make_icon(picture)
+        # Each under a name of its own: an earlier version's icon stays, to which one can go back.
+        name = f"icon-{hashlib.sha256(icon).hexdigest()[:12]}.png"
+        text = set_keys(self.find(machine_id).text, {"icon": name})
+        return self.save(machine_id, text, digest=digest, beside={name: icon})
 
     def change(
         self, machine_id: str, values: Mapping[str, object], *, digest: str, what: str = "edit"
@@ -157,10 +181,15 @@ class OwnMachines:
         if number is None:
             others = [one for one in self.versions(machine_id) if one.digest != entry.digest]
             if not others:
-                raise CatalogueError("missing", f"'{machine_id}' was never changed; nothing can be undone.")
+                raise CatalogueError(
+                    "missing",
+                    Text("'{machine}' was never changed; nothing can be undone.", machine=machine_id),
+                )
             number = others[0].number
         elif not entry.is_own:
-            raise CatalogueError("missing", f"'{machine_id}' has no version {number}.")
+            raise CatalogueError(
+                "missing", Text("'{machine}' has no version {number}.", machine=machine_id, number=number)
+            )
         text = history.load_version(entry.folder, number)
         return self.save(machine_id, text, digest=digest, what=f"back to version {number}")
 
@@ -200,8 +229,14 @@ class OwnMachines:
         except OSError as exc:
             raise CatalogueError(
                 "denied",
-                f"The machines in {self.state.machines} cannot be changed: {exc.strerror}.",
-                hint="The folder must belong to the account that makes the change, and its disk not be full.",
+                Text(
+                    "The machines in {folder} cannot be changed: {reason}.",
+                    folder=self.state.machines,
+                    reason=exc.strerror,
+                ),
+                hint=Text(
+                    "The folder must belong to the account that makes the change, and its disk not be full."
+                ),
             ) from exc
 
     @contextlib.contextmanager
@@ -223,23 +258,31 @@ class OwnMachines:
         if not is_machine_id(machine_id):
             raise CatalogueError(
                 "invalid",
-                f"'{machine_id[:60]}' cannot be a machine's id.",
-                hint="It is 1 to 40 of a-z, 0-9 and '-', a letter first.",
+                Text("'{machine}' cannot be a machine's id.", machine=machine_id[:60]),
+                hint=Text("It is 1 to 40 of a-z, 0-9 and '-', a letter first."),
             )
         if any(entry.id == machine_id for entry in self.list()):
             raise CatalogueError(
-                "exists", f"There is a machine '{machine_id}' already.", hint="Choose another id."
+                "exists",
+                Text("There is a machine '{machine}' already.", machine=machine_id),
+                hint=Text("Choose another id."),
             )
 
     def _check_unchanged(self, entry: Entry, digest: str) -> None:
         if digest == entry.digest:
             return
         last = history.list_versions(entry.folder)[:1] if entry.is_own else []
-        who = f" by {last[0].by}" if last and last[0].digest == entry.digest and last[0].by else ""
+        message = Text("'{machine}' was changed since you opened it; nothing was saved.", machine=entry.id)
+        if last and last[0].digest == entry.digest and last[0].by:
+            message = Text(
+                "'{machine}' was changed by {name} since you opened it; nothing was saved.",
+                machine=entry.id,
+                name=last[0].by,
+            )
         raise CatalogueError(
             "changed",
-            f"'{entry.id}' was changed{who} since you opened it; nothing was saved.",
-            hint="Open it again, and make your change once more.",
+            message,
+            hint=Text("Open it again, and make your change once more."),
         )
 
     def _check(self, text: str, folder: Path, *, before: Machine | None) -> Machine:
@@ -300,6 +343,11 @@ def _find_reserved(machine: Machine, before: Machine | None, own_images: Path) -
         yield "image.url", "only on the host a file of it can be named"
 
 
+def _put_beside(folder: Path, files: Mapping[str, bytes] | None) -> None:
+    for name, content in (files or {}).items():
+        replace_file(folder / name, content)
+
+
 def _title(entry: Entry) -> str:
     return entry.machine.name if entry.machine is not None else entry.id
 
@@ -321,9 +369,13 @@ def _check_size(folder: Path) -> None:
     if size_mib > _MAX_FOLDER_MIB:
         raise CatalogueError(
             "denied",
-            f"The folder of '{folder.name}' has {render_mib(size_mib)}; "
-            f"at most {render_mib(_MAX_FOLDER_MIB)} are copied.",
-            hint="Images belong into the machine's image folder.",
+            Text(
+                "The folder of '{machine}' has {size}; at most {most} are copied.",
+                machine=folder.name,
+                size=render_mib(size_mib),
+                most=render_mib(_MAX_FOLDER_MIB),
+            ),
+            hint=Text("Images belong into the machine's image folder."),
         )
 
 

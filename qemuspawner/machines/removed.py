@@ -16,6 +16,7 @@ from qemuspawner.machines.uses import Uses
 from qemuspawner.machines.writing import locked_folder, make_folder, replace_file
 from qemuspawner.paths import MACHINE_FILE, StatePaths
 from qemuspawner.saved import delete_saved, disk_usage
+from qemuspawner.texts import Text
 
 KEEP_S = 7 * 86400
 
@@ -49,15 +50,19 @@ def remove_machine(own: OwnMachines, machine_id: str, *, digest: str, uses: Uses
         if digest != entry.digest:
             raise CatalogueError(
                 "changed",
-                f"'{machine_id}' was changed since you opened it; it was not removed.",
-                hint="Look at it once more.",
+                Text("'{machine}' was changed since you opened it; it was not removed.", machine=machine_id),
+                hint=Text("Look at it once more."),
             )
         below = any((folder / machine_id / MACHINE_FILE).exists() for folder in _others(own))
         if not below and uses is not None and (sentence := uses.sentence()):
             raise CatalogueError(
                 "used",
-                f"'{machine_id}' has desktops, which would be lost with it: {sentence}.",
-                hint="Hide it, so that nobody starts a new one, and remove it when they are gone.",
+                Text(
+                    "'{machine}' has desktops, which would be lost with it: {uses}.",
+                    machine=machine_id,
+                    uses=sentence,
+                ),
+                hint=Text("Hide it, so that nobody starts a new one, and remove it when they are gone."),
             )
         if not below:
             _check_unshared(own, machine_id)
@@ -90,15 +95,15 @@ def restore_machine(own: OwnMachines, name: str) -> Entry:
     """
     removed = next((one for one in list_removed(own.state) if one.name == name), None)
     if removed is None or not _NAME.fullmatch(name):
-        raise CatalogueError("missing", "This machine is not kept any more.")
+        raise CatalogueError("missing", Text("This machine is not kept any more."))
     kept = own.state.removed_machines / name
     target, images = own.state.machines / removed.id, own.state.images / removed.id
     with _told(own.state), locked_folder(own.state.machines, wait=True):
         if target.exists() or (removed.has_images and images.exists()):
             raise CatalogueError(
                 "exists",
-                f"There is another machine '{removed.id}' by now, or its image folder.",
-                hint="Remove that one first.",
+                Text("There is another machine '{machine}' by now, or its image folder.", machine=removed.id),
+                hint=Text("Remove that one first."),
             )
         # Not the machine before its images: somebody might start it.
         if removed.has_images:
@@ -152,8 +157,12 @@ def _check_own(entry: Entry) -> None:
     if not entry.is_own:
         raise CatalogueError(
             "denied",
-            f"'{entry.id}' lies in {entry.folder}, which is only read here.",
-            hint="Hide it, or remove that folder on the host.",
+            Text(
+                "'{machine}' lies in {folder}, which is only read here.",
+                machine=entry.id,
+                folder=entry.folder,
+            ),
+            hint=Text("Hide it, or remove that folder on the host."),
         )
 
 
@@ -165,8 +174,12 @@ def _check_unshared(own: OwnMachines, machine_id: str) -> None:
         if machine.id != machine_id and any(name and Path(name).is_relative_to(images) for name in names):
             raise CatalogueError(
                 "used",
-                f"The machine '{machine.id}' starts from an image of '{machine_id}'.",
-                hint=f"Give '{machine.id}' an image of its own first.",
+                Text(
+                    "The machine '{other}' starts from an image of '{machine}'.",
+                    other=machine.id,
+                    machine=machine_id,
+                ),
+                hint=Text("Give '{machine}' an image of its own first.", machine=machine.id),
             )
 
 
@@ -181,6 +194,9 @@ def _told(state: StatePaths) -> Iterator[None]:
     except OSError as exc:
         raise CatalogueError(
             "denied",
-            f"The machine cannot be moved: {exc.strerror}.",
-            hint=f"Folders below {state.root} must belong to the account that makes the change, on one disk.",
+            Text("The machine cannot be moved: {reason}.", reason=exc.strerror),
+            hint=Text(
+                "Folders below {folder} must belong to the account that makes the change, on one disk.",
+                folder=state.root,
+            ),
         ) from exc

@@ -1,9 +1,10 @@
 """Who needs a machine: desktops that run, and what is kept of others."""
 
 import contextlib
+import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from qemuspawner.machines.templates import find_templates
 from qemuspawner.paths import SessionPaths, StatePaths
 from qemuspawner.saved import list_saved
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 
 _MAX_SPEC_BYTES = 1 << 20
 _MAX_NAMED = 5
@@ -29,17 +31,23 @@ class Uses:
 
     def sentence(self) -> str:
         """Whose work would be lost with the machine; "" where it is nobody's. Templates are nobody's."""
-        said = [
-            f"{kind}: {', '.join(names[:_MAX_NAMED])}"
-            + (f" and {len(names) - _MAX_NAMED} others" if len(names) > _MAX_NAMED else "")
-            for kind, names in (
-                ("running", self.running),
-                ("asleep", self.asleep),
-                ("with checkpoints", self.checkpoints),
-            )
-            if names
-        ]
-        return "; ".join(said)
+        said = []
+        if self.running:
+            said.append(Text("running: {names}", names=_list_some(self.running)))
+        if self.asleep:
+            said.append(Text("asleep: {names}", names=_list_some(self.asleep)))
+        if self.checkpoints:
+            said.append(Text("with checkpoints: {names}", names=_list_some(self.checkpoints)))
+        return (
+            functools.reduce(lambda some, one: Text("{some}; {one}", some=some, one=one), said)
+            if said
+            else ""
+        )
+
+
+def _list_some(names: Sequence[str]) -> str:
+    some, others = ", ".join(names[:_MAX_NAMED]), len(names) - _MAX_NAMED
+    return Text("{names} and {count} others", names=some, count=others) if others > 0 else some
 
 
 def find_uses(

@@ -40,12 +40,21 @@ def read_peak_memory_mib(qemu: QemuProcess) -> int | None:
     What a guest has touched once stays with it, so of a guest that booted here it is an upper bound. Of a
     restored one it is not: what it has not touched since lies in the template's file, or nowhere yet.
     """
+    return _read_status_mib(qemu.pid, "VmHWM")
+
+
+def read_memory_mib(qemu: QemuProcess) -> int | None:
+    """What QEMU has of the host's memory now, shared and its own included; None where it has ended."""
+    return _read_status_mib(qemu.pid, "VmRSS")
+
+
+def _read_status_mib(pid: int, name: str) -> int | None:
     try:
-        status = Path(f"/proc/{qemu.pid}/status").read_text(errors="replace")
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
         return None
     # "VmHWM:     12345 kB"; a zombie has no such line. Source: proc(5).
-    words = status.partition("\nVmHWM:")[2].partition("\n")[0].split()
+    words = status.partition(f"\n{name}:")[2].partition("\n")[0].split()
     return int(words[0]) // 1024 if words else None
 
 

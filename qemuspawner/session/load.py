@@ -1,9 +1,14 @@
 """How busy a guest is, so that a running computation is never put to sleep and a forgotten tab is."""
 
+from dataclasses import dataclass
+
+from msgspec import structs
+
 from qemuspawner.errors import VmError
 from qemuspawner.policy import Busy, Policy
 from qemuspawner.qemu.agent import AgentRefusalError
-from qemuspawner.qemu.counters import Counters, read_counters
+from qemuspawner.qemu.counters import Counters, read_counters, read_memory_mib
+from qemuspawner.qemu.traffic import Traffic, read_traffic
 from qemuspawner.session.guest import Guest
 from qemuspawner.spec import Load
 
@@ -36,6 +41,17 @@ def calculate_load(before: Counters, after: Counters, *, gpu_percent: int | None
     )
 
 
+def calculate_traffic(before: Traffic | None, after: Traffic | None) -> tuple[int | None, int | None]:
+    """KiB received and sent a second between two moments; None where one of them is not known."""
+    if before is None or after is None:
+        return None, None
+    span_s = max(after.at - before.at, 0.001)
+    # An interface that was taken away takes its bytes with it.
+    received = max(0, after.received_bytes - before.received_bytes)
+    sent = max(0, after.sent_bytes - before.sent_bytes)
+    return round(received / 1024 / span_s), round(sent / 1024 / span_s)
+
+
 def find_busy(load: Load, policy: Policy) -> tuple[Busy, ...]:
     """What of `load` keeps the desktop awake."""
     bounds: dict[Busy, tuple[int | None, int]] = {
@@ -60,30 +76,58 @@ def parse_gpu_percent(output: str) -> int | None:
     return min(max(percents), 100) if percents else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    counters: Counters
+    traffic: Traffic | None  # None: the guest did not say it
+
+    @property
+    def at(self) -> float:
+        return self.counters.at
+
+
 class LoadMeter:
     """Looks at one guest from time to time."""
 
     def __init__(self, guest: Guest, policy: Policy) -> None:
         self._guest = guest
-        self._readings: list[Counters] = []  # the first one is a window old, where there is one as old
+        self._readings: list[_Reading] = []  # the first one is a window old, where there is one as old
         machine = guest.machine
         self.newest: Counters | None = None  # of the last look
         self._asks_gpu = "gpu" in policy.busy and machine.agent and machine.gpu.need != "none"
+        self._asks_traffic = True
 
     async def look(self) -> Load | None:
         """The load of the last while; None at the first look, and while QEMU does not answer."""
         self.newest = None
         try:
-            now = self.newest = await read_counters(self._guest.qemu)
+            self.newest = await read_counters(self._guest.qemu)
         except VmError:
             self._readings.clear()
             return None
+        now = _Reading(counters=self.newest, traffic=await self._traffic())
         self._readings.append(now)
         while len(self._readings) > 2 and now.at - self._readings[1].at >= _WINDOW_S:
             del self._readings[0]
         if len(self._readings) == 1:
             return None
-        return calculate_load(self._readings[0], now, gpu_percent=await self._gpu_percent())
+        first = self._readings[0]
+        load = calculate_load(first.counters, now.counters, gpu_percent=await self._gpu_percent())
+        received, sent = calculate_traffic(first.traffic, now.traffic)
+        memory_mib = read_memory_mib(self._guest.qemu)
+        return structs.replace(load, memory_mib=memory_mib, received_kib_s=received, sent_kib_s=sent)
+
+    async def _traffic(self) -> Traffic | None:
+        if not self._asks_traffic or self._guest.agent is None:
+            return None
+        try:
+            return await read_traffic(self._guest.agent)
+        except AgentRefusalError:
+            # It does not know that: not later, either.
+            self._asks_traffic = False
+            return None
+        except VmError:
+            return None
 
     async def _gpu_percent(self) -> int | None:
         if not self._asks_gpu or self._guest.agent is None:

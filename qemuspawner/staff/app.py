@@ -1,15 +1,17 @@
 """The service's routes: pages that hold no data, and what they ask of the hub with their person's login."""
 
+import functools
 import os
 from typing import Any
 
-import jinja2
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.paths import STATIC, TEMPLATES
-from qemuspawner.staff.hub import Answer, ask_hub
+from qemuspawner.languages import Language, choose_language
+from qemuspawner.paths import STATIC
+from qemuspawner.staff.hub import Answer, SilentHubError, ask_hub
+from qemuspawner.texts import Text
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -25,11 +27,8 @@ _CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True).get_template(
-    "staff.html"
-)
 # Nothing else of the package's static files is for this page.
-_FILES = r"(staff\.(?:js|css))"
+_FILES = r"(staff\.(?:js|css)|i18n\.js)"
 
 _DESKTOP = r"api/desktops/([^/]+)/([^/]*)"
 _HOST = r"api/hosts/([^/]+)"
@@ -75,14 +74,23 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     async def prepare(self) -> None:
         # A token in a URL ends up in logs and histories.
         if "token" in self.request.query_arguments:
-            raise web.HTTPError(403, "A token belongs into the Authorization header, not into the URL.")
+            raise self.error(403, Text("A token belongs into the Authorization header, not into the URL."))
         # Fills the cache that `current_user` reads; on its own that would block the event loop.
         await self.hub_auth.get_user(self, sync=False)
         if self.current_user is None:
             self.on_unknown_person()
 
+    @functools.cached_property
+    def language(self) -> Language:
+        """What this request's person reads."""
+        return choose_language(self.request)
+
+    def error(self, status: int, text: str) -> web.HTTPError:
+        """What tells them why they get nothing."""
+        return web.HTTPError(status, self.language.say(text))
+
     def on_unknown_person(self) -> None:
-        raise web.HTTPError(403, "You are not logged in, or these pages are not for you.")
+        raise self.error(403, Text("You are not logged in, or these pages are not for you."))
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
@@ -95,7 +103,7 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002
         exc = kwargs.get("exc_info", (None, None, None))[1]
         message = exc.get_message() if isinstance(exc, web.HTTPError) else ""
-        self.finish({"message": message or "The request failed."})
+        self.finish({"message": message or self.language.say(Text("The request failed."))})
 
 
 class PageHandler(Handler):
@@ -113,7 +121,9 @@ class PageHandler(Handler):
             "user": self.current_user["name"],
             "xsrf": self.xsrf_token.decode(),
         }
-        self.finish(_PAGE.render(config=config, hub_static=url_path_join(hub, "static/")))
+        page = self.language.template("staff.html")
+        self.set_header("Vary", "Accept-Language, Cookie")
+        self.finish(page.render(config=config, hub_static=url_path_join(hub, "static/")))
 
 
 class RelayHandler(Handler):
@@ -127,12 +137,16 @@ class RelayHandler(Handler):
         if path is None:
             raise web.HTTPError(405)
         named = iter(names)
-        answer: Answer = await ask_hub(
-            self.request.method or "",
-            [next(named) if part == "{}" else part for part in path],
-            body=self.request.body or None,
-            token=self.hub_auth.get_token(self) or "",
-        )
+        try:
+            answer: Answer = await ask_hub(
+                self.request.method or "",
+                [next(named) if part == "{}" else part for part in path],
+                body=self.request.body or None,
+                token=self.hub_auth.get_token(self) or "",
+                language=self.language.tag,
+            )
+        except SilentHubError as exc:
+            raise self.error(502, exc.message) from exc
         self.set_status(answer.status)
         if answer.status != 204:
             self.set_header("Content-Type", answer.kind)
@@ -152,6 +166,6 @@ class StaticHandler(web.StaticFileHandler):
 
 class NotFoundHandler(Handler):
     async def get(self) -> None:
-        raise web.HTTPError(404, "There is no such page.")
+        raise self.error(404, Text("There is no such page."))
 
     post = put = patch = delete = head = options = get

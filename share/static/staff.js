@@ -1,5 +1,7 @@
 // The pages of the site's staff: everybody's desktops, hosts, announcements. What the hub refuses, it refuses here, too.
 
+import { decimal, plural, t } from "./i18n.js";
+
 const config = JSON.parse(document.getElementById("config").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -11,12 +13,12 @@ const MAX_MESSAGE = 300;
 const MAX_REASON = 200;
 
 const STATES = {
-  starting: ["Starting", "text-bg-info"],
-  preparing: ["Starting", "text-bg-info"],
-  booting: ["Starting", "text-bg-info"],
-  running: ["Running", "text-bg-success"],
-  stopping: ["Stopping", "text-bg-warning"],
-  suspending: ["Falling asleep", "text-bg-warning"],
+  starting: [t("Starting"), "text-bg-info"],
+  preparing: [t("Starting"), "text-bg-info"],
+  booting: [t("Starting"), "text-bg-info"],
+  running: [t("Running"), "text-bg-success"],
+  stopping: [t("Stopping"), "text-bg-warning"],
+  suspending: [t("Falling asleep"), "text-bg-warning"],
 };
 
 // Asking the hub
@@ -38,13 +40,13 @@ async function request(method, path, body) {
       body: body && JSON.stringify(body),
     });
   } catch {
-    throw new Problem("The hub does not answer. Try again in a moment.", 0);
+    throw new Problem(t("The hub does not answer. Try again in a moment."), 0);
   }
   if (answer.ok) {
     return answer;
   }
   const content = await answer.json().catch(() => null);
-  throw new Problem(content?.message || `The hub answers ${answer.status}.`, answer.status);
+  throw new Problem(content?.message || t("The hub answers {status}.", { status: answer.status }), answer.status);
 }
 
 const askJson = async (...path) => (await request("GET", path)).json();
@@ -104,31 +106,46 @@ function ask({ title, text, label, isDangerous = false, field = "", maxLength = 
 function span(seconds) {
   if (seconds === null) return "–";
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 1) return "< 1 min";
-  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 1) return t("< 1 min");
+  if (minutes < 60) return t("{minutes} min", { minutes });
   const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  const [larger, smaller] =
+    hours < 48
+      ? [t("{hours} h", { hours }), t("{minutes} min", { minutes: minutes % 60 })]
+      : [t("{days} d", { days: Math.floor(hours / 24) }), t("{hours} h", { hours: hours % 24 })];
+  return t("{larger} {smaller}", { larger, smaller });
 }
 
 function size(mib) {
   if (mib === null) return "–";
-  return mib < 1024 ? `${mib} MiB` : `${Math.round((mib / 1024) * 10) / 10} GiB`;
+  return mib < 1024 ? t("{number} MiB", { number: decimal(mib) }) : t("{number} GiB", { number: short(mib / 1024) });
 }
 
-const percent = (value) => (value === null ? "–" : `${value} %`);
-const rate = (kib) => (kib === null ? "–" : kib < 1024 ? `${kib} KiB/s` : `${Math.round(kib / 102.4) / 10} MiB/s`);
-const many = (count, one, more) => (count === 1 ? one : more.replace("#", count));
-const nameOf = ({ server }) => server || "default desktop";
+function rate(kib) {
+  if (kib === null) return "–";
+  return kib < 1024 ? t("{number} KiB/s", { number: decimal(kib) }) : t("{number} MiB/s", { number: short(kib / 1024) });
+}
+
+/** Both ways of a guest's network. */
+function traffic(load) {
+  const [received, sent] = [load?.received_kib_s ?? null, load?.sent_kib_s ?? null];
+  return received === null || sent === null ? "–" : t("{received} in, {sent} out", { received: rate(received), sent: rate(sent) });
+}
+
+const short = (number) => decimal(number, number % 1 < 0.05 ? 0 : 1);
+const percent = (value) => (value === null ? "–" : t("{number} %", { number: decimal(value) }));
+const nameOf = ({ server }) => server || t("default desktop");
 const stateOf = ({ state, answers }) => {
   const [label, colour] = STATES[state] ?? [state, "text-bg-secondary"];
-  return answers || state === "starting" ? [label, colour] : ["Does not answer", "text-bg-danger"];
+  return answers || state === "starting" ? [label, colour] : [t("Does not answer"), "text-bg-danger"];
 };
 
 /** Whose they are: the first ones by name. */
 function owners(desktops) {
   const names = [...new Set(desktops.map(({ user }) => user))].sort();
-  const whose = names.length > 4 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} others` : names.join(", ");
-  return desktops.length === 1 ? `It belongs to ${whose}.` : `They belong to ${whose}.`;
+  const [first, others] = [names.slice(0, 3).join(", "), names.length - 3];
+  const whose = names.length > 4 ? t("{names} and {count} others", { names: first, count: others }) : names.join(", ");
+  return desktops.length === 1 ? t("It belongs to {names}.", { names: whose }) : t("They belong to {names}.", { names: whose });
 }
 
 // The desktops
@@ -139,13 +156,15 @@ const rows = new Map(); // by key: its row
 const selected = new Set();
 let sorting = { key: "user", isDown: false };
 
-const { compare: inOrder } = new Intl.Collator(undefined, { numeric: true });
+const { compare: inOrder } = new Intl.Collator(document.documentElement.lang, { numeric: true });
 
 // What a column is sorted by.
 const VALUES = {
   cpu: ({ load }) => load?.cpu_percent ?? null,
   gpu: ({ load }) => load?.gpu_percent ?? null,
   disk: ({ load }) => load?.disk_kib_s ?? null,
+  memory: ({ load }) => load?.memory_mib ?? null,
+  network: ({ load }) => (load?.received_kib_s == null ? null : load.received_kib_s + load.sent_kib_s),
   state: (desktop) => stateOf(desktop)[0],
 };
 
@@ -180,7 +199,7 @@ function makeRow(desktop) {
   const box = document.createElement("input");
   box.type = "checkbox";
   box.className = "form-check-input";
-  box.setAttribute("aria-label", `Select ${nameOf(desktop)} of ${desktop.user}`);
+  box.setAttribute("aria-label", t("Select {name} of {owner}", { name: nameOf(desktop), owner: desktop.user }));
   const key = keyOf(desktop);
   box.addEventListener("change", () => {
     box.checked ? selected.add(key) : selected.delete(key);
@@ -200,7 +219,7 @@ function makeRow(desktop) {
   const badge = document.createElement("span");
   const state = cell();
   state.append(badge);
-  const facts = Array.from({ length: 9 }, () => cell("td", "text-end"));
+  const facts = Array.from({ length: 11 }, () => cell("td", "text-end"));
   const [machine, node] = [cell("td", "name"), cell()];
   row.append(choice, screen, owner, name, machine, node, state, ...facts);
   row.dataset.key = key;
@@ -230,8 +249,10 @@ function fill(parts, desktop) {
     desktop.cpus === null ? "–" : String(desktop.cpus),
     percent(load?.cpu_percent ?? null),
     size(desktop.memory_mib),
+    size(load?.memory_mib ?? null),
     percent(load?.gpu_percent ?? null),
     rate(load?.disk_kib_s ?? null),
+    traffic(load),
     desktop.viewers === null ? "–" : String(desktop.viewers),
   ];
   texts.forEach((text, at) => set(parts.facts[at], text));
@@ -263,10 +284,10 @@ function draw() {
     body.replaceChildren(...wanted);
     focused?.focus();
   }
-  byId("none").textContent = desktops.size ? "No desktop matches this." : "No desktop runs at the moment.";
+  byId("none").textContent = desktops.size ? t("No desktop matches this.") : t("No desktop runs at the moment.");
   byId("none").hidden = shown.length > 0;
-  const total = many(desktops.size, "1 desktop", "# desktops");
-  byId("count").textContent = shown.length === desktops.size ? total : `${shown.length} of ${total}`;
+  const total = plural(desktops.size, "{count} desktop", "{count} desktops");
+  byId("count").textContent = shown.length === desktops.size ? total : t("{some} of {total}", { some: decimal(shown.length), total });
   showSelection();
 }
 
@@ -275,13 +296,10 @@ function showSelection() {
   const all = byId("all");
   all.checked = shown > 0 && selected.size === shown;
   all.indeterminate = selected.size > 0 && selected.size < shown;
-  for (const [id, one, more] of [
-    ["message", "Message 1 desktop…", "Message # desktops…"],
-    ["stop", "Stop 1 desktop…", "Stop # desktops…"],
-  ]) {
-    byId(id).disabled = selected.size === 0;
-    byId(id).textContent = selected.size ? many(selected.size, one, more) : more.replace(" # desktops", "");
-  }
+  const count = selected.size;
+  byId("message").textContent = count ? plural(count, "Message {count} desktop…", "Message {count} desktops…") : t("Message…");
+  byId("stop").textContent = count ? plural(count, "Stop {count} desktop…", "Stop {count} desktops…") : t("Stop…");
+  for (const id of ["message", "stop"]) byId(id).disabled = !count;
 }
 
 async function look() {
@@ -334,7 +352,7 @@ async function showPicture(parts) {
     const answer = await request("GET", ["desktops", user, server, "picture"]);
     const url = URL.createObjectURL(await answer.blob());
     const picture = document.createElement("img");
-    picture.alt = `Screen of ${server || "the default desktop"} of ${user}`;
+    picture.alt = server ? t("Screen of {desktop} of {owner}", { desktop: server, owner: user }) : t("Screen of the default desktop of {owner}", { owner: user });
     picture.src = url;
     forgetPicture(parts);
     parts.pictureUrl = url;
@@ -342,7 +360,7 @@ async function showPicture(parts) {
     return;
   } catch (error) {
     // The session decides that, for each desktop; its owner can be asked at the desktop itself.
-    words = error.status === 403 ? "Private: staff may not look" : "No picture";
+    words = error.status === 403 ? t("Private: staff may not look") : t("No picture");
   }
   forgetPicture(parts);
   if (parts.picture.textContent !== words) parts.picture.replaceChildren(words);
@@ -357,33 +375,40 @@ function forgetPicture(parts) {
 
 const chosen = () => [...selected].map((key) => desktops.get(key));
 
-/** Say what became of `all`, of which `failed` were refused. */
+/** Say what became of `all`, of which `failed` were refused; `done` and `undone` say it of so many. */
 function report(all, failed, { done, undone }) {
   const good = all.length - failed.length;
-  say(good ? many(good, done[0], done[1]) : "");
+  say(good ? done(good) : "");
   byId("problem").dataset.kind = "act";
-  const reasons = failed.slice(0, 5).map(([desktop, error]) => `${desktop.user}, ${nameOf(desktop)}: ${error.message}`);
-  complain(failed.length ? [many(failed.length, undone[0], undone[1]), ...reasons].join(" ") : "");
+  const reasons = failed.slice(0, 5).map(([desktop, error]) =>
+    t("{owner}, {desktop}: {reason}", { owner: desktop.user, desktop: nameOf(desktop), reason: error.message }),
+  );
+  complain(failed.length ? [undone(failed.length), ...reasons].join(" ") : "");
 }
 
 byId("stop").addEventListener("click", async () => {
   const all = chosen();
   const asleep = all.filter(({ sleeps }) => sleeps).length;
   const fates = [
-    asleep && many(asleep, "1 falls asleep as it is.", "# fall asleep as they are."),
-    all.length - asleep && many(all.length - asleep, "1 ends; what is not saved outside it is lost.", "# end; what is not saved outside them is lost."),
+    asleep && plural(asleep, "{count} falls asleep as it is.", "{count} fall asleep as they are."),
+    all.length - asleep &&
+      plural(
+        all.length - asleep,
+        "{count} ends; what is not saved outside it is lost.",
+        "{count} end; what is not saved outside them is lost.",
+      ),
   ];
   const wanted = await ask({
-    title: many(all.length, "Stop 1 desktop?", "Stop # desktops?"),
+    title: plural(all.length, "Stop {count} desktop?", "Stop {count} desktops?"),
     text: [owners(all), ...fates.filter(Boolean)].join(" "),
-    label: many(all.length, "Stop 1 desktop", "Stop # desktops"),
+    label: plural(all.length, "Stop {count} desktop", "Stop {count} desktops"),
     isDangerous: true,
   });
   if (!wanted) return;
   const failed = await forAll(all, ({ user, server }) => request("DELETE", ["desktops", user, server]));
   report(all, failed, {
-    done: ["1 desktop is stopped.", "# desktops are stopped."],
-    undone: ["1 desktop could not be stopped.", "# desktops could not be stopped."],
+    done: (count) => plural(count, "{count} desktop is stopped.", "{count} desktops are stopped."),
+    undone: (count) => plural(count, "{count} desktop could not be stopped.", "{count} desktops could not be stopped."),
   });
   selected.clear();
   await look();
@@ -392,17 +417,17 @@ byId("stop").addEventListener("click", async () => {
 byId("message").addEventListener("click", async () => {
   const all = chosen();
   const text = await ask({
-    title: many(all.length, "A message to 1 desktop", "A message to # desktops"),
-    text: `${owners(all)} Everybody who is there reads it, with your name.`,
-    field: "Message",
+    title: plural(all.length, "A message to {count} desktop", "A message to {count} desktops"),
+    text: [owners(all), t("Everybody who is there reads it, with your name.")].join(" "),
+    field: t("Message"),
     maxLength: MAX_MESSAGE,
-    label: many(all.length, "Send to 1 desktop", "Send to # desktops"),
+    label: plural(all.length, "Send to {count} desktop", "Send to {count} desktops"),
   });
   if (!text) return;
   const failed = await forAll(all, ({ user, server }) => request("POST", ["desktops", user, server, "message"], { text }));
   report(all, failed, {
-    done: ["The message is at 1 desktop.", "The message is at # desktops."],
-    undone: ["1 desktop did not take it.", "# desktops did not take it."],
+    done: (count) => plural(count, "The message is at {count} desktop.", "The message is at {count} desktops."),
+    undone: (count) => plural(count, "{count} desktop did not take it.", "{count} desktops did not take it."),
   });
 });
 
@@ -437,7 +462,8 @@ function makeHost({ name, desktops: count, cpus, memory_mib: memory, drain }) {
   const head = cell("th", "name");
   head.scope = "row";
   head.textContent = name;
-  const texts = [String(count), String(cpus), size(memory), drain ? `No, says ${drain.by}: ${drain.reason}` : "Yes"];
+  const takes = drain ? t("No, says {name}: {reason}", { name: drain.by, reason: drain.reason }) : t("Yes");
+  const texts = [decimal(count), decimal(cpus), size(memory), takes];
   const cells = texts.map((text, at) => {
     const made = cell("td", at === 3 ? "name" : "");
     made.textContent = text;
@@ -446,8 +472,8 @@ function makeHost({ name, desktops: count, cpus, memory_mib: memory, drain }) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "btn btn-sm btn-outline-contrast";
-  button.textContent = drain ? "Take new desktops again" : "Drain…";
-  button.setAttribute("aria-label", drain ? `Take new desktops again on ${name}` : `Drain ${name}…`);
+  button.textContent = drain ? t("Take new desktops again") : t("Drain…");
+  button.setAttribute("aria-label", drain ? t("Take new desktops again on {host}", { host: name }) : t("Drain {host}…", { host: name }));
   button.addEventListener("click", () => (drain ? undrain(name) : startDrain(name)));
   const action = cell("td", "text-end");
   action.append(button);
@@ -457,16 +483,18 @@ function makeHost({ name, desktops: count, cpus, memory_mib: memory, drain }) {
 
 async function startDrain(name) {
   const reason = await ask({
-    title: `Drain ${name}?`,
-    text: "Nothing new starts there from now on; what runs goes on. Who wants to start a desktop there reads the reason.",
-    field: "Reason",
+    title: t("Drain {host}?", { host: name }),
+    text: t("Nothing new starts there from now on; what runs goes on. Who wants to start a desktop there reads the reason."),
+    field: t("Reason"),
     maxLength: MAX_REASON,
-    label: "Drain",
+    label: t("Drain"),
   });
-  if (reason) await change(() => request("POST", ["hosts", name, "drain"], { reason }), `${name} is drained.`);
+  if (!reason) return;
+  await change(() => request("POST", ["hosts", name, "drain"], { reason }), t("{host} is drained.", { host: name }));
 }
 
-const undrain = (name) => change(() => request("DELETE", ["hosts", name, "drain"]), `${name} takes new desktops again.`);
+const undrain = (name) =>
+  change(() => request("DELETE", ["hosts", name, "drain"]), t("{host} takes new desktops again.", { host: name }));
 
 /** Do something and say what became of it. */
 async function act(work, done) {
@@ -506,10 +534,10 @@ async function lookAtHosts() {
 let shownAnnouncements = "";
 
 function describeAnnouncement({ by, begins_in_s: begins, ends_in_s: ends, must_acknowledge: must, acknowledged, level }) {
-  const said = [level === "warning" ? `A warning by ${by}.` : `Information by ${by}.`];
-  if (begins > 0) said.push(`Begins in ${span(begins)}.`);
-  if (ends !== null) said.push(ends > 0 ? `Ends in ${span(ends)}.` : "It is over.");
-  if (must) said.push(many(acknowledged, "1 person has acknowledged it.", "# people have acknowledged it."));
+  const said = [level === "warning" ? t("A warning by {name}.", { name: by }) : t("Information by {name}.", { name: by })];
+  if (begins > 0) said.push(t("Begins in {span}.", { span: span(begins) }));
+  if (ends !== null) said.push(ends > 0 ? t("Ends in {span}.", { span: span(ends) }) : t("It is over."));
+  if (must) said.push(plural(acknowledged, "{count} person has acknowledged it.", "{count} people have acknowledged it."));
   return said.join(" ");
 }
 
@@ -524,10 +552,10 @@ function makeAnnouncement(announcement) {
   words.append(text, facts);
   const button = cell("button", "btn btn-sm btn-outline-contrast");
   button.type = "button";
-  button.textContent = "Delete";
-  button.setAttribute("aria-label", `Delete: ${announcement.text.slice(0, 60)}`);
+  button.textContent = t("Delete");
+  button.setAttribute("aria-label", t("Delete: {name}", { name: announcement.text.slice(0, 60) }));
   button.addEventListener("click", async () => {
-    await act(() => request("DELETE", ["announcements", String(announcement.id)]), "The announcement is deleted.");
+    await act(() => request("DELETE", ["announcements", String(announcement.id)]), t("The announcement is deleted."));
     await lookAtAnnouncements();
     byId("announcements-title").focus();
   });
@@ -562,7 +590,7 @@ byId("announce").addEventListener("submit", async (event) => {
   const problem = byId("announce-problem");
   problem.hidden = true;
   try {
-    if (ends !== null && ends <= begins) throw new Problem("It ends before it begins.", 400);
+    if (ends !== null && ends <= begins) throw new Problem(t("It ends before it begins."), 400);
     await request("POST", ["announcements"], {
       text: byId("announce-text").value,
       level: byId("announce-level").value,
@@ -571,7 +599,7 @@ byId("announce").addEventListener("submit", async (event) => {
       must_acknowledge: byId("announce-must").checked,
     });
     byId("announce").reset();
-    say("The announcement is made.");
+    say(t("The announcement is made."));
   } catch (error) {
     // What was typed stays.
     problem.textContent = error.message;

@@ -1,11 +1,13 @@
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import hubs
 import pytest
+from chromium import LogIn, visitors
+from playwright.async_api import Browser
 
 import qemuspawner
 
@@ -44,3 +46,10 @@ def quick_hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> Callable[..., Aw
 async def hub(standin: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
     """A hub whose sessions are stand-ins that are soon ready."""
     return await standin()
+
+
+@pytest.fixture
+async def log_in(browser: Browser) -> AsyncIterator[LogIn]:
+    """Opens a page as somebody who has just logged in; see `visitors`."""
+    async with visitors(browser) as log_in:
+        yield log_in

@@ -1,12 +1,12 @@
 """The way to a desktop by axe-core, in light and dark, and as a phone shows it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import hubs
 import pytest
 from axe import find_barriers
-from chromium import running_browser
-from playwright.async_api import Browser, Page, expect
+from chromium import LogIn
+from playwright.async_api import expect
 
 from qemuspawner import scopes
 
@@ -20,41 +20,23 @@ LOOKS = {
 }
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with running_browser() as browser:
-        yield browser
-
-
 @pytest.fixture(params=LOOKS)
 def look(request: pytest.FixtureRequest) -> dict[str, object]:
     return LOOKS[request.param]
 
 
-async def log_in(hub: hubs.Hub, browser: Browser, look: dict[str, object], name: str = "alice") -> Page:
-    """The home page of somebody who has just logged in."""
-    context = await browser.new_context(**look)
-    page = await context.new_page()
-    await page.goto(str(hub.url / "home"))
-    for field in ("Username", "Password"):
-        await page.get_by_label(field).fill(name)
-    await page.get_by_role("button", name="Sign in").click()
-    await page.wait_for_url("**/home")
-    return page
-
-
-async def test_the_form_and_its_errors(standin: Start, browser: Browser, look: dict[str, object]) -> None:
+async def test_the_form_and_its_errors(standin: Start, log_in: LogIn, look: dict[str, object]) -> None:
     hub = await standin(jupyterhub=CONFIG)
-    page = await log_in(hub, browser, look)
+    page = await log_in(hub, "alice", **look)
     await page.goto(str((hub.url / "spawn/alice/desk").with_query({"opt-cpus": "7", "opt-memory": "lots"})))
     await expect(page.get_by_role("button", name="Start", exact=True)).to_be_visible()
 
     assert await find_barriers(page) == []
 
 
-async def test_a_start_that_goes_on(standin: Start, browser: Browser, look: dict[str, object]) -> None:
+async def test_a_start_that_goes_on(standin: Start, log_in: LogIn, look: dict[str, object]) -> None:
     hub = await standin("hang", jupyterhub=CONFIG)
-    page = await log_in(hub, browser, look)
+    page = await log_in(hub, "alice", **look)
     await page.goto(str(hub.url / "spawn"))
     await page.get_by_role("button", name="Start", exact=True).click()
     await expect(page.get_by_text("The <b>machine</b> boots")).to_be_visible()
@@ -62,9 +44,9 @@ async def test_a_start_that_goes_on(standin: Start, browser: Browser, look: dict
     assert await find_barriers(page) == []
 
 
-async def test_a_desktop_that_does_not_run(standin: Start, browser: Browser, look: dict[str, object]) -> None:
+async def test_a_desktop_that_does_not_run(standin: Start, log_in: LogIn, look: dict[str, object]) -> None:
     hub = await standin(jupyterhub=CONFIG)
-    page = await log_in(hub, browser, look)
+    page = await log_in(hub, "alice", **look)
     await page.goto(str(hub.url / "user/alice/"))
 
     assert await find_barriers(page) == []

@@ -1,12 +1,12 @@
 """What staff announce: shown on the hub's pages, and acknowledged before a start where that is asked for."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import hubs
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Page, expect
 
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'&"
 
@@ -134,24 +134,11 @@ async def test_there_are_never_more_than_twenty(hub: hubs.Hub) -> None:
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The home page of alice, who has something to acknowledge."""
     await announce(hub, HOSTILE, must_acknowledge=True, level="warning")
     hub.user("alice")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        yield page
-        await browser.close()
-    assert problems == []
+    return await log_in(hub, "alice")
 
 
 async def test_it_is_acknowledged_by_the_keyboard_alone_and_stays_so(hub: hubs.Hub, page: Page) -> None:

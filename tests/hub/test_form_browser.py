@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import hubs
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Page, ViewportSize, expect
 
 from qemuspawner.hub.form.settings import save_setting
 from qemuspawner.hub.records import Records
@@ -15,6 +16,7 @@ from qemuspawner.paths import StatePaths
 
 # For people to look at; not compared.
 SCREENSHOTS = Path(__file__).parent.parent.parent / "screenshots"
+SIZE: ViewportSize = {"width": 1280, "height": 900}
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'& \U0001f9ea"
 PARAVIEW = """
 [[presets]]
@@ -50,16 +52,6 @@ def add_machine(
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
-@pytest.fixture
 async def hub(standin: Start) -> hubs.Hub:
     """A hub with five machines, one of them with presets."""
     hub = await standin(scripts=True)
@@ -81,24 +73,15 @@ Open = Callable[..., Awaitable[Page]]
 
 
 @pytest.fixture
-async def open_form(hub: hubs.Hub, browser: Browser) -> AsyncIterator[Open]:
-    """Log in as alice and open the form; no script may fail."""
-    problems: list[str] = []
+async def open_form(hub: hubs.Hub, log_in: LogIn) -> Open:
+    """Log in as alice and open the form."""
 
     async def open_form(query: str = "", **options: object) -> Page:
-        context = await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
-        page = await context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str((hub.url / "login").with_query(next=f"{hub.url.path}home")))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.wait_for_url(re.compile("/home$"))
+        page = await log_in(hub, "alice", **{"viewport": SIZE, **options})
         await page.goto(f"{hub.url}spawn{query}")
         return page
 
-    yield open_form
-    assert problems == []
+    return open_form
 
 
 async def shoot(page: Page, name: str) -> None:
@@ -314,14 +297,9 @@ async def test_saved_settings_that_no_longer_fit_say_so_at_their_field(
     assert await page.title() != "ran"
 
 
-async def test_terms_are_accepted_with_a_start_and_once(standin: Start, browser: Browser) -> None:
+async def test_terms_are_accepted_with_a_start_and_once(standin: Start, log_in: LogIn) -> None:
     hub = await standin(terms=TERMS, terms_version="2026-11")
-    context = await browser.new_context(viewport={"width": 1280, "height": 900})
-    page = await context.new_page()
-    await page.goto(str((hub.url / "login").with_query(next=f"{hub.url.path}spawn")))
-    for field in ("Username", "Password"):
-        await page.get_by_label(field).fill("alice")
-    await page.get_by_role("button", name="Sign in").click()
+    page = await log_in(hub, "alice", to="spawn", viewport=SIZE)
     accept = page.get_by_label("I accept the terms of use, version 2026-11")
     await shoot(page, "form-terms")
     await page.get_by_role("button", name="Start", exact=True).click()
@@ -354,18 +332,11 @@ async def test_hostile_machines_are_text_and_long_ones_fit(hub: hubs.Hub, open_f
 
 
 async def test_what_cannot_start_now_is_disabled_with_the_reason_and_comes_back(
-    standin: Start, browser: Browser
+    standin: Start, log_in: LogIn
 ) -> None:
     hub = await standin(quotas={"user": {"cpus": 2}})
     add_machine(hub, "tomo", title="Tomography", tables=PARAVIEW)
-    context = await browser.new_context(viewport={"width": 1280, "height": 900})
-    page = await context.new_page()
-    await page.clock.install()
-    await page.goto(str((hub.url / "login").with_query(next=f"{hub.url.path}home")))
-    for field in ("Username", "Password"):
-        await page.get_by_label(field).fill("alice")
-    await page.get_by_role("button", name="Sign in").click()
-    await page.wait_for_url(re.compile("/home$"))
+    page = await log_in(hub, "alice", viewport=SIZE, has_clock=True)
     alice = await hub.log_in("alice")
     await hub.start(alice, {"machine": "mini"}, server_name="other")
     await hub.wait_until_ready("alice", server_name="other")

@@ -4,14 +4,14 @@ import io
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-import chromium
 import hubs
 import keeping
 import live
 import pytest
 from axe import find_barriers
+from chromium import LogIn
 from jupyterhub import orm
 from PIL import Image
 from playwright.async_api import Page, Request, expect
@@ -33,19 +33,11 @@ async def hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The home page of alice."""
-    async with chromium.running_browser() as browser:
-        page = await browser.new_page(viewport={"width": 1280, "height": 800})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.wait_for_function("window._jupyterhub_page_loaded")
-        yield page
-    assert problems == []
+    page = await log_in(hub, "alice")
+    await page.wait_for_function("window._jupyterhub_page_loaded")
+    return page
 
 
 def draw() -> bytes:

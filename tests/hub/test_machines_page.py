@@ -1,37 +1,26 @@
 """The page of the machines in a real browser, as administrators use it; nobody else sees it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import guests
 import hubs
 import pytest
 from axe import find_barriers
-from playwright.async_api import Page, async_playwright, expect
+from chromium import LogIn
+from PIL import Image
+from playwright.async_api import Page, expect
 
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'&"
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The page, seen by an administrator."""
     hub.user("admin", admin=True)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("admin")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("link", name="Machines").click()
-        await page.get_by_role("article").first.wait_for()
-        yield page
-        await browser.close()
-    assert problems == []
+    page = await log_in(hub, "admin")
+    await page.get_by_role("link", name="Machines").click()
+    await page.get_by_role("article").first.wait_for()
+    return page
 
 
 def write_hostile(hub: hubs.Hub) -> None:
@@ -191,6 +180,32 @@ async def test_a_fetch_that_fails_says_why_on_the_card(hub: hubs.Hub, page: Page
     mini = page.locator("[data-machine=mini]")
     await expect(mini).to_contain_text("The new image was not taken.", timeout=30_000)
     await expect(mini).to_contain_text("Cannot connect to host 127.0.0.1:9")
+
+
+async def test_an_icon_is_uploaded_and_shown(hub: hubs.Hub, page: Page, tmp_path: Path) -> None:
+    picture = tmp_path / "large.png"
+    Image.new("RGB", (400, 200), (255, 0, 0)).save(picture)
+    await page.get_by_role("button", name="Icon: Mini").click()
+    dialog = page.get_by_role("dialog", name="Icon: Mini")
+    await dialog.get_by_label("Picture").set_input_files(picture)
+    assert await find_barriers(page) == []
+    await dialog.get_by_role("button", name="Take this picture").click()
+
+    icon = page.locator("[data-machine=mini] img")
+    await expect(icon).to_have_js_property("naturalWidth", 96)
+    await expect(icon).to_have_js_property("naturalHeight", 48)
+    await expect(dialog).to_be_hidden()
+
+
+async def test_a_picture_that_is_no_png_is_refused_with_a_sentence(page: Page, tmp_path: Path) -> None:
+    picture = tmp_path / "script.png"
+    picture.write_text("<svg onload='alert(1)'/>")
+    await page.get_by_role("button", name="Icon: Mini").click()
+    dialog = page.get_by_role("dialog", name="Icon: Mini")
+    await dialog.get_by_label("Picture").set_input_files(picture)
+    await dialog.get_by_role("button", name="Take this picture").click()
+
+    await expect(dialog.get_by_role("alert")).to_contain_text("The picture is no PNG file.")
 
 
 async def test_on_a_phone_nothing_is_cut_off(hub: hubs.Hub, page: Page) -> None:

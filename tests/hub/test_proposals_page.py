@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import date, timedelta
 from pathlib import Path
 
 import hubs
 import live
 import pytest
+from chromium import LogIn
 from jupyterhub import orm
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from qemuspawner import scopes
 
@@ -59,24 +60,12 @@ async def hub(standin: Callable[..., Awaitable[hubs.Hub]], tmp_path: Path) -> hu
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
-    """The form of alice; no script of it may fail."""
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
+    """The form of alice."""
     hub.user("bob")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1280, "height": 900})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str((hub.url / "login").with_query(next=(hub.url / "spawn").path)))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("heading", name="Start a desktop").wait_for()
-        yield page
-        await browser.close()
-    assert problems == []
+    page = await log_in(hub, "alice", to="spawn", viewport={"width": 1280, "height": 900})
+    await page.get_by_role("heading", name="Start a desktop").wait_for()
+    return page
 
 
 async def shoot(page: Page, name: str) -> None:

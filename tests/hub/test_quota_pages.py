@@ -1,11 +1,12 @@
 """Quotas and what is free, on the hub's pages in a real browser."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import axe
 import hubs
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from chromium import LogIn
+from playwright.async_api import Page, expect
 
 GROUP = "<img src=x onerror=document.title='ran'>\"'&"
 
@@ -19,23 +20,11 @@ async def hub(quick_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The home page of alice, on a phone."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 360, "height": 800})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("heading", name="What you may use").wait_for()
-        yield page
-        await browser.close()
-    assert problems == []
+    page = await log_in(hub, "alice", viewport={"width": 360, "height": 800})
+    await page.get_by_role("heading", name="What you may use").wait_for()
+    return page
 
 
 async def test_the_home_page_has_the_quotas_for_everybody_to_read(hub: hubs.Hub, page: Page) -> None:

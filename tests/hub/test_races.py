@@ -11,7 +11,8 @@ import pytest
 from qemuspawner.hub.spawner import QemuSpawner
 
 Start = Callable[..., Awaitable[hubs.Hub]]
-ROUNDS = 50
+# Of what is scarce by the host and of what is by a quota: the same lock holds both.
+ROUNDS, QUOTA_ROUNDS = 50, 15
 
 
 class GpuSpawner(QemuSpawner):
@@ -26,10 +27,12 @@ def gpu_machine(machines_dir: Any, state_dir: Any) -> str:
     return "gpu"
 
 
-async def race(hub: hubs.Hub, options: dict[str, object], *starts: tuple[hubs.Person, str]) -> list[str]:
-    """Start servers of people at once, as `ROUNDS` times; all who were refused, with the sentence."""
+async def race(
+    hub: hubs.Hub, options: dict[str, object], *starts: tuple[hubs.Person, str], rounds: int
+) -> list[str]:
+    """Start servers of people at once, so many times; all who were refused, with the sentence."""
     refused = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         # The first to ask is not always the same one.
         order = starts if number % 2 else starts[::-1]
         answers = await asyncio.gather(
@@ -42,7 +45,7 @@ async def race(hub: hubs.Hub, options: dict[str, object], *starts: tuple[hubs.Pe
             await hub.wait_until_ready(person.name, server_name=server)
             await hub.stop(person, server_name=server)
             await hub.wait_until_stopped(person.name, server_name=server)
-    assert len(refused) == ROUNDS * (len(starts) - 1)
+    assert len(refused) == rounds * (len(starts) - 1)
     return refused
 
 
@@ -50,7 +53,8 @@ async def test_two_users_race_for_the_last_gpu(quick_hub: Start, gpu_machine: st
     hub = await quick_hub(jupyterhub={"spawner_class": GpuSpawner}, gpu_units={"A100": 1})
     alice, bob = [await hub.log_in(name) for name in ("alice", "bob")]
 
-    refused = await race(hub, {"machine": gpu_machine, "gpu": "A100"}, (alice, "desk"), (bob, "desk"))
+    racers = (alice, "desk"), (bob, "desk")
+    refused = await race(hub, {"machine": gpu_machine, "gpu": "A100"}, *racers, rounds=ROUNDS)
 
     assert all(
         text.startswith("This host has 0 of 1 GPUs 'A100' free; the desktop needs 1.") for text in refused
@@ -64,7 +68,8 @@ async def test_two_members_race_for_the_last_cpu_of_their_group(quick_hub: Start
         hub.user(name, groups=("beamline",))
     await hub.start(alice, {"machine": "mini", "cpus": 1}, server_name="first")
 
-    refused = await race(hub, {"machine": "mini", "cpus": 1}, (alice, "desk"), (bob, "desk"))
+    racers = (alice, "desk"), (bob, "desk")
+    refused = await race(hub, {"machine": "mini", "cpus": 1}, *racers, rounds=QUOTA_ROUNDS)
 
     sentence = "Quota 'CPUs' of the group 'beamline': 2 of 2 are used; 1 more was asked for."
     assert all(text.startswith(sentence) for text in refused)
@@ -74,7 +79,8 @@ async def test_servers_of_one_user_race_for_the_last_one_allowed(quick_hub: Star
     hub = await quick_hub(quotas={"user": {"sessions": 1}})
     alice = await hub.log_in("alice")
 
-    refused = await race(hub, {"machine": "mini"}, *((alice, name) for name in ("a", "b", "c")))
+    racers = [(alice, name) for name in ("a", "b", "c")]
+    refused = await race(hub, {"machine": "mini"}, *racers, rounds=QUOTA_ROUNDS)
 
     sentence = "Quota 'Desktops' of 'alice': 1 of 1 are used; 1 more was asked for."
     assert all(text.startswith(sentence) for text in refused)

@@ -1,10 +1,10 @@
 """The hub's pages of sharing in a real browser: hostile names, groups, and desktops that do not run."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-import chromium
 import hubs
 import pytest
+from chromium import LogIn
 from jupyterhub import orm
 from playwright.async_api import Page, expect
 
@@ -21,21 +21,13 @@ async def hub(start_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
 
 
 @pytest.fixture
-async def page(hub: hubs.Hub) -> AsyncIterator[Page]:
+async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     """The home page of alice, who has a server "desk"."""
     add_server(hub, "alice", "desk")
     hub.user("alice", groups=("team",))
-    async with chromium.running_browser() as browser:
-        page = await browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(str(hub.url / "home"))
-        for field in ("Username", "Password"):
-            await page.get_by_label(field).fill("alice")
-        await page.get_by_role("button", name="Sign in").click()
-        await page.get_by_role("button", name="Share “desk”").wait_for()
-        yield page
-    assert problems == []
+    page = await log_in(hub, "alice")
+    await page.get_by_role("button", name="Share “desk”").wait_for()
+    return page
 
 
 def add_server(hub: hubs.Hub, owner: str, server: str) -> orm.Spawner:

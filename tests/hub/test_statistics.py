@@ -15,7 +15,7 @@ from sqlalchemy import insert
 
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.runs.runs import Run
-from qemuspawner.hub.runs.statistics import TABLES, Span, count_use, last_days
+from qemuspawner.hub.runs.statistics import TABLES, Span, SpanError, count_use, last_days
 from qemuspawner.hub.runs.statistics_pages import find_top, render_csv
 from qemuspawner.paths import StatePaths
 
@@ -202,7 +202,7 @@ def test_a_span_is_whole_steps_with_today(days: int, step: Any, first: date, ste
 
 @pytest.mark.parametrize(("days", "step"), [(0, "day"), (401, "day"), (2801, "week"), (-1, "week")])
 def test_a_span_has_its_bounds(days: int, step: Any) -> None:
-    with pytest.raises(ValueError, match="cannot be shown"):
+    with pytest.raises(SpanError, match="cannot be shown"):
         last_days(days, step, today=FIRST)
 
 

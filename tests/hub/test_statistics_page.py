@@ -2,15 +2,14 @@
 
 import random
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import hubs
-import pytest
 from axe import find_barriers
+from chromium import LogIn, read_download
 from jupyterhub import orm
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 from sqlalchemy import insert
 
 from qemuspawner.hub.records import Records
@@ -41,26 +40,9 @@ def make_run(
     return run | values
 
 
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1280, "height": 800})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        yield page
-        await browser.close()
-    assert problems == []
-
-
-async def open_as(hub: hubs.Hub, page: Page, name: str, path: str, *, admin: bool = False) -> None:
+async def open_as(hub: hubs.Hub, log_in: LogIn, name: str, path: str, *, admin: bool = False) -> Page:
     hub.user(name, admin=admin)
-    await page.goto(f"{hub.url}{path}")
-    for field in ("Username", "Password"):
-        await page.get_by_label(field).fill(name)
-    await page.get_by_role("button", name="Sign in").click()
+    return await log_in(hub, name, to=path)
 
 
 async def check(page: Page, name: str, *, within: str) -> None:
@@ -76,7 +58,7 @@ async def check(page: Page, name: str, *, within: str) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-async def test_staff_see_how_desktops_are_used(hub: hubs.Hub, page: Page) -> None:
+async def test_staff_see_how_desktops_are_used(hub: hubs.Hub, log_in: LogIn) -> None:
     rng = random.Random(5)
     users = [*(f"user{number}" for number in range(12)), HOSTILE]
     add_runs(
@@ -97,7 +79,7 @@ async def test_staff_see_how_desktops_are_used(hub: hubs.Hub, page: Page) -> Non
         ],
     )
 
-    await open_as(hub, page, "boss", "desktops/statistics", admin=True)
+    page = await open_as(hub, log_in, "boss", "desktops/statistics", admin=True)
 
     await expect(page.get_by_role("heading", name="Statistics of desktops")).to_be_visible()
     await expect(page.get_by_role("img", name="CPU-hours")).to_be_visible()
@@ -113,24 +95,24 @@ async def test_staff_see_how_desktops_are_used(hub: hubs.Hub, page: Page) -> Non
     await expect(page.get_by_label("By the", exact=True)).to_have_value("week")
     async with page.expect_download() as downloading:
         await page.get_by_role("link", name="Download “Users” as CSV").click()
-    text = Path(await (await downloading.value).path()).read_text()
+    text = (await read_download(await downloading.value)).decode()
     assert text.startswith("user,runs,hours")
     await page.goto(f"{hub.url}desktops/statistics")
     await page.get_by_text("The numbers of the plots").click()
     await check(page, "statistics", within="#qs-main")
 
 
-async def test_a_site_where_nothing_ran_has_a_page(hub: hubs.Hub, page: Page) -> None:
-    await open_as(hub, page, "boss", "desktops/statistics", admin=True)
+async def test_a_site_where_nothing_ran_has_a_page(hub: hubs.Hub, log_in: LogIn) -> None:
+    page = await open_as(hub, log_in, "boss", "desktops/statistics", admin=True)
 
     await expect(page.get_by_text("No desktop ran in this time.")).to_be_visible()
 
 
-async def test_the_form_says_what_was_used_and_fills_in_what_would_do(hub: hubs.Hub, page: Page) -> None:
+async def test_the_form_says_what_was_used_and_fills_in_what_would_do(hub: hubs.Hub, log_in: LogIn) -> None:
     used = {"span_s": 7200, "cpu_mean": 0.1, "cpu_p95": 0.2, "cpu_peak": 0.3}
     add_runs(hub, [make_run(server="desk", **used, memory_peak_mib=90, memory_by="guest")])
 
-    await open_as(hub, page, "alice", "spawn/alice/desk")
+    page = await open_as(hub, log_in, "alice", "spawn/alice/desk")
     advice = page.get_by_role("note")
     await expect(advice).to_contain_text(
         "The last time this desktop used at most 0.3 of 2 CPUs and 90 MiB of 256 MiB of memory."
@@ -146,22 +128,22 @@ async def test_the_form_says_what_was_used_and_fills_in_what_would_do(hub: hubs.
     assert not hub.spawner("alice", "desk").active
 
 
-async def test_another_desktop_gets_no_advice_of_this_one(hub: hubs.Hub, page: Page) -> None:
+async def test_another_desktop_gets_no_advice_of_this_one(hub: hubs.Hub, log_in: LogIn) -> None:
     add_runs(hub, [make_run(server="desk", span_s=7200, cpu_peak=0.3)])
 
-    await open_as(hub, page, "alice", "spawn")
+    page = await open_as(hub, log_in, "alice", "spawn")
 
     await expect(page.get_by_role("button", name="Start", exact=True)).to_be_visible()
     await expect(page.get_by_role("note")).to_have_count(0)
 
 
-async def test_a_card_says_the_same_and_leads_to_the_form(hub: hubs.Hub, page: Page) -> None:
+async def test_a_card_says_the_same_and_leads_to_the_form(hub: hubs.Hub, log_in: LogIn) -> None:
     options = {"machine": "mini", "cpus": 2, "memory": 256}
     hub.app.db.add(orm.Spawner(name="desk", user=hub.user("alice").orm_user, user_options=options))
     hub.app.db.commit()
     add_runs(hub, [make_run(server="desk", span_s=7200, cpu_peak=0.3, memory_peak_mib=90, memory_by="guest")])
 
-    await open_as(hub, page, "alice", "home")
+    page = await log_in(hub, "alice")
     card = page.get_by_role("article", name="“desk”")
     await expect(card).to_contain_text("at most 0.3 of 2 CPUs and 90 MiB of 256 MiB of memory.")
     await card.get_by_role("link", name="Use 1 CPU and 128 MiB").click()
@@ -183,9 +165,9 @@ async def test_advice_is_told_to_scripts_of_its_user_alone(hub: hubs.Hub) -> Non
     assert '"advice":null' in (await alice.request("GET", url.replace("desk/", "other/"))).text
 
 
-async def test_mails_are_switched_off_on_the_home_page(standin: Any, page: Page) -> None:
+async def test_mails_are_switched_off_on_the_home_page(standin: Any, log_in: LogIn) -> None:
     hub = await standin(notify=lambda _event: None)
-    await open_as(hub, page, "alice", "home")
+    page = await log_in(hub, "alice")
     mails = page.get_by_role("switch", name="Mail me when one of my desktops")
     await expect(mails).to_be_checked()
     await expect(mails).to_be_enabled()
@@ -199,8 +181,8 @@ async def test_mails_are_switched_off_on_the_home_page(standin: Any, page: Page)
     await check(page, "mails", within="[aria-labelledby=qs-mails-title]")
 
 
-async def test_a_hub_that_tells_nobody_has_no_such_switch(hub: hubs.Hub, page: Page) -> None:
-    await open_as(hub, page, "alice", "home")
+async def test_a_hub_that_tells_nobody_has_no_such_switch(hub: hubs.Hub, log_in: LogIn) -> None:
+    page = await log_in(hub, "alice")
 
     await expect(page.get_by_role("heading", name="Your desktops")).to_be_visible()
     await expect(page.get_by_role("switch")).to_have_count(0)

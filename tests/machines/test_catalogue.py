@@ -265,7 +265,7 @@ def test_an_image_folder_that_is_closed_to_the_hub_counts_as_missing(
         (BUILD + f'script = "{"a" * 5000}"', "build.script", "is not a file beside machine.toml"),
         (BUILD + r'files = "a\u0000b"', "build.files", "is not a folder beside machine.toml"),
         (f"a = {'[' * 50_000}", "", "its values lie too deep in one another"),
-        (f'icon = "circle.svg"\n{NAME}{IMAGE}', "icon", "is not the name of an SVG file"),
+        (f'icon = "circle.svg"\n{NAME}{IMAGE}', "icon", "is not the name of an SVG or PNG file"),
         (f'icon = "{"a" * 5000}.svg"\n{NAME}{IMAGE}', "icon", "it cannot be read: File name too long"),
     ],
     ids=["NUL", "long", "NUL in a folder", "deep", "circle", "long icon"],
@@ -327,7 +327,7 @@ def test_an_icon_that_went_away_is_no_error(write_machine: WriteMachine, images:
 @pytest.mark.parametrize(
     "icon", ["../secret.svg", "/etc/passwd", "icon.png", "link.svg", "pipe.svg", "gone.svg"]
 )
-def test_an_icon_is_an_svg_of_the_machine_itself(
+def test_an_icon_is_an_svg_or_png_of_the_machine_itself(
     icon: str, write_machine: WriteMachine, images: Path
 ) -> None:
     folder = with_icon(write_machine, icon)

@@ -1,11 +1,14 @@
 """Machines added and changed by administrators: nothing that is broken is saved, everything can be undone."""
 
+import io
+import os
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qemuspawner.errors import CatalogueError
 from qemuspawner.machines import history
@@ -321,3 +324,51 @@ def test_a_version_that_a_crash_cut_off_is_none(own: OwnMachines) -> None:
     (entry.folder / ".history" / "000009.toml").write_text("# {")
 
     assert [one.number for one in history.list_versions(entry.folder)] == [2, 1]
+
+
+# Icons
+
+
+def png(width: int, height: int, *, noise: bool = False) -> bytes:
+    made = io.BytesIO()
+    pixels = os.urandom(width * height * 4) if noise else bytes(width * height * 4)
+    Image.frombytes("RGBA", (width, height), pixels).save(made, "PNG")
+    return made.getvalue()
+
+
+def test_an_icon_is_made_small_and_can_be_taken_back(own: OwnMachines) -> None:
+    """Also of the busiest picture; the machine of another folder is changed by a copy."""
+    before = own.find("rocky")
+
+    first = own.set_icon("rocky", png(400, 300, noise=True), digest=before.digest)
+    second = own.set_icon("rocky", png(10, 10), digest=first.digest)
+    back = own.undo("rocky", digest=second.digest)
+
+    assert first.machine is not None
+    assert back.machine is not None
+    assert first.is_own
+    assert first.machine.icon == back.machine.icon
+    assert Image.open(first.folder / first.machine.icon).size == (96, 72)
+    assert back.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (b"", "The picture is no PNG file."),
+        (b"<svg/>", "The picture is no PNG file."),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 100, "The picture is no PNG file."),
+        (png(64, 64, noise=True)[:-2000], "The picture is no PNG file."),
+        (b"x" * ((1 << 20) + 1), "The picture is too large for an icon."),
+        (png(5000, 4000), "The picture is too large for an icon."),
+    ],
+    ids=["empty", "SVG", "rubbish", "cut off", "many bytes", "many pixels"],
+)
+def test_a_picture_that_is_no_icon_changes_nothing(own: OwnMachines, picture: bytes, message: str) -> None:
+    before = own.find("rocky")
+
+    with pytest.raises(CatalogueError) as error:
+        own.set_icon("rocky", picture, digest=before.digest)
+
+    assert error.value.message == message
+    assert own.find("rocky") == before

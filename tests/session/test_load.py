@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,16 @@ from qemuspawner.errors import VmError
 from qemuspawner.policy import Policy
 from qemuspawner.qemu.agent import AgentRefusalError
 from qemuspawner.qemu.counters import Counters
+from qemuspawner.qemu.traffic import Traffic, parse_interfaces
 from qemuspawner.session.guest import Guest
-from qemuspawner.session.load import LoadMeter, calculate_load, find_busy, next_look_s, parse_gpu_percent
+from qemuspawner.session.load import (
+    LoadMeter,
+    calculate_load,
+    calculate_traffic,
+    find_busy,
+    next_look_s,
+    parse_gpu_percent,
+)
 from qemuspawner.spec import Load
 
 # Calculation
@@ -77,6 +85,52 @@ def test_looks_are_more_frequent_when_the_idle_time_is_nearly_over(
 )
 def test_what_nvidia_smi_prints_is_a_number_or_nothing(output: str, percent: int | None) -> None:
     assert parse_gpu_percent(output) == percent
+
+
+ETH = {"name": "enp0s2", "hardware-address": "52:54:00:12:34:56"}
+LO = {
+    "name": "lo",
+    "hardware-address": "00:00:00:00:00:00",
+    "statistics": {"rx-bytes": 9000, "tx-bytes": 9000},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        ([LO, {**ETH, "statistics": {"rx-bytes": 700, "tx-bytes": 30}}], (700, 30)),
+        (
+            [
+                {**ETH, "statistics": {"rx-bytes": 7, "tx-bytes": 3}},
+                {**ETH, "name": "docker0", "statistics": {"rx-bytes": 5, "tx-bytes": 900}},
+            ],
+            (5, 900),
+        ),
+        ([LO], None),
+        ([ETH], None),
+        ([{**ETH, "statistics": {"rx-bytes": -1, "tx-bytes": 2}}], None),
+        ([{**ETH, "statistics": {"rx-bytes": 10**40, "tx-bytes": 2}}], None),
+        ([{**ETH, "statistics": {"rx-bytes": True, "tx-bytes": "2"}}], None),
+        ([{**ETH, "statistics": [1]}, 7, None, []], None),
+        ({"rx-bytes": 1}, None),
+        ("x" * 100_000, None),
+        (None, None),
+    ],
+)
+def test_what_an_agent_says_of_its_network_is_two_counts_or_nothing(
+    answer: object, counts: tuple[int, int] | None
+) -> None:
+    """Of the busiest interface but the loopback; a guest may say what it likes."""
+    assert parse_interfaces(answer) == counts
+
+
+def test_traffic_is_told_both_ways_and_is_never_negative() -> None:
+    before = Traffic(at=100, received_bytes=1 << 20, sent_bytes=1 << 20)
+    after = Traffic(at=110, received_bytes=11 << 20, sent_bytes=0)
+
+    assert calculate_traffic(before, after) == (1024, 0)
+    assert calculate_traffic(None, after) == (None, None)
+    assert calculate_traffic(before, None) == (None, None)
 
 
 # Real guests
@@ -143,9 +197,21 @@ async def test_drawing_for_viewers_is_no_work_of_the_guests(meter_of: StartMeter
 
 
 class FakeAgent:
-    def __init__(self, answer: tuple[int, str] | VmError) -> None:
+    def __init__(
+        self, answer: tuple[int, str] | VmError = (1, ""), *, received: Sequence[int | VmError] = ()
+    ) -> None:
         self.answer = answer
         self.asked: list[tuple[str, ...]] = []
+        self.received = list(received) or [AgentRefusalError("no")]
+        self.asked_of_network = 0
+
+    async def execute(self, command: str) -> object:
+        assert command == "guest-network-get-interfaces"
+        self.asked_of_network += 1
+        received = self.received.pop(0)
+        if isinstance(received, VmError):
+            raise received
+        return [{**ETH, "statistics": {"rx-bytes": received, "tx-bytes": 0}}]
 
     async def run(self, *argv: str, timeout_s: float) -> tuple[int, str]:
         self.asked.append(argv)
@@ -178,6 +244,31 @@ async def test_the_gpu_is_asked_of_the_guest() -> None:
     assert load is not None
     assert load.gpu_percent == 80
     assert agent.asked == [("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits")]
+
+
+async def test_the_load_has_the_memory_and_the_traffic() -> None:
+    """Of the process 1, here."""
+    meter = gpu_meter(FakeAgent(received=[0, 1 << 40, VmError("silent")]))
+
+    await meter.look()
+    load, silent = await meter.look(), await meter.look()
+
+    assert load is not None
+    assert (load.received_kib_s or 0) > 1 << 20
+    assert load.sent_kib_s == 0
+    assert (load.memory_mib or 0) > 0
+    assert silent is not None
+    assert (silent.received_kib_s, silent.sent_kib_s) == (None, None)
+
+
+async def test_an_agent_that_knows_no_network_is_asked_once() -> None:
+    agent = FakeAgent(received=[AgentRefusalError("no")])
+    meter = gpu_meter(agent)
+
+    for _ in range(4):
+        await meter.look()
+
+    assert agent.asked_of_network == 1
 
 
 async def test_a_guest_without_nvidia_smi_is_asked_once() -> None:

@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (fixtures of pages are named as what is given)
 
 import asyncio
+import io
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from chromium import read_download
 from files_app import Served, serve_files
 from guests import GREEN, RED
 from jupyterhub.slugs import is_valid_safe_slug
@@ -22,6 +24,7 @@ from pages import (  # noqa: F401
     browser,
     bundle,
     colour,
+    hurry,
     open_page,
     session,
     vnc_socket,
@@ -159,22 +162,22 @@ async def test_a_lost_login_and_a_lost_session_are_told_apart(
     session: Session, open_page: Open, answer: int, title: str
 ) -> None:
     """By what the status request is answered."""
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = answer
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page.locator("#notice-title")).to_have_text(title, timeout=20_000)
+    await hurry(page, expect(page.locator("#notice-title")).to_have_text(title, timeout=20_000))
 
 
 async def test_a_desktop_that_has_left_is_no_lost_login(session: Session, open_page: Open) -> None:
     """The hub sends its status astray and forbids its ticket; then it shows what there is."""
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = 302
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page).to_have_title("Hub", timeout=20_000)
+    await hurry(page, expect(page).to_have_title("Hub", timeout=20_000))
 
 
 async def test_a_failure_shows_message_and_hint(session: Session, open_page: Open) -> None:
@@ -422,7 +425,7 @@ async def test_the_screenshot_is_the_desktops_picture(open_page: Open) -> None:
 
     download = await downloading.value
     assert download.suggested_filename.startswith("Analysis-")
-    assert Image.open(await download.path()).size == (640, 400)
+    assert Image.open(io.BytesIO(await read_download(download))).size == (640, 400)
 
 
 async def test_the_view_can_be_changed_and_is_remembered(session: Session, open_page: Open) -> None:
@@ -722,14 +725,13 @@ async def test_a_forgotten_page_does_not_wake_the_desktop(
 ) -> None:
     """It was away when the desktop fell asleep; the hub's page would wake it at once."""
     session.suspends = (cause,)
-    page = await open_page()
+    page = await open_page(has_clock=True)
     session.answer = answer
 
     await session.relay.close_all(CloseCode.UNREACHABLE, "")
 
-    await expect(page.locator("#notice-text")).to_have_text(
-        "It may have fallen asleep while this page was away.", timeout=20_000
-    )
+    sentence = "It may have fallen asleep while this page was away."
+    await hurry(page, expect(page.locator("#notice-text")).to_have_text(sentence, timeout=20_000))
     session.answer = 302
     await page.get_by_role("button", name="Open it again").click()
     await expect(page).to_have_title("Hub")
@@ -987,7 +989,7 @@ async def test_files_are_looked_at_and_downloaded_by_the_keyboard(served: Served
 
     download = await started.value
     assert download.suggested_filename == "report ü.txt"
-    assert Path(await download.path()).read_text() == "content"
+    assert await read_download(download) == b"content"
     await drop(page, ("new.txt", "1"))
     await expect(page.get_by_role("link", name="new.txt")).to_be_visible()
     await expect(page.get_by_role("link", name="report ü.txt")).to_be_focused()

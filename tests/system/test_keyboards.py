@@ -6,6 +6,7 @@ clipboard, which the page shows.
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -173,8 +174,8 @@ async def press_all(keys: Keys, strokes: Sequence[Stroke]) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def log_in(hub: live.LiveHub, browser: Browser) -> AsyncIterator[LogIn]:
     """One page serves all tests here."""
-    async with visitors(hub, browser) as log_in:
-        yield log_in
+    async with visitors(browser) as log_in:
+        yield functools.partial(log_in, hub)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,19 +1,22 @@
 """The pages of the site's staff in a real browser, at real desktops; and nobody else gets anything there."""
 
 import asyncio
+import io
 import json
 import platform
-import re
 import socket
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Any
 
+import guests
 import live
 import pytest
 import pytest_asyncio
 from axe import find_barriers
-from playwright.async_api import Browser, Page, async_playwright, expect
+from chromium import LogIn, visitors
+from PIL import Image
+from playwright.async_api import Browser, Page, expect
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -69,32 +72,12 @@ async def wait_for_service(hub: live.LiveHub) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        await browser.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(hub: live.LiveHub, browser: Browser) -> AsyncIterator[Page]:
+async def page(hub: live.LiveHub, log_in: LogIn) -> Page:
     """The page, as the administrator sees it."""
-    context = await browser.new_context(viewport={"width": 1280, "height": 800})
-    page = await context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    await page.goto(str((hub.url / "hub/login").with_query(next=f"/{SERVICE}")))
-    await page.get_by_label("Username").fill("admin")
-    await page.get_by_label("Password").fill(hub.password("admin"))
-    await page.get_by_role("button", name="Sign in").click()
-    await page.wait_for_url(re.compile(f"/{SERVICE}$"))
+    page = await log_in("admin", to=hub.url / SERVICE)
     await expect(page.get_by_role("row").filter(has_text="bob")).to_contain_text("Running")
-    yield page
-    await context.close()
-    assert problems == []
+    return page
 
 
 async def shoot(page: Page, name: str) -> None:
@@ -141,6 +124,19 @@ async def test_its_menu_entry_is_shown_to_staff_only(hub: live.LiveHub) -> None:
     assert [f'href="/{SERVICE}"' in home.text for home in homes] == [True, False]
 
 
+async def test_the_service_and_the_hub_behind_it_speak_the_readers_language(hub: live.LiveHub) -> None:
+    german = {"Accept-Language": "de"}
+    async with hub.person("admin", token=await hub.new_token("admin")) as admin:
+        page = await admin.request("GET", hub.url / SERVICE, headers=german)
+        missing = await admin.request("GET", hub.url / SERVICE / "nothing", headers=german)
+        refused = await admin.request("DELETE", hub.url / SERVICE / "api/hosts/none/drain", headers=german)
+
+    assert '<html lang="de">' in page.text
+    assert '<h1 class="h2">Desktops von allen</h1>' in page.text
+    assert json.loads(missing.text)["message"] == "Diese Seite gibt es nicht."
+    assert json.loads(refused.text)["message"] == "Der Host „none“ ist nicht stillgelegt."
+
+
 # The page
 
 
@@ -172,6 +168,22 @@ async def test_a_screen_that_staff_may_not_see_is_said_to_be_private(page: Page)
 
     await expect(page.get_by_text("Private: staff may not look")).to_have_count(1)
     await expect(page.get_by_role("img", name="Screen of desk of bob")).to_be_visible()
+
+
+async def test_staff_who_may_look_see_what_sessions_show(browser: Browser) -> None:
+    """The painter's own screen, as its session makes it small."""
+    async with live.live_hub(more=more(staff="view")) as hub, visitors(browser) as log_in:
+        await hub.start_server("alice", machine="painter")
+        await wait_for_service(hub)
+        page = await log_in(hub, "admin", to=hub.url / SERVICE)
+        screen = page.get_by_role("img", name="Screen of the default desktop of alice")
+        await expect(screen).not_to_have_js_property("naturalWidth", 0)
+        await shoot(page, "staff-pictures")
+        picture = Image.open(io.BytesIO(await screen.screenshot())).convert("RGB")
+
+    middle = picture.getpixel((picture.width // 2, picture.height // 2))
+    assert isinstance(middle, tuple)
+    assert all(abs(one - other) < 24 for one, other in zip(middle, guests.GREEN, strict=True))
 
 
 async def test_a_message_reaches_the_chosen_desktop_only(hub: live.LiveHub, page: Page) -> None:

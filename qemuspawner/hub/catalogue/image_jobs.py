@@ -11,6 +11,7 @@ from typing import Literal
 
 from qemuspawner.errors import CatalogueError, printable
 from qemuspawner.hub.catalogue.commands import start_command
+from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ class ImageJobs:
         if self.is_active(machine_id):
             raise CatalogueError(
                 "used",
-                f"The image of '{machine_id}' is on its way already.",
-                hint="Wait until it is there, or cancel that.",
+                Text("The image of '{machine}' is on its way already.", machine=machine_id),
+                hint=Text("Wait until it is there, or cancel that."),
             )
         job = self._jobs[machine_id] = ImageJob(machine=machine_id, what=what, by=by)
         log.info("%s: %s by %s: %s", machine_id, what, by, " ".join(command))
@@ -104,10 +105,13 @@ class ImageJobs:
             # Wanted, and nothing that this task is awaited for goes on.
             job.state = "cancelled"
         except OSError as exc:
-            job.state, job.message = "failed", f"The command cannot be started: {exc.strerror}."
+            job.state, job.message = (
+                "failed",
+                Text("The command cannot be started: {reason}.", reason=exc.strerror),
+            )
         except Exception:
             log.exception("%s: its image", job.machine)
-            job.state, job.message = "failed", "Something went wrong; the hub's log has it."
+            job.state, job.message = "failed", Text("Something went wrong; the hub's log has it.")
         if job.state == "failed":
             log.warning("%s: %s", job.machine, job.message)
 
@@ -133,7 +137,10 @@ class ImageJobs:
         if code == 0:
             job.state, job.step = "done", "done"
         else:
-            job.state, job.message = "failed", _message(error) or f"The command ended with code {code}."
+            job.state, job.message = (
+                "failed",
+                _message(error) or Text("The command ended with code {code}.", code=code),
+            )
 
     def _end(self) -> None:
         if self._process is not None and self._process.returncode is None:

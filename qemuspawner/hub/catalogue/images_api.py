@@ -14,8 +14,10 @@ from tornado import web
 from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.hub.catalogue.machines_api import MachineHandler, for_administrators
 from qemuspawner.hub.catalogue.uploads import FullError, Uploads, WrongOffsetError
+from qemuspawner.hub.languages import http_error
 from qemuspawner.machine import Machine
 from qemuspawner.paths import StatePaths
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _TUS = "1.0.0"
@@ -30,9 +32,15 @@ class _ImageHandler(MachineHandler):
         """One that can be given an image; raises CatalogueError."""
         machine = self.own.find(machine_id).machine
         if machine is None:
-            raise CatalogueError("invalid", f"The machine.toml of '{machine_id}' has to be repaired first.")
+            raise CatalogueError(
+                "invalid",
+                Text("The machine.toml of '{machine}' has to be repaired first.", machine=machine_id),
+            )
         if machine.build is not None:
-            raise CatalogueError("denied", f"The image of '{machine_id}' is made by its recipe, on the host.")
+            raise CatalogueError(
+                "denied",
+                Text("The image of '{machine}' is made by its recipe, on the host.", machine=machine_id),
+            )
         return machine
 
     def start_job(self, machine_id: str, command: list[str], *, what: Any) -> None:
@@ -67,7 +75,7 @@ class ImageHandler(_ImageHandler):
     async def delete(self, machine_id: str) -> None:
         """Cancel it."""
         if not await self.jobs.cancel(machine_id):
-            raise web.HTTPError(404, "No image of this machine is on its way.")
+            raise http_error(self.request, 404, Text("No image of this machine is on its way."))
         self.set_status(204)
 
 
@@ -106,13 +114,14 @@ class UploadsHandler(_TusHandler):
         machine = await self.work(lambda: self.find_machine(machine_id))
         size, spawner = self.number("Upload-Length"), self.spawner
         if size > spawner.max_image << 20:
-            raise web.HTTPError(
-                413,
-                f"The image has {render_mib(-(-size >> 20))}; "
-                f"at most {render_mib(spawner.max_image)} are allowed.",
+            text = Text(
+                "The image has {size}; at most {most} are allowed.",
+                size=render_mib(-(-size >> 20)),
+                most=render_mib(spawner.max_image),
             )
+            raise http_error(self.request, 413, text)
         if not size:
-            raise web.HTTPError(400, "The file is empty.")
+            raise http_error(self.request, 400, Text("The file is empty."))
         token = await self.work(lambda: self.uploads(machine.id).begin(size))
         self.log.info("%s: %s uploads an image of %s bytes", machine.id, self.current_user.name, size)
         self.set_header("Location", f"{self.hub.base_url}api/machines/{machine.id}/uploads/{token}")

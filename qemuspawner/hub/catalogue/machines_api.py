@@ -22,14 +22,18 @@ from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.hub.catalogue.image_jobs import ImageJobs
 from qemuspawner.hub.desktops.kept import find_owner
 from qemuspawner.hub.form.options import find_obstacle
+from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.limits import Limits
+from qemuspawner.languages import choose_language
 from qemuspawner.machine import encode_unit
 from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.machines.history import load_version
+from qemuspawner.machines.icons import MAX_UPLOAD_BYTES
 from qemuspawner.machines.own import Entry, InvalidMachineError, OwnMachines, describe_new
 from qemuspawner.machines.removed import list_removed, remove_machine, restore_machine, size_of_removed
 from qemuspawner.machines.uses import Uses, find_uses
 from qemuspawner.paths import StatePaths
+from qemuspawner.texts import Text
 
 SCOPES = ("admin:servers", "access:servers")
 
@@ -81,7 +85,8 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
 
     def refuse(self, exc: QemuSpawnerError) -> None:
         status = _STATUS[exc.trouble] if isinstance(exc, CatalogueError) else 400
-        answer: dict[str, object] = {"status": status, "message": exc.message, "hint": exc.hint}
+        say = choose_language(self.request).say
+        answer: dict[str, object] = {"status": status, "message": say(exc.message), "hint": say(exc.hint)}
         if isinstance(exc, InvalidMachineError):
             answer["problems"] = [
                 {"line": one.line, "key": one.key, "reason": one.reason} for one in exc.problems
@@ -94,15 +99,17 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
         try:
             return msgspec.convert(self.get_json_body() or {}, kind)
         except msgspec.ValidationError as exc:
-            raise web.HTTPError(400, f"The request's body does not fit: {exc}.") from exc
+            text = Text("The request's body does not fit: {reason}.", reason=exc)
+            raise http_error(self.request, 400, text) from exc
 
     def describe(self, entry: Entry, uses: Mapping[str, Uses]) -> dict[str, object]:
         limits = Limits(gpus=self.spawner.find_gpu_models())
-        return {**_describe(entry, uses.get(entry.id), limits), "job": self.describe_job(entry.id)}
+        described = choose_language(self.request).say(_describe(entry, uses.get(entry.id), limits))
+        return {**described, "job": self.describe_job(entry.id)}
 
     def describe_job(self, machine_id: str) -> dict[str, object] | None:
         job = self.jobs.find(machine_id)
-        return None if job is None else job.describe()
+        return None if job is None else choose_language(self.request).say(job.describe())
 
     async def write_machine(self, entry: Entry) -> None:
         """The answer about one machine: with its text, its values and its versions."""
@@ -231,7 +238,8 @@ class OneMachineHandler(MachineHandler):
         """Remove it where nobody uses it: `{"digest": ...}`."""
         digest, own = self.body_as(_Digest).digest, self.own
         if self.jobs.is_active(machine_id):
-            raise web.HTTPError(409, f"The image of '{machine_id}' is on its way; cancel that first.")
+            text = Text("The image of '{machine}' is on its way; cancel that first.", machine=machine_id)
+            raise http_error(self.request, 409, text)
 
         def remove() -> dict[str, object]:
             uses = find_uses(own.state, find_owner=find_owner).get(machine_id)
@@ -248,6 +256,18 @@ class OneMachineHandler(MachineHandler):
         await self.write_machine(entry)
 
 
+class IconHandler(MachineHandler):
+    @for_administrators
+    async def put(self, machine_id: str) -> None:
+        """Another icon: a PNG as the body, and in the query the `digest` of the text."""
+        if len(self.request.body) > MAX_UPLOAD_BYTES:
+            raise http_error(self.request, 413, Text("The picture is too large for an icon."))
+        picture, digest = self.request.body, self.get_query_argument("digest", "")
+        entry = await self.work(lambda: self.own.set_icon(machine_id, picture, digest=digest))
+        self.log.info("The machine '%s' has another icon by %s", entry.id, self.current_user.name)
+        await self.write_machine(entry)
+
+
 class VersionHandler(MachineHandler):
     @for_administrators
     async def get(self, machine_id: str, number: str) -> None:
@@ -256,7 +276,9 @@ class VersionHandler(MachineHandler):
         def load() -> str:
             entry = self.own.find(machine_id)
             if not entry.is_own:
-                raise CatalogueError("missing", f"'{machine_id}' has no version {number}.")
+                raise CatalogueError(
+                    "missing", Text("'{machine}' has no version {number}.", machine=machine_id, number=number)
+                )
             return load_version(entry.folder, int(number))
 
         self.write(json.dumps({"number": int(number), "text": await self.work(load)}))
@@ -349,6 +371,7 @@ ROUTES = [
     (r"/api/machines/([^/]+)", OneMachineHandler),
     (r"/api/machines/([^/]+)/versions/([0-9]{1,6})", VersionHandler),
     (r"/api/machines/([^/]+)/undo", UndoHandler),
+    (r"/api/machines/([^/]+)/icon", IconHandler),
     (r"/api/removed-machines/([^/]+)/restore", RestoreHandler),
 ]
 apihandlers.default_handlers += ROUTES

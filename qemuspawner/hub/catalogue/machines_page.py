@@ -7,6 +7,7 @@ from jupyterhub.handlers.base import BaseHandler
 from tornado import web
 
 from qemuspawner.hub.catalogue.machines_api import for_administrators
+from qemuspawner.hub.languages import speak_languages
 from qemuspawner.machine import ImageFormat
 
 
@@ -14,6 +15,8 @@ class MachinesPageHandler(BaseHandler):  # type: ignore[misc]
     @web.authenticated
     @for_administrators
     async def get(self) -> None:
+        # Nobody may have a spawner yet, which does this, too.
+        speak_languages(self.settings)
         self.finish(await self.render_template("machines.html", formats=get_args(ImageFormat)))
 
 

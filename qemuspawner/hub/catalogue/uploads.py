@@ -16,6 +16,7 @@ from pathlib import Path
 from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.machines.writing import locked_folder, make_folder
 from qemuspawner.paths import StatePaths
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _FOLDER = ".uploads"
@@ -60,14 +61,21 @@ class Uploads:
                 if len(list(self.folder.iterdir())) >= _MAX_AT_ONCE:
                     raise CatalogueError(
                         "used",
-                        f"'{self.machine_id}' has {_MAX_AT_ONCE} uploads already that were not finished.",
-                        hint="Go on with one of them, or give them up.",
+                        Text(
+                            "'{machine}' has {count} uploads already that were not finished.",
+                            machine=self.machine_id,
+                            count=_MAX_AT_ONCE,
+                        ),
+                        hint=Text("Go on with one of them, or give them up."),
                     )
                 free = shutil.disk_usage(self.folder).free
                 if size + _SPARE_BYTES > free:
                     raise FullError(
-                        f"The image has {render_mib(-(-size >> 20))}; "
-                        f"{render_mib(free >> 20)} are free on the host's disk."
+                        Text(
+                            "The image has {size}; {free} are free on the host's disk.",
+                            size=render_mib(-(-size >> 20)),
+                            free=render_mib(free >> 20),
+                        )
                     )
                 token = f"{secrets.token_hex(16)}-{size}"
                 (self.folder / token).touch(mode=0o600, exist_ok=False)
@@ -106,9 +114,13 @@ class Uploads:
             ):
                 there = file.seek(0, os.SEEK_END)
                 if there != offset:
-                    raise WrongOffsetError(f"The upload has {there} bytes, and not {offset}.")
+                    raise WrongOffsetError(
+                        Text("The upload has {there} bytes, and not {offset}.", there=there, offset=offset)
+                    )
                 if offset + len(data) > size:
-                    raise WrongOffsetError(f"The upload has {size} bytes; there would be more.")
+                    raise WrongOffsetError(
+                        Text("The upload has {size} bytes; there would be more.", size=size)
+                    )
                 try:
                     view = memoryview(data)
                     while view:
@@ -116,7 +128,9 @@ class Uploads:
                 except OSError as exc:
                     file.truncate(offset)
                     if exc.errno in _FULL:
-                        raise FullError("The host's disk is full.", hint="Make room; then go on.") from exc
+                        raise FullError(
+                            Text("The host's disk is full."), hint=Text("Make room; then go on.")
+                        ) from exc
                     raise
         except FileNotFoundError as exc:
             raise _missing() from exc
@@ -136,12 +150,12 @@ class Uploads:
 
 
 def _missing() -> CatalogueError:
-    return CatalogueError("missing", "There is no such upload any more.", hint="Begin it again.")
+    return CatalogueError("missing", Text("There is no such upload any more."), hint=Text("Begin it again."))
 
 
 def _denied(exc: OSError) -> CatalogueError:
     return CatalogueError(
         "denied",
-        f"The image cannot be written: {exc.strerror}.",
-        hint="The folder images/ of the state folder must belong to the hub's account.",
+        Text("The image cannot be written: {reason}.", reason=exc.strerror),
+        hint=Text("The folder images/ of the state folder must belong to the hub's account."),
     )

@@ -10,13 +10,14 @@ import platform
 from jupyterhub import apihandlers
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import Scope, needs_scope
-from tornado import web
 
 from qemuspawner.errors import printable
 from qemuspawner.hub.admission.drains import drain, list_drains, undo_drain
 from qemuspawner.hub.desktops.api import DesktopsHandler
 from qemuspawner.hub.desktops.overview import describe, find_spawners, overview_of
+from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.records import Records
+from qemuspawner.texts import Text
 
 _MAX_REASON = 200
 _MAX_NODE = 253  # the longest name of a host; RFC 1035
@@ -27,7 +28,7 @@ class StaffHandler(APIHandler):  # type: ignore[misc]
     def records(self) -> Records:
         spawner = self.settings["spawner_class"](config=self.settings["config"])
         if not hasattr(spawner, "records"):
-            raise web.HTTPError(404, "This hub starts no desktops.")
+            raise http_error(self.request, 404, Text("This hub starts no desktops."))
         records: Records = spawner.records
         return records
 
@@ -40,7 +41,11 @@ class StaffHandler(APIHandler):  # type: ignore[misc]
         body = self.get_json_body()
         value = body.get(name) if isinstance(body, dict) else None
         if not isinstance(value, str) or not value.strip() or len(value) > longest:
-            raise web.HTTPError(400, f"'{name}' must be a text of 1 to {longest} characters.")
+            raise http_error(
+                self.request,
+                400,
+                Text("'{name}' must be a text of 1 to {most} characters.", name=name, most=longest),
+            )
         return printable(value).strip()
 
 
@@ -95,7 +100,8 @@ class DrainHandler(StaffHandler):
         """Start nothing new on a host: `{"reason": ...}`, which users read."""
         reason = self.text("reason", longest=_MAX_REASON)
         if len(node) > _MAX_NODE or printable(node) != node:
-            raise web.HTTPError(400, f"The name of a host has at most {_MAX_NODE} characters.")
+            text = Text("The name of a host has at most {most} characters.", most=_MAX_NODE)
+            raise http_error(self.request, 400, text)
         drain(self.records, node, reason=reason, by=self.current_user.name)
         self.log.warning("The host %s is drained by %s: %s", node, self.current_user.name, reason)
         self.set_status(204)
@@ -104,7 +110,7 @@ class DrainHandler(StaffHandler):
     def delete(self, node: str) -> None:
         """Let desktops start there again."""
         if not undo_drain(self.records, node):
-            raise web.HTTPError(404, f"The host '{node}' is not drained.")
+            raise http_error(self.request, 404, Text("The host '{host}' is not drained.", host=node))
         self.log.warning("The host %s is not drained any more, by %s", node, self.current_user.name)
         self.set_status(204)
 

@@ -74,7 +74,9 @@ def add_announcement(
     """
     with records.session() as session:
         if (session.scalar(select(func.count(Announcement.id))) or 0) >= _MOST:
-            raise OptionsError(f"There are {_MOST} announcements already.", hint="Delete some of them.")
+            raise OptionsError(
+                Text("There are {most} announcements already.", most=_MOST), hint=Text("Delete some of them.")
+            )
         announcement = Announcement(
             text=text,
             level=level,

@@ -47,12 +47,13 @@ class AnnouncementsHandler(StaffHandler, DesktopsHandler):
         body = self.get_json_body()
         level = body.get("level", "info")
         if level not in LEVELS:
-            raise web.HTTPError(400, f"'level' must be one of {', '.join(LEVELS)}.")
+            text = Text("'level' must be one of {names}.", names=", ".join(LEVELS))
+            raise http_error(self.request, 400, text)
         must = body.get("must_acknowledge", False)
         if not isinstance(must, bool):
-            raise web.HTTPError(400, "'must_acknowledge' must be true or false.")
-        begins = time.time() + (_seconds(body, "begins_in") or 0)
-        lasts = _seconds(body, "lasts")
+            raise http_error(self.request, 400, Text("'must_acknowledge' must be true or false."))
+        begins = time.time() + (self.seconds(body, "begins_in") or 0)
+        lasts = self.seconds(body, "lasts")
         ends = begins + lasts if lasts is not None else None
         try:
             number = add_announcement(
@@ -65,7 +66,7 @@ class AnnouncementsHandler(StaffHandler, DesktopsHandler):
                 by=self.current_user.name,
             )
         except OptionsError as exc:
-            raise web.HTTPError(409, exc.text) from exc
+            raise http_error(self.request, 409, exc.text) from exc
         self.log.info("%s announces: %s", self.current_user.name, text)
         if not body.get("begins_in"):
             task = asyncio.create_task(self._tell_desktops(text))
@@ -89,12 +90,20 @@ class AnnouncementsHandler(StaffHandler, DesktopsHandler):
                     ssl_context=spawner.session_ssl_context,
                 )
 
+    def seconds(self, body: dict[str, Any], name: str) -> int | None:
+        """A span of the request's body. Raises HTTPError 400."""
+        value = body.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value <= _LATEST_S):
+            text = Text("'{name}' must be null, or from 0 to {most} seconds.", name=name, most=_LATEST_S)
+            raise http_error(self.request, 400, text)
+        return value
+
 
 class AnnouncementHandler(StaffHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
     def delete(self, number: str) -> None:
         if not delete_announcement(self.records, int(number)):
-            raise web.HTTPError(404, "There is no such announcement.")
+            raise http_error(self.request, 404, Text("There is no such announcement."))
         self.set_status(204)
 
 
@@ -109,13 +118,6 @@ class AcknowledgementHandler(StaffHandler):
         if not acknowledge(self.records, int(number), person.name):
             raise http_error(self.request, 404, Text("There is no such announcement."))
         self.set_status(204)
-
-
-def _seconds(body: dict[str, Any], name: str) -> int | None:
-    value = body.get(name)
-    if value is not None and (type(value) is not int or not 0 <= value <= _LATEST_S):
-        raise web.HTTPError(400, f"'{name}' must be null, or from 0 to {_LATEST_S} seconds.")
-    return value
 
 
 def _model(announcement: Announcement, count: int) -> dict[str, Any]:

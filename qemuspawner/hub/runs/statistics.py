@@ -9,7 +9,9 @@ from typing import Any, Literal
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.records import Records
+from qemuspawner.texts import Text
 
 Step = Literal["day", "week"]
 
@@ -116,6 +118,10 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 
 
+class SpanError(QemuSpawnerError):
+    """A span of time that cannot be counted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """Whole steps from the midnight that begins `first` (UTC) on; the last one ends after today."""
@@ -146,11 +152,13 @@ def last_days(days: int, step: Step, *, today: date) -> Span:
     """The steps in which the last `days` days lie, today among them; weeks begin on Monday.
 
     Raises:
-        ValueError: A sentence about what is asked for.
+        SpanError: It is longer than what can be shown.
     """
     most = MAX_STEPS * STEP_DAYS[step]
     if not 1 <= days <= most:
-        raise ValueError(f"{days} days by the {step} cannot be shown; it is from 1 to {most} days.")
+        raise SpanError(
+            Text("{days} days cannot be shown; it is from 1 to {most} days.", days=days, most=most)
+        )
     first = today - timedelta(days=days - 1)
     if step == "week":
         first -= timedelta(days=first.weekday())

@@ -15,23 +15,25 @@ from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
 
+from qemuspawner.hub.languages import http_error, speak_languages
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.runs.runs import KeepsRuns, records_of
-from qemuspawner.hub.runs.statistics import STEP_DAYS, TABLES, Span, count_use, last_days
+from qemuspawner.hub.runs.statistics import STEP_DAYS, TABLES, Span, SpanError, count_use, last_days
+from qemuspawner.texts import Text
 
 _DEFAULT_DAYS = 30
 # What the page offers, in days.
-_SPANS = {30: "30 days", 90: "90 days", 182: "half a year", 365: "a year"}
+_SPANS = {30: Text("30 days"), 90: Text("90 days"), 182: Text("half a year"), 365: Text("a year")}
 _PLOTS = {
-    "starts": "Starts",
-    "users": "Users",
-    "hours": "Hours of desktops",
-    "cpu_hours": "CPU-hours",
-    "gpu_hours": "GPU-hours",
-    "peak_runs": "Most desktops at once",
-    "peak_cpus": "Most CPUs at once",
-    "peak_memory_gib": "Most memory at once, in GiB",
-    "peak_gpus": "Most GPUs at once",
+    "starts": Text("Starts"),
+    "users": Text("Users"),
+    "hours": Text("Hours of desktops"),
+    "cpu_hours": Text("CPU-hours"),
+    "gpu_hours": Text("GPU-hours"),
+    "peak_runs": Text("Most desktops at once"),
+    "peak_cpus": Text("Most CPUs at once"),
+    "peak_memory_gib": Text("Most memory at once, in GiB"),
+    "peak_gpus": Text("Most GPUs at once"),
 }
 # How a spreadsheet would read a cell as a formula. Source: OWASP, CSV injection.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -51,6 +53,7 @@ class _Statistics:
     """What the handlers share."""
 
     settings: Any
+    request: Any
     get_argument: Any
 
     def records(self) -> Records:
@@ -65,12 +68,12 @@ class _Statistics:
         step, days = self.get_argument("step", "day"), self.get_argument("days", str(_DEFAULT_DAYS))
         try:
             if step not in STEP_DAYS:
-                raise ValueError("'step' is 'day' or 'week'.")
+                raise SpanError(Text("'step' is 'day' or 'week'."))
             if not (days.isascii() and days.isdigit() and len(days) < 6):
-                raise ValueError("'days' is a whole number.")
+                raise SpanError(Text("'days' is a whole number."))
             return last_days(int(days), step, today=datetime.now(UTC).date())
-        except ValueError as exc:
-            raise web.HTTPError(400, str(exc)) from exc
+        except SpanError as exc:
+            raise http_error(self.request, 400, exc.message) from exc
 
     async def count(self, span: Span) -> dict[str, Any]:
         return await asyncio.to_thread(count_use, self.records(), span)
@@ -103,6 +106,8 @@ class StatisticsPageHandler(_Statistics, BaseHandler):  # type: ignore[misc]
         span = self.span()
         found = await self.count(span)
         days = int(self.get_argument("days", str(_DEFAULT_DAYS)))
+        # Nobody may have a spawner yet, which does this, too.
+        speak_languages(self.settings)
         html = await self.render_template(
             "statistics.html",
             current_user=self.current_user,
@@ -110,7 +115,7 @@ class StatisticsPageHandler(_Statistics, BaseHandler):  # type: ignore[misc]
             plots=[asdict(plot) for plot in make_plots(found["steps"])],
             days=days,
             step=span.step,
-            spans=_SPANS if days in _SPANS else {**_SPANS, days: f"{days} days"},
+            spans=_SPANS if days in _SPANS else {**_SPANS, days: Text("{days} days", days=days)},
         )
         self.finish(html)
 

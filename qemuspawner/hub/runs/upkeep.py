@@ -1,12 +1,15 @@
-"""What the hub does once a minute: runs that nobody saw end, old ones, and warnings before an end."""
+"""What the hub does once a minute: lost and old runs, users who are gone, and warnings before an end."""
 
 import asyncio
 import time
 from typing import Any
 
+from jupyterhub import orm
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from tornado.ioloop import PeriodicCallback
 
+from qemuspawner.hub.departed import find_noted_users, forget_users
 from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.runs.runs import delete_old_runs, end_lost_runs
 from qemuspawner.hub.sessions.running import describe_running
@@ -43,6 +46,7 @@ class Upkeep:
         ]
         try:
             await asyncio.to_thread(self._tidy, {spawner.run_id for spawner in spawners})
+            await self._forget_departed()
         except (SQLAlchemyError, OSError):
             self._log.exception("The hub's records cannot be written")
         if self._warns:
@@ -55,6 +59,14 @@ class Upkeep:
             self._deletes_at = time.monotonic() + _DELETE_EVERY_S
             if deleted := delete_old_runs(self._records, keep_s=self._keep_s):
                 self._log.info("Deleted the record of %d desktops that ran long ago", deleted)
+
+    async def _forget_departed(self) -> None:
+        noted = await asyncio.to_thread(find_noted_users, self._records)
+        # Asked after that: who comes in between is not in `noted`.
+        known = set(self._settings["db"].scalars(select(orm.User.name)))
+        if departed := noted - known:
+            await asyncio.to_thread(forget_users, self._records, departed)
+            self._log.info("Forgot what was noted about %d users who are gone", len(departed))
 
     async def _warn(self, spawners: list[Notifies]) -> None:
         by_name = {(spawner.user.name, spawner.name): spawner for spawner in spawners}
