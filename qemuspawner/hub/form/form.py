@@ -34,6 +34,7 @@ from qemuspawner.machines.catalogue import icon_uri
 from qemuspawner.paths import TEMPLATES
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import SessionSpec
+from qemuspawner.texts import Text
 from qemuspawner.units import render_mib, render_seconds
 
 _TEMPLATES = jinja2.Environment(
@@ -59,6 +60,15 @@ _MAX_TEXT = 80_000
 
 # How a desktop comes to its end where nobody shuts it down, by what `suspend_on` calls it.
 _ENDS = {"lifetime": "its lifetime is over", "idle": "nobody uses it", "stop": "it is stopped on the hub"}
+
+# What a guest reaches, in a word.
+_NETWORKS = {
+    "none": Text("No network"),
+    "allow": Text("Servers of this site"),
+    "internet": Text("Internet"),
+    "bridge": Text("Network of this site"),
+    "tap": Text("Network of this site"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +287,7 @@ def _card(
         "programs": machine.programs,
         "choices": _card_choices(choices, preferred),
         "lacks": list(find_guest_obstacles(machine, limits)),
+        "network": _NETWORKS[limits.networks.of(machine).mode],
         "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",
         "longest": render_seconds(longest_s),
         "selects": {
