@@ -56,6 +56,9 @@ c.QemuSpawner.allow_tcg = True
 # c.QemuSpawner.keep_for = "14 d"
 # c.QemuSpawner.saved_quota = "20 GiB"
 # c.QemuSpawner.checkpoint_every = "1 h"
+# A guest reaches nothing unless its machine says so. So all others reach the internet, less this host, hub
+# and the site.
+# c.QemuSpawner.network = "internet"
 # What had to boot is there at once the next time: the hub makes templates by itself.
 # c.QemuSpawner.warm_missing = True
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from qemuspawner.network import Mode, Network
 from qemuspawner.units import parse_mib, parse_seconds
 
 
@@ -127,7 +128,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     clipboard: bool = False  # the guest runs spice-vdagent
     sound: bool = False  # the guest gets a sound card
     home: Annotated[str, Meta(pattern="^(/.*)?$", max_length=200)] = ""  # the user's home in the guest
-    network: Literal["none", "internet"] = "none"
+    network: Mode | Network | None = None  # None: as the hub says
     shutdown: Seconds = Seconds(15)  # what the guest gets to shut down before it is switched off
     ports: dict[Name, Port | WebTool] = {}
     image: Image
@@ -138,6 +139,16 @@ class Machine(_Table, frozen=True, kw_only=True):
     presets: Annotated[tuple[Preset, ...], Meta(max_length=12)] = ()
     allow: Allow = Allow()
     build: Build | None = None
+
+    @property
+    def wants_network(self) -> Network | None:
+        """`network` in its long form."""
+        return Network(mode=self.network) if isinstance(self.network, str) else self.network
+
+    @property
+    def has_lan(self) -> bool:
+        """Whether it has a second card, for an interface of the host's."""
+        return self.wants_network is not None and self.wants_network.mode in ("bridge", "tap")
 
     @property
     def web_tools(self) -> dict[str, WebTool]:

@@ -122,6 +122,11 @@ class SessionPaths:
         return self.root / "spec.json"
 
     @property
+    def resolv_conf(self) -> Path:
+        """Which name servers QEMU asks for its guest."""
+        return self.root / "resolv.conf"
+
+    @property
     def vm(self) -> Path:
         """The only directory of the session that QEMU may see and write."""
         return self.root / "vm"

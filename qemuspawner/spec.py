@@ -8,6 +8,7 @@ import msgspec
 
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Machine, decode_unit, encode_unit
+from qemuspawner.network import Network
 from qemuspawner.policy import Busy, Policy
 from qemuspawner.texts import Sentence, decode_text, pack
 
@@ -94,6 +95,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every_s: int = 0  # 0: only when asked for
     max_checkpoints: int = 10
     policy: Policy = Policy()  # who may do what
+    network: Network = Network()  # what the guest may reach
     proposal: ChosenProposal | None = None
 
     def to_json(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.limits import LimitTraits
 from qemuspawner.hub.mixin import QemuSpawnerMixin
+from qemuspawner.hub.networks import NetworkTraits
 from qemuspawner.hub.notices.mail import Mailer
 from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
@@ -33,6 +34,7 @@ TRAITS = [
     for kind in (
         PolicyTraits,
         ProposalTraits,
+        NetworkTraits,
         LimitTraits,
         TermsTraits,
         KeepsRuns,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from qemuspawner.qemu.host import (
     kvm_works,
 )
 from qemuspawner.qemu.jail import check_jail
+from qemuspawner.qemu.lan import find_bridge_helper
+from qemuspawner.qemu.network import check_network
 from qemuspawner.units import render_mib
 
 if TYPE_CHECKING:
@@ -77,10 +80,37 @@ def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
         yield Finding(level="ok", text="The jail around QEMU can be built.")
     except HostError as exc:
         yield _error(exc)
+    yield from _find_in_networks()
     try:
         yield Finding(level="ok", text=f"UEFI firmware is {find_uefi()[0]}.")
     except HostError as exc:
         yield Finding(level="warning", text=exc.message, hint=exc.hint)
+
+
+def _find_in_networks() -> Iterator[Finding]:
+    """Which networks guests can have; what cannot be built is refused, and needs no more than `none`."""
+    try:
+        check_network()
+        yield Finding(level="ok", text="Guests can have the networks 'none', 'allow' and 'internet'.")
+    except HostError as exc:
+        yield Finding(
+            level="warning",
+            text=f"Guests can have the network 'none' only: {exc.message}",
+            hint=exc.hint,
+        )
+    helper = find_bridge_helper()
+    if helper is None:
+        yield Finding(
+            level="ok", text="Guests can be put onto a tap; for bridges qemu-bridge-helper is missing."
+        )
+    elif helper.stat().st_mode & stat.S_ISUID or os.geteuid() == 0:
+        yield Finding(
+            level="ok", text="Guests can be put onto a tap, or a bridge that /etc/qemu/bridge.conf allows."
+        )
+    else:
+        yield Finding(
+            level="ok", text=f"Guests can be put onto a tap; for bridges {helper} has to be setuid root."
+        )
 
 
 def _why_no_kvm() -> str:

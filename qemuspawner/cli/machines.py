@@ -101,7 +101,7 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
         ("idle", render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "no limit"),
         ("agent", "yes" if machine.agent else "no"),
         ("clipboard", "yes" if machine.clipboard else "no"),
-        ("network", machine.network),
+        ("network", _network(machine)),
         ("ports", ", ".join(f"{name}: {tool.port}" for name, tool in machine.web_tools.items())),
         ("users", ", ".join(machine.allow.users) or ("" if machine.allow.groups else "everybody")),
         ("groups", ", ".join(machine.allow.groups)),
@@ -140,6 +140,14 @@ def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
         mirror=arguments.mirror,
     )
     return 0
+
+
+def _network(machine: Machine) -> str:
+    network = machine.wants_network
+    if network is None:
+        return "as the hub says"
+    words = [network.mode, network.interface, ", ".join(network.allow)]
+    return " ".join(filter(None, words))
 
 
 def _image_state(machine: Machine, state: StatePaths) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
-from traitlets.config import LoggingConfigurable
 
+from qemuspawner.hub.networks import Networks, NetworkTraits
 from qemuspawner.units import parse_seconds
 
 MIN_LIFETIME_S = 60
@@ -23,9 +23,10 @@ class Limits:
     scripts: bool = False
     script_kib: int = 16
     gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
+    networks: Networks = field(default_factory=Networks)
 
 
-class LimitTraits(LoggingConfigurable):
+class LimitTraits(NetworkTraits):
     """Part of `QemuSpawnerMixin`."""
 
     max_lifetime = Union(
@@ -67,7 +68,9 @@ class LimitTraits(LoggingConfigurable):
             lifetimes[role] = _parse_lifetime(f"max_lifetimes[{role!r}]", value)
         return lifetimes
 
-    def find_limits(self, *, groups: Collection[str], admin: bool, gpus: Mapping[str, int]) -> Limits:
+    def find_limits(
+        self, *, user: str, groups: Collection[str], admin: bool, gpus: Mapping[str, int]
+    ) -> Limits:
         """Those of a user who is in these groups, on a hub that has these GPUs."""
         mine = [
             seconds
@@ -79,6 +82,7 @@ class LimitTraits(LoggingConfigurable):
             scripts=self.scripts,
             script_kib=self.max_script,
             gpus=gpus,
+            networks=self.find_networks(user=user, groups=groups, admin=admin),
         )
 
 

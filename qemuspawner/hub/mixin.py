@@ -528,7 +528,9 @@ class QemuSpawnerMixin(
     @property
     def _limits(self) -> Limits:
         groups = {group.name for group in self.user.groups}
-        return self.find_limits(groups=groups, admin=self.user.admin, gpus=self.find_gpu_models())
+        return self.find_limits(
+            user=self.user.name, groups=groups, admin=self.user.admin, gpus=self.find_gpu_models()
+        )
 
     # What is kept while the desktop does not run; the hub's templates call some of these
 
@@ -711,6 +713,7 @@ class QemuSpawnerMixin(
             checkpoint_every_s=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
             policy=self.make_policy(),
+            network=self._limits.networks.of(options.machine),
             proposal=options.proposal,
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:

@@ -97,6 +97,10 @@ def find_template_obstacle(machine: Machine) -> str:
         return Text(
             "'{name}' has no guest agent, which has to make each copy its user's own.", name=machine.name
         )
+    if machine.has_lan:
+        return Text(
+            "'{name}' is put onto a network where each copy needs an address of its own.", name=machine.name
+        )
     return find_saving_obstacle(machine)
 
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
-from qemuspawner.qemu.vm import DirectKernel, Disk, Memory, Uefi, Vm, node_name
+from qemuspawner.qemu.vm import DirectKernel, Disk, Lan, Memory, Uefi, Vm, node_name
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 CLIPBOARD_CHARDEV = "vdagent0"
 NETWORK = "net0"
+_LAN = "lan0"
 SOUND = "sound0"
 SOUND_RATE_HZ = 48000
 
@@ -45,7 +46,9 @@ def qemu_args(vm: Vm) -> list[str]:
         args += disk_args(disk, boot_index=index)
     args += display_args(vm.display, sound=vm.sound)
     args += input_args(vm.display)
-    args += network_args()
+    args += network_args(restrict=not vm.network)
+    if vm.lan is not None:
+        args += lan_args(vm.lan)
     args += entropy_args()
     args += identity_args()
     args += serial_args()
@@ -223,12 +226,24 @@ def input_args(display: str) -> list[str]:
     ]
 
 
-def network_args() -> list[str]:
-    """A network card with DHCP and nothing behind it."""
+def network_args(*, restrict: bool) -> list[str]:
+    """A network card with DHCP and what QEMU's own process can reach behind it, or nothing with `restrict`.
+
+    The guest's card is the same one: what was saved with nothing behind it goes on with something.
+    """
     return [
-        *json_option("-netdev", {"type": "user", "id": NETWORK, "restrict": True}),
+        *json_option("-netdev", {"type": "user", "id": NETWORK, "restrict": restrict}),
         *json_option("-device", {"driver": "virtio-net-pci", "netdev": NETWORK, "romfile": ""}),
     ]
+
+
+def lan_args(lan: Lan) -> list[str]:
+    """A second card; the first one stays, as the machine's ports are reached by it."""
+    netdev: dict[str, object] = {"type": "user", "id": _LAN, "restrict": True}
+    if lan.descriptor is not None:
+        netdev = {"type": "tap", "id": _LAN, "fd": str(lan.descriptor)}
+    card = {"driver": "virtio-net-pci", "id": f"{_LAN}-card", "netdev": _LAN, "mac": lan.mac, "romfile": ""}
+    return [*json_option("-netdev", netdev), *json_option("-device", card)]
 
 
 def entropy_args() -> list[str]:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from qemuspawner.errors import HostError
+from qemuspawner.qemu.network import Outside
 from qemuspawner.texts import Text
 
 _TOOLS = ("setpriv", "unshare", "bwrap", "choom")
@@ -44,19 +45,31 @@ def tie_to_parent(
     ]
 
 
-def in_jail(command: Sequence[str], *, work_dir: Path, files: Sequence[Path], kvm: bool) -> list[str]:
+def in_jail(
+    command: Sequence[str],
+    *,
+    work_dir: Path,
+    files: Sequence[Path],
+    kvm: bool,
+    outside: Outside | None = None,
+    resolv_conf: Path | None = None,
+) -> list[str]:
     """`command` in its own namespaces, in `work_dir`, the only place it may write to.
 
-    It may read `files` and the programs and libraries of the host, at their usual paths.
+    It may read `files` and the programs and libraries of the host, at their usual paths. Its network leads
+    nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
     """
     binds: list[str] = []
     for path in files:
         binds += ["--ro-bind", str(path), str(path)]
     if kvm:
         binds += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
-    return [
-        *("unshare", "--map-current-user", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
-        *("bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
+    if resolv_conf is not None:
+        binds += ["--ro-bind", str(resolv_conf), "/etc/resolv.conf"]
+    # Behind `outside` it has no rights either: its user namespace is another one than its network's.
+    network = ["--unshare-net"] if outside is None else ["--unshare-user"]
+    walled = [
+        *("bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", *network),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
         # One heap for all of QEMU's threads: each further one of glibc's keeps megabytes for nothing.
         *("--setenv", "MALLOC_ARENA_MAX", "1"),
@@ -66,6 +79,10 @@ def in_jail(command: Sequence[str], *, work_dir: Path, files: Sequence[Path], kv
         *binds,
         *("--chdir", str(work_dir), "--"),
         *command,
+    ]
+    return [
+        *("unshare", "--map-current-user", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
+        *(walled if outside is None else outside.enter(walled)),
     ]
 
 

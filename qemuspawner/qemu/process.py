@@ -17,6 +17,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 from qemuspawner.errors import VmError
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
 from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, NETWORK, overlay_node
+from qemuspawner.qemu.network import NO_NETWORK
 from qemuspawner.qemu.vm import Disk, node_name
 from qemuspawner.texts import Text
 
@@ -90,6 +91,11 @@ class QemuProcess:
             # Its last words may still be on their way.
             await asyncio.wait(self._tasks, timeout=1)
             self._log.error("QEMU ended with code %s: %s", self._process.returncode, self.last_words)
+            if self._process.returncode == NO_NETWORK:
+                raise VmError(
+                    Text("The machine's network could not be built on this host."),
+                    hint=Text("The administrator finds the reason with `qemuspawner doctor`."),
+                )
             raise VmError(
                 Text("QEMU could not start the machine."),
                 hint=Text("The administrator finds QEMU's own words in the hub's log."),

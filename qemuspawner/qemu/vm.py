@@ -72,6 +72,14 @@ class Uefi:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lan:
+    """A second card, for an interface of the host's."""
+
+    mac: str
+    descriptor: int | None = None  # the tap it is at, which QEMU inherits; None: nothing is behind it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vm:
     """One virtual machine. Sockets lie in QEMU's working directory: `vnc`, `qmp` and `qga`."""
 
@@ -87,6 +95,8 @@ class Vm:
     agent: bool = False
     clipboard: bool = False
     sound: bool = False
+    network: bool = False  # it reaches what QEMU reaches: that is for walls around QEMU
+    lan: Lan | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -111,6 +121,8 @@ def make_vm(
     layers: tuple[Path, ...] = (),
     incoming: bool = False,
     uefi_code: Path | None = None,
+    network: bool = False,
+    lan: Lan | None = None,
 ) -> Vm:
     """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`."""
     image = machine.image
@@ -144,4 +156,6 @@ def make_vm(
         agent=machine.agent,
         clipboard=machine.clipboard,
         sound=machine.sound,
+        network=network,
+        lan=lan,
     )

@@ -47,13 +47,20 @@ async def personalise(guest: Guest, spec: SessionSpec) -> None:
     """
     if guest.agent is None:
         return
-    restores_twin = guest.plan.way == "restored" or (guest.plan.restores and spec.branch)
-    link = asyncio.create_task(_renew_network(guest)) if restores_twin else None
+    link = asyncio.create_task(_renew_network(guest)) if _has_another_network(guest, spec) else None
     try:
         await _run_script(guest.agent, spec, way=guest.plan.way)
     finally:
         if link is not None:
             await link
+
+
+def _has_another_network(guest: Guest, spec: SessionSpec) -> bool:
+    """Whether what the guest was told of its network may be true no more: it may have a router now."""
+    if guest.plan.way == "restored" or (guest.plan.restores and spec.branch):
+        return True
+    before = guest.plan.saved.spec if guest.plan.saved is not None else None
+    return guest.plan.restores and before is not None and before.network != spec.network
 
 
 async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None:

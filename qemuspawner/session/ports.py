@@ -28,7 +28,8 @@ class Ports:
         """`ports` are the guest's, by name."""
         self._qemu = qemu
         self._ports = ports
-        self._inner = {name: _FIRST_PORT + index for index, name in enumerate(sorted(ports))}
+        # Where QEMU listens for each, in its own network.
+        self.inner = {name: _FIRST_PORT + index for index, name in enumerate(sorted(ports))}
         self._forwarded: set[str] = set()
         self._network: int | None = None
         self._sockets: list[socket.socket] = []
@@ -49,7 +50,7 @@ class Ports:
         connection = self._sockets.pop()
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._inner[name]))
+                await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.inner[name]))
         except BaseException as exc:
             connection.close()
             if isinstance(exc, OSError):
@@ -77,7 +78,7 @@ class Ports:
                 # QEMU answers below, so until then no other process had its process id.
                 self._network = open_network(self._qemu.pid)
             if name not in self._forwarded:
-                await self._qemu.forward_port(inner=self._inner[name], port=self._ports[name])
+                await self._qemu.forward_port(inner=self.inner[name], port=self._ports[name])
                 self._forwarded.add(name)
             if not self._sockets:
                 await self._make_sockets()

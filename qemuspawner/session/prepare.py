@@ -12,10 +12,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import structs
 
-from qemuspawner.errors import SessionError, VmError
+from qemuspawner.errors import HostError, SessionError, VmError
 from qemuspawner.machine import Machine
 from qemuspawner.machines.old_images import machine_of_saved
 from qemuspawner.machines.templates import find_template, find_template_obstacle
@@ -31,10 +32,12 @@ from qemuspawner.qemu.host import (
 )
 from qemuspawner.qemu.image import check_image, create_layer, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
+from qemuspawner.qemu.lan import mac_address, opened_lan
 from qemuspawner.qemu.memory import load_memory
+from qemuspawner.qemu.network import Outside, plan_network
 from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
-from qemuspawner.qemu.vm import Accelerator, Memory, Vm, make_vm
+from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
 from qemuspawner.spec import SessionSpec, Way
@@ -255,15 +258,6 @@ def _check_supported(spec: SessionSpec) -> None:
         raise SessionError(
             Text("The desktop was promised a GPU ({gpus}), and this host passes none on.", gpus=spec.gpus)
         )
-    if machine.network != "none":
-        raise SessionError(
-            Text(
-                "'{name}' asks for the network '{network}', and this host offers 'none' only.",
-                name=machine.name,
-                network=machine.network,
-            ),
-            hint=Text('The administrator sets network = "none" in its machine.toml.'),
-        )
 
 
 def start_vm(
@@ -281,6 +275,7 @@ def start_vm(
     Raises:
         QemuSpawnerError: What is missing or wrong.
     """
+    outside = _plan_network(spec, paths)
     report(Text("Making your own copy of the machine's disk"), 15)
     _empty(paths.vm)
     uefi_code = None
@@ -291,6 +286,10 @@ def start_vm(
     layers = _make_disk(spec, paths, plan)
     with contextlib.ExitStack() as opened:
         memory, state = _open_saved(spec, plan, memories or {}, opened)
+        lan = None
+        if spec.machine.has_lan:
+            at = opened.enter_context(opened_lan(spec.network))
+            lan = Lan(mac=mac_address(spec.session_id), descriptor=at)
         vm = make_vm(
             spec.machine,
             paths,
@@ -300,17 +299,47 @@ def start_vm(
             layers=layers,
             incoming=plan.restores,
             uefi_code=uefi_code,
+            network=outside is not None,
+            lan=lan,
         )
         report(Text("Starting the virtual machine"), 25)
         command = [str(host.qemu.program), *qemu_args(vm)]
         if spec.jail:
-            command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
-        inherited = [number for number in (memory.descriptor, state) if number is not None]
+            command = in_jail(
+                command,
+                work_dir=paths.vm,
+                files=vm.files,
+                kvm=host.accelerator == "kvm",
+                outside=outside,
+                resolv_conf=paths.resolv_conf if outside is not None else None,
+            )
+        at = lan.descriptor if lan is not None else None
+        inherited = [number for number in (memory.descriptor, state, at) if number is not None]
         process = start_qemu(
             tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
         )
     stack.callback(end_qemu, process)
     return Started(vm=vm, plan=plan, process=process, state=state)
+
+
+def _plan_network(spec: SessionSpec, paths: SessionPaths) -> Outside | None:
+    """The walls around the guest's network; None where it leads nowhere.
+
+    Raises:
+        HostError: They cannot be built here.
+    """
+    if spec.network.mode in ("allow", "internet") and not spec.jail:
+        raise HostError(
+            Text(
+                "'{name}' asks for a network, and guests have none without the jail.", name=spec.machine.name
+            ),
+            hint=Text("The administrator switches the jail around QEMU on (jail = True)."),
+        )
+    hub = urlsplit(os.environ.get("JUPYTERHUB_API_URL", "")).hostname
+    outside = plan_network(spec.network, deny=[hub] if hub else [])
+    if outside is not None:
+        paths.resolv_conf.write_text(outside.resolv_conf)
+    return outside
 
 
 def _empty(folder: Path) -> None:

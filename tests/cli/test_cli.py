@@ -13,7 +13,9 @@ from qemuspawner import __version__
 from qemuspawner.cli import main
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import StatePaths
+from qemuspawner.qemu import network
 from qemuspawner.qemu.host import find_qemu
+from qemuspawner.qemu.network import check_network
 from qemuspawner.qemu.saving import fingerprint
 
 MACHINE = 'name = "Rocky 9"\nversion = "9.4"\n[image]\nfile = "disk.raw"\nformat = "raw"\n'
@@ -189,6 +191,22 @@ def test_doctor_tries_out_this_host(command: Command) -> None:
     assert command.run("doctor") == 0
     for word in ("QEMU ", "KVM ", "jail ", "memory ", "'rocky' can be started."):
         assert word in command.out
+
+
+def test_doctor_says_which_networks_guests_can_have(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "find_name_servers", lambda: ("192.0.2.53",))
+    check_network.cache_clear()
+    assert command.run("doctor") == 0
+    assert "ok       Guests can have the networks 'none', 'allow' and 'internet'." in command.out
+
+    which = shutil.which
+    monkeypatch.setattr(network.shutil, "which", lambda name: None if name == "pasta" else which(name))
+    check_network.cache_clear()
+    assert command.run("doctor") == 0
+    assert "warning  Guests can have the network 'none' only:" in command.out
+    assert "needs the packages passt" in command.out
 
 
 def test_doctor_fails_where_the_host_lacks_something(

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 import vms
 
 from qemuspawner.errors import VmError
+from qemuspawner.network import Network
 from qemuspawner.paths import PERSONALISE_SCRIPT
+from qemuspawner.saved import Fingerprint, Saved
 from qemuspawner.session.personal import full_name, host_name, make_environment, personalise
 from qemuspawner.session.prepare import Plan
 from qemuspawner.spec import SessionSpec
@@ -108,6 +110,23 @@ async def test_a_twin_asks_for_its_address_anew(way: str, branch: str, bounces: 
 
     pull, plug = ({"execute": "set_link", "name": "net0", "up": up} for up in (False, True))
     assert guest.qemu.executed == [pull, plug] * bounces
+
+
+@pytest.mark.parametrize(("mode", "bounces"), [("none", 0), ("internet", 1)])
+async def test_who_wakes_in_another_network_asks_too(mode: Any, bounces: int) -> None:
+    guest = FakeGuest("woken")
+    fits = Fingerprint(
+        qemu="7.2", accelerator="tcg", cpu="max", machine="m", image="i", cpus=1, memory_mib=64
+    )
+    saved = Saved(
+        kind="suspended", name="now", saved_at=0, fingerprint=fits, memory="streamed", layers=1, files={},
+        size_bytes=0, machine_id="", spec=make_spec(),
+    )  # fmt: skip
+    guest.plan = replace(guest.plan, saved=saved)
+
+    await personalise(guest, make_spec(network=Network(mode=mode)))  # type: ignore[arg-type]
+
+    assert len(guest.qemu.executed) == 2 * bounces
 
 
 async def test_what_failed_is_named() -> None:

@@ -69,6 +69,15 @@ _ENDS = {
     "stop": Text("it is stopped on the hub"),
 }
 
+# What a guest reaches, in a word.
+_NETWORKS = {
+    "none": Text("No network"),
+    "allow": Text("Servers of this site"),
+    "internet": Text("Internet"),
+    "bridge": Text("Network of this site"),
+    "tap": Text("Network of this site"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -291,6 +300,7 @@ def _card(
         "programs": machine.programs,
         "choices": _card_choices(choices, preferred),
         "lacks": list(find_guest_obstacles(machine, limits)),
+        "network": _NETWORKS[limits.networks.of(machine).mode],
         "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",
         "longest": render_seconds(longest_s),
         "selects": {

@@ -1,0 +1,226 @@
+"""What the demo machine's guest reaches in every mode of its network, however the desktop came up.
+
+Restored from one template; from inside, over IPv4 and IPv6, by TCP and UDP; see `network_world`.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import network_world
+import pytest
+import vms
+from msgspec import structs
+from network_world import HOST, PEERS, PORT, QEMUS, World
+
+from qemuspawner.machine import Machine
+from qemuspawner.machines.catalogue import load_machine
+from qemuspawner.network import NAMES, Network
+from qemuspawner.paths import EXAMPLE_MACHINES
+from qemuspawner.qemu import network
+from qemuspawner.qemu.lan import mac_address
+from qemuspawner.session.guest import Guest
+from qemuspawner.session.personal import personalise
+from qemuspawner.session.prepare import Prepared
+from qemuspawner.spec import SessionSpec
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+
+_TARGETS = HOST | PEERS | QEMUS
+_INTERNET = ("internet", "internet 6", "hub elsewhere")
+
+# $1: whether there will be a router. Then targets as KIND ADDRESS PORT; says the number of each that answers.
+# A guest by emulation is slow, and starts with an address that it is about to ask for anew.
+_PROBE = """
+reaches() {
+    timeout 15 bash -c "
+        exec 3<> /dev/$1/$2/$3 && { [ $1 = tcp ] || echo '?' >&3; } && read -t 10 -N 1 -u 3 letter &&
+        [ \\$letter = h ]"
+}
+tries=0
+while [ "$1" = yes ] && [ $tries -lt 300 ] && ! ip route | grep -q '^default'; do
+    sleep 0.2
+    tries=$((tries + 1))
+done
+shift
+number=0
+while [ $# -gt 0 ]; do
+    { reaches "$1" "$2" "$3" && echo "reached $number"; } &
+    shift 3
+    number=$((number + 1))
+done 2> /dev/null
+wait
+getent ahostsv4 anything.example 2> /dev/null | grep -q '^198.51.100.1 ' && echo named
+true
+"""
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with network_world.world(tmp_path_factory.mktemp("world")) as around:
+        yield around
+
+
+@pytest.fixture(scope="module")
+def machine(warm_state: Path) -> Machine:
+    return load_machine(EXAMPLE_MACHINES / "debian-desktop", warm_state / "images")
+
+
+@pytest.fixture(autouse=True)
+def name_servers(around: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_RESOLVERS", (around.resolv_conf,))
+
+
+@contextlib.asynccontextmanager
+async def desktop(
+    around: World, state: Path, machine: Machine, asked: Network, *, server_name: str
+) -> AsyncIterator[tuple[Guest, Prepared, SessionSpec]]:
+    """A desktop on the host of `around`, its user's own."""
+    spec = vms.make_spec(state, machine, memory_mib=1024, server_name=server_name, network=asked)
+    running = vms.running_guest(spec)
+    with around.on_host():
+        guest, prepared = await running.__aenter__()
+    try:
+        assert guest.agent is not None
+        await guest.agent.wait_until_ready(timeout_s=120)
+        await personalise(guest, spec)
+        yield guest, prepared, spec
+    finally:
+        await running.__aexit__(None, None, None)
+
+
+async def reached(guest: Guest, *, routed: bool = True, **more: tuple[str, str, int]) -> set[str]:
+    """What answers the guest, such as "tcp LAN", and "names" where a name is found; `more` to be tried."""
+    probes = {
+        f"{kind} {name}": (kind, address, PORT)
+        for kind in ("tcp", "udp")
+        for name, address in _TARGETS.items()
+    } | more
+    words = [str(word) for probe in probes.values() for word in probe]
+    assert guest.agent is not None
+    code, said = await guest.agent.run(
+        "/bin/bash", "-c", _PROBE, "probe", "yes" if routed else "no", *words, timeout_s=240
+    )
+    assert code == 0, said
+    numbers = {int(line.split()[1]) for line in said.splitlines() if line.startswith("reached ")}
+    names = {"names"} if "named" in said.splitlines() else set()
+    return {name for number, name in enumerate(probes) if number in numbers} | names
+
+
+def every(*names: str) -> set[str]:
+    return {f"{kind} {name}" for kind in ("tcp", "udp") for name in names}
+
+
+async def answers(guest: Guest) -> bool:
+    """Whether the web tool of the machine does, by the way of /proxy/terminal/."""
+    connection = await guest.ports.connect("terminal")
+    with connection:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(connection, b"GET / HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(60):
+            return (await loop.sock_recv(connection, 100)).startswith(b"HTTP/1")
+
+
+async def test_none_leads_nowhere(around: World, warm_state: Path, machine: Machine) -> None:
+    """The predecessor's guests saw each other's screens at the host's loopback (D2)."""
+    async with desktop(around, warm_state, machine, Network(), server_name="none") as (guest, _, _):
+        assert guest.plan.way == "restored"
+        assert await reached(guest, routed=False) == set()
+        assert await answers(guest)
+
+
+async def test_a_list_and_what_it_says(around: World, warm_state: Path, machine: Machine) -> None:
+    asked = Network(mode="allow", allow=(f"{PEERS['LAN']} tcp/{PORT}", f"{PEERS['site 6']}"))
+
+    async with desktop(around, warm_state, machine, asked, server_name="list") as (guest, _, _):
+        assert guest.plan.way == "restored"
+        assert await reached(guest) == {"tcp LAN", *every("site 6")}
+        assert await answers(guest)
+
+
+async def test_internet_with_names_also_when_it_was_put_to_sleep(
+    around: World, warm_state: Path, machine: Machine
+) -> None:
+    """And what it may reach when it wakes is what is said then."""
+    asked = Network(mode="internet")
+    async with desktop(around, warm_state, machine, asked, server_name="net") as (guest, prepared, _):
+        assert guest.plan.way == "restored"
+        assert await reached(guest) == {"names", *every(*_INTERNET)}
+        assert await answers(guest)
+        await vms.suspend(guest, prepared)
+
+    less = Network(mode="allow", allow=(NAMES, f"{PEERS['LAN 6']} udp/{PORT}"))
+    async with desktop(around, warm_state, machine, less, server_name="net") as (guest, prepared, _):
+        assert guest.plan.way == "woken"
+        assert await reached(guest) == {"names", "udp LAN 6"}
+        assert await answers(guest)
+        await vms.suspend(guest, prepared)
+
+    async with desktop(around, warm_state, machine, Network(), server_name="net") as (guest, _, _):
+        assert guest.plan.way == "woken"
+        assert await reached(guest, routed=False) == set()
+        assert await answers(guest)
+
+
+# A guest's own manager of networks takes away addresses that it was not told of.
+_TAKE_ADDRESS = """
+mkdir -p /run/systemd/network
+printf '[Match]\\nName=eth1\\n[Network]\\nAddress=%s\\n' "$1" > /run/systemd/network/10-tap.network
+networkctl reload
+tries=0
+while [ $tries -lt 300 ] && ! ip -4 address show dev eth1 | grep -q "$1"; do
+    sleep 0.2
+    tries=$((tries + 1))
+done
+cat /sys/class/net/eth1/address
+"""
+
+
+async def test_a_tap_of_the_host_is_a_second_card(around: World, state_dir: Path) -> None:
+    """It boots, since its address is its own, and sleeps and wakes as others do."""
+    (state_dir / "images").symlink_to(os.environ["QEMUSPAWNER_TEST_IMAGES"])
+    tap = around.make_tap("tap0")
+    asked = Network(mode="tap", interface="tap0")
+    demo = load_machine(EXAMPLE_MACHINES / "debian-desktop", state_dir / "images")
+    machine = structs.replace(demo, network=asked)
+    places = {"tcp at the tap": ("tcp", tap, PORT), "udp at the tap": ("udp", tap, PORT)}
+    async with desktop(around, state_dir, machine, asked, server_name="tap") as (guest, prepared, spec):
+        assert guest.plan.way == "cold"
+        assert guest.agent is not None
+        taken = await guest.agent.run("/bin/sh", "-c", _TAKE_ADDRESS, "take", f"{tap}0/24", timeout_s=90)
+        assert taken == (0, f"{mac_address(spec.session_id)}\n")
+        assert await reached(guest, routed=False, **places) == places.keys()
+        assert await answers(guest)
+        await vms.suspend(guest, prepared)
+
+    async with desktop(around, state_dir, machine, asked, server_name="tap") as (guest, prepared, _):
+        assert guest.plan.way == "woken"
+        assert await reached(guest, routed=False, **places) == places.keys()
+        await vms.suspend(guest, prepared)
+
+    # Its user may have no more than that now.
+    async with desktop(around, state_dir, machine, Network(), server_name="tap") as (guest, _, _):
+        assert guest.plan.way == "woken"
+        assert await reached(guest, routed=False, **places) == set()
+        assert await answers(guest)
+
+
+async def test_the_ports_of_a_guest_are_nobody_elses(
+    around: World, warm_state: Path, machine: Machine
+) -> None:
+    """Two with the internet: the port of one is tried from the other, from the host and from its LAN."""
+    asked = Network(mode="internet")
+    async with (
+        desktop(around, warm_state, machine, asked, server_name="one") as (one, _, _),
+        desktop(around, warm_state, machine, asked, server_name="two") as (two, _, _),
+    ):
+        assert await answers(one)
+        inner = next(iter(one.ports.inner.values()))
+        places = {f"port at {name}": ("tcp", address, inner) for name, address in (HOST | QEMUS).items()}
+
+        assert await reached(two, **places) == {"names", *every(*_INTERNET)}
+        for namespace in (around.host, around.peers):
+            for address in (*HOST.values(), "10.0.2.15"):
+                assert not around.connects(namespace, address, inner)
