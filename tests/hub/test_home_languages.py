@@ -5,16 +5,16 @@ import json
 import re
 import runpy
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import chromium
 import hubs
 import pytest
+from chromium import LogIn
 from jupyterhub import orm
 from keeping import keep
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 from pseudo import find_untranslated, make_pseudo_language
 from sqlalchemy import insert
 
@@ -62,26 +62,6 @@ def brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     english = languages.load_languages()["en"]
     spoken = {"en": english, "de": make_pseudo_language(messages)}
     monkeypatch.setattr(languages, "load_languages", lambda: spoken)
-
-
-@pytest.fixture
-async def open_home() -> AsyncIterator[Callable[..., Awaitable[Page]]]:
-    """Opens the home page as somebody with a browser of this language."""
-    problems: list[str] = []
-    async with chromium.running_browser() as browser:
-
-        async def open_home(hub: hubs.Hub, name: str, locale: str, **options: Any) -> Page:
-            page = await browser.new_page(locale=locale, **options)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            await page.goto(str(hub.url / "home"))
-            for field in ("Username", "Password"):
-                await page.get_by_label(field).fill(name)
-            await page.get_by_role("button", name="Sign in").click()
-            await page.wait_for_function("window._jupyterhub_page_loaded")
-            return page
-
-        yield open_home
-    assert problems == []
 
 
 def add_server(hub: hubs.Hub, owner: str, server: str) -> orm.Spawner:
@@ -136,9 +116,7 @@ def forgotten(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("brackets")
-async def test_nothing_of_the_home_page_is_left_in_english(
-    standin: Start, open_home: Callable[..., Awaitable[Page]]
-) -> None:
+async def test_nothing_of_the_home_page_is_left_in_english(standin: Start, log_in: LogIn) -> None:
     """Nor of the dialog that it opens; what scripts say later is looked for in them."""
     # The table of quotas is tested with the form.
     hub = await standin(jupyterhub=SETTINGS, notify=print, saved_quota=0)
@@ -147,7 +125,7 @@ async def test_nothing_of_the_home_page_is_left_in_english(
     await hub.start(user, {"machine": "mini"})
     await hub.wait_until_ready(USER)
 
-    page = await open_home(hub, USER, "de")
+    page = await log_in(hub, USER, locale="de")
     await page.locator("[data-state=running]").wait_for()
     await page.locator("#qs-shared tbody tr").wait_for()
     home = await page.evaluate(READ)
@@ -212,9 +190,9 @@ async def test_nothing_that_a_route_answers_is_left_in_english(standin: Start) -
         assert forgotten([json.loads(answer.text)["message"]]) == [], path
 
 
-async def test_the_steps_of_a_start_come_in_the_language_of_who_waits(start_hub: Start) -> None:
-    """And JupyterHub's own route has them in English."""
-    hub = await start_hub()
+async def test_the_steps_of_a_start_come_in_the_language_of_who_waits(standin: Start) -> None:
+    """JupyterHub's own and the session's."""
+    hub = await standin("slow")
     alice = await hub.log_in("alice")
     await hub.submit_form(alice, machine="mini")
 
@@ -223,7 +201,7 @@ async def test_the_steps_of_a_start_come_in_the_language_of_who_waits(start_hub:
     said = [json.loads(line[6:]) for line in german.text.splitlines() if line.startswith("data: ")]
     messages = [event.get("message") for event in said]
     assert messages[0] == "Der Desktop ist angefordert"
-    assert "Host und Abbild der Maschine werden geprüft" in messages
+    assert "Der Desktop ist bereit" in messages
     assert said[-1]["ready"] is True
 
 
@@ -292,14 +270,12 @@ async def test_mails_are_in_the_language_of_the_page_that_was_opened_last(standi
     assert {event.language for event in told} == {"de"}
 
 
-async def test_a_language_is_chosen_on_any_page_of_the_hub(
-    standin: Start, open_home: Callable[..., Awaitable[Page]]
-) -> None:
+async def test_a_language_is_chosen_on_any_page_of_the_hub(standin: Start, log_in: LogIn) -> None:
     """And the dialog of sharing speaks it: in a browser of a German on a phone, and in French then."""
     hub = await standin(jupyterhub=SETTINGS)
     add_server(hub, "alice", "desk")
     hub.user("bob")
-    page = await open_home(hub, "alice", "de-CH", viewport={"width": 360, "height": 800})
+    page = await log_in(hub, "alice", locale="de-CH", viewport={"width": 360, "height": 800})
     await page.get_by_role("button", name="Freigeben: „desk“").click()
     dialog = page.get_by_role("dialog", name="Freigeben: „desk“")
     await dialog.get_by_label("Name auf diesem Hub").fill("nobody")
