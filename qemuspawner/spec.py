@@ -28,6 +28,17 @@ Way = Literal["cold", "restored", "woken"]
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
 
+# What can be wrong with a desktop: its disk takes no more, its system has crashed, nobody answers.
+TroubleKind = Literal["disk-limit", "disk-full", "disk-error", "crashed", "silent"]
+
+# What a person can do about a trouble: try the disk again, allow it more room, press the reset button.
+Act = Literal["retry", "extend", "reset"]
+
+# What stands around QEMU; `qemu.walls` says of each what it is for.
+Wall = Literal[
+    "seccomp", "privileges", "core", "oom", "capabilities", "processes", "files", "network", "ipc", "users"
+]
+
 # What the hub writes down as it was told fits into its records.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 _Cores = Annotated[float, msgspec.Meta(ge=0, le=1 << 20)]
@@ -90,6 +101,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     script: str = ""  # run once as root in a new desktop; begins with #!
     branch: str = ""  # SESSION-ID/NAME: start from that checkpoint of another session of the same user
     suspend_on: tuple[SuspendOn, ...] = ()
+    disk_limit_mib: int = 0  # what a desktop may write to its disk; 0: as much as the disk has room for
+    max_disk_limit_mib: int = 0  # what extending that can reach
     keep_s: int = 14 * 86400  # how long saved VMs are kept
     quota_mib: int = 0  # what one user's saved VMs may take before there are no more checkpoints; 0: no limit
     checkpoint_every_s: int = 0  # 0: only when asked for
@@ -181,6 +194,13 @@ class StaffMessage(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0  # counts up: the same words again are another message
 
 
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a desktop that runs, or is paused for it; the status' message says it in words."""
+
+    kind: TroubleKind
+    acts: tuple[Act, ...] = ()  # what can be done about it
+
+
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
     """What a session tells the hub before it goes."""
 
@@ -222,8 +242,10 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     keyboard: str = ""  # the layout that was set from here; "": the guest has its own
     extension: Extension | None = None
     staff_message: StaffMessage | None = None  # the newest
+    trouble: Trouble | None = None
     viewers: int = 0
     qemu_pid: int = 0
+    walls: tuple[Wall, ...] = ()  # what stands around QEMU, as was seen before the guest ran
     way: Literal["", "cold", "restored", "woken"] = ""
     why: Sentence = ""  # why it came up this way, where there is more to say
     suspends: tuple[SuspendOn, ...] = ()  # what puts it to sleep, instead of ending it

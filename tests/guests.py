@@ -30,6 +30,49 @@ READER = bytes.fromhex(
     "cd13"
     "ebf3"  # jmp again
 )
+# Fills its disk from the first MiB on, 8 KiB at a time, with what lies in the firmware.
+WRITER = bytes.fromhex(
+    "31c0 8ed8"  # ds = 0
+    "be307c"  # mov si, 7c30h
+    "b80043"  # again: write sectors,
+    "b280"  # to the first hard disk,
+    "cd13"  # as the packet at ds:si says
+    "8306387c10"  # 16 sectors on: add word [7c38h], 16
+    "83163a7c00"  # adc word [7c3ah], 0
+    "ebed"  # jmp again
+).ljust(0x30, b"\0") + bytes.fromhex("1000 1000 00e000f0 0008000000000000")
+# Writes to its serial port for ever.
+CHATTERER = bytes.fromhex(
+    "bafd03"  # again: mov dx, 3fdh
+    "ec a820 74fb"  # until it takes a byte
+    "baf803 b041 ee"  # mov dx, 3f8h; out dx, "A"
+    "ebf0"  # jmp again
+)
+# Its system says by the panic device that it has crashed, as often as it can.
+PANICKER = bytes.fromhex(
+    "ba0505"  # mov dx, 505h
+    "b001 ee"  # again: out dx, 1
+    "ebfb"  # jmp again
+)
+# Waits for a key, then writes to every page of its memory up to 496 MiB. The high ones are reached by fs,
+# which keeps its limit after a moment in protected mode.
+EATER = (
+    bytes.fromhex(
+        "31c0 8ed8"  # ds = 0
+        "cd16"  # wait for a key
+        "fa 0f0116407c"  # cli; lgdt [7c40h]
+        "0f20c0 0c01 0f22c0"  # protected mode
+        "bb0800 8ee3"  # mov fs, 8         4 GiB from 0
+        "24fe 0f22c0"  # and back
+        "66bf00001000"  # mov edi, 100000h
+        "6764668907"  # again: mov [fs:edi], eax
+        "6681c700100000"  # add edi, 1000h
+        "6681ff0000001f 72eb"  # cmp edi, 1f000000h; jb again
+        "ebfe"
+    ).ljust(0x40, b"\0")
+    + bytes.fromhex("0f00 487c0000 0000")  # the table of segments: 16 bytes at 7c48h
+    + bytes.fromhex("0000000000000000 ffff00000092cf00")  # writable data, 4 GiB
+)
 
 
 def boot_sector(code: bytes) -> bytes:

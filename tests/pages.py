@@ -33,7 +33,7 @@ from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.routes.page import render_page
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
-from qemuspawner.spec import Extension, SessionStatus, StaffMessage, Step
+from qemuspawner.spec import Extension, SessionStatus, StaffMessage, Step, Trouble
 
 PREFIX = "/user/alice/desk/"
 
@@ -75,6 +75,7 @@ class Session:
         self.is_staff = False
         self.extension: Extension | None = None
         self.staff_message: StaffMessage | None = None
+        self.trouble: Trouble | None = None
         self.keyboard = "us"  # what the browser in these tests has
         self.brings_ticket = True  # the page comes with its first status and ticket
         self.forgets_first_ticket = False
@@ -124,6 +125,7 @@ class Session:
             viewers=self.relay.viewers,
             extension=self.extension,
             staff_message=self.staff_message,
+            trouble=self.trouble,
             keyboard=self.keyboard,
             way=self.way,  # type: ignore[arg-type]
             why=self.why,
@@ -338,7 +340,7 @@ def _application(session: Session) -> web.Application:
         [
             (PREFIX, PageRoute),
             (f"{PREFIX}api/status", StatusRoute),
-            (f"{PREFIX}api/(ticket|extend|extension|keyboard|power|suspend)", ActionRoute),
+            (f"{PREFIX}api/(ticket|extend|extension|keyboard|power|trouble|suspend)", ActionRoute),
             (f"{PREFIX}api/checkpoints", CheckpointsRoute),
             (f"{PREFIX}api/checkpoints/([0-9a-f]+)", CheckpointRoute),
             (f"{PREFIX}vnc", VncRoute),

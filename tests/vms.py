@@ -1,11 +1,12 @@
 """Sessions' VMs without their web side."""
 
+import asyncio
 import contextlib
 import io
 import json
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from qemuspawner.saved import Saved
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
 from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.spec import SessionSpec
+from qemuspawner.session.supervisor import Ending, Supervisor
+from qemuspawner.spec import SessionSpec, SessionStatus
 
 LOG = logging.LoggerAdapter(logging.getLogger(__name__))
 
@@ -61,6 +63,30 @@ async def running_guest(
             yield guest, prepared
         finally:
             await guest.stop()
+
+
+@contextlib.asynccontextmanager
+async def supervised(spec: SessionSpec) -> AsyncIterator[Supervisor]:
+    """A session's life without its web side; ended at the end."""
+    (Path(spec.state_dir) / "sessions").mkdir(exist_ok=True)
+    supervisor = Supervisor(spec)
+    supervisor.prepare()
+    running = asyncio.create_task(supervisor.run())
+    try:
+        yield supervisor
+    finally:
+        supervisor.end(Ending(reason="The test is over.", graceful=False))
+        await running
+
+
+async def wait_for_status(
+    supervisor: Supervisor, condition: Callable[[SessionStatus], object], *, timeout_s: float = 60
+) -> SessionStatus:
+    """The first status for which `condition` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition(supervisor.status()):
+            await supervisor.changed.wait()
+    return supervisor.status()
 
 
 async def suspend(guest: Guest, prepared: Prepared) -> Saved:

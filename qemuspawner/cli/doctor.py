@@ -15,6 +15,7 @@ from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.machines.warm import list_templates
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.host import (
+    Qemu,
     available_memory_mib,
     check_disk,
     check_memory,
@@ -25,6 +26,7 @@ from qemuspawner.qemu.host import (
 from qemuspawner.qemu.jail import check_jail
 from qemuspawner.qemu.lan import find_bridge_helper
 from qemuspawner.qemu.network import check_network
+from qemuspawner.qemu.walls import ALWAYS, JAIL, MEANINGS, try_walls
 from qemuspawner.units import render_mib
 
 if TYPE_CHECKING:
@@ -75,11 +77,7 @@ def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
             text="KVM does not run a guest; desktops are emulated, slowly.",
             hint=_why_no_kvm(),
         )
-    try:
-        check_jail()
-        yield Finding(level="ok", text="The jail around QEMU can be built.")
-    except HostError as exc:
-        yield _error(exc)
+    yield from _find_walls(qemu)
     yield from _find_in_networks()
     try:
         yield Finding(level="ok", text=f"UEFI firmware is {find_uefi()[0]}.")
@@ -111,6 +109,26 @@ def _find_in_networks() -> Iterator[Finding]:
         yield Finding(
             level="ok", text=f"Guests can be put onto a tap; for bridges {helper} has to be setuid root."
         )
+
+
+def _find_walls(qemu: Qemu) -> Iterator[Finding]:
+    """Which walls stand around a QEMU that is started to see it, as they will around each desktop."""
+    try:
+        check_jail()
+        yield Finding(level="ok", text="The jail around QEMU can be built.")
+        standing = try_walls(qemu)
+    except HostError as exc:
+        yield _error(exc)
+        return
+    for wall in (*ALWAYS, *JAIL):
+        if wall in standing:
+            yield Finding(level="ok", text=f"The wall '{wall}' stands: no {MEANINGS[wall]}.")
+        else:
+            yield Finding(
+                level="error",
+                text=f"The wall '{wall}' does not stand: {MEANINGS[wall]} would be open to QEMU.",
+                hint="No desktop starts without it.",
+            )
 
 
 def _why_no_kvm() -> str:

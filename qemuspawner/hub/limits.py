@@ -7,7 +7,7 @@ from typing import Any
 from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
 
 from qemuspawner.hub.networks import Networks, NetworkTraits
-from qemuspawner.units import parse_seconds
+from qemuspawner.units import parse_mib, parse_seconds
 
 MIN_LIFETIME_S = 60
 # The session's specification has room for no more.
@@ -52,6 +52,28 @@ class LimitTraits(NetworkTraits):
     max_script = Integer(16, min=1, max=_MAX_SCRIPT_KIB, help="The longest such script, in KiB.").tag(
         config=True
     )
+
+    disk_limit = Union(
+        [Integer(), Unicode()],
+        default_value=0,
+        help="""What a desktop may write to its disk before it is paused: MiB, or text like "20 GiB".
+
+        0: as much as the machine's disk has room for. Each checkpoint, and each sleep, begins anew.
+        """,
+    ).tag(config=True)
+    max_disk_limit = Union(
+        [Integer(), Unicode()],
+        default_value=0,
+        help="""What its people can extend that to, each time by `disk_limit`; 0: they cannot.""",
+    ).tag(config=True)
+
+    @validate("disk_limit", "max_disk_limit")
+    def _disk_limit_mib(self, proposal: Any) -> int:
+        name = proposal["trait"].name
+        try:
+            return parse_mib(proposal["value"])
+        except ValueError as exc:
+            raise TraitError(f"{name} is {proposal['value']!r}: {exc}.") from None
 
     @validate("max_lifetime")
     def _max_lifetime_seconds(self, proposal: Any) -> int:

@@ -708,6 +708,8 @@ class QemuSpawnerMixin(
             sleeping=options.sleeping,
             branch=options.branch,
             suspend_on=tuple(self.suspend_on),
+            disk_limit_mib=self.disk_limit,
+            max_disk_limit_mib=self.max_disk_limit,
             keep_s=self.keep_for,
             quota_mib=self.disk_quota_mib,
             checkpoint_every_s=self.checkpoint_every,

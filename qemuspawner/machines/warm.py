@@ -52,11 +52,12 @@ from qemuspawner.qemu.host import (
     kvm_works,
 )
 from qemuspawner.qemu.image import check_image, create_overlay
-from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
+from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
 from qemuspawner.qemu.memory import make_memory, save_memory
 from qemuspawner.qemu.process import QemuProcess, end_qemu, kill_orphan, start_qemu
 from qemuspawner.qemu.saving import check_files, copy_from_qemu, digest_file, fingerprint, sync_file
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
+from qemuspawner.qemu.walls import check_walls
 from qemuspawner.saved import FileDigest, Fingerprint, Saved, disk_usage, write_manifest
 from qemuspawner.units import render_mib
 
@@ -455,7 +456,7 @@ def _start(order: _Order, paths: SessionPaths, memory: int) -> "subprocess.Popen
     command = [str(host.qemu.program), *qemu_args(vm)]
     if host.jail:
         command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
-    tied = tie_to_parent(command, parent_pid=os.getpid(), account=host.account)
+    tied = tie_to_parent(limited(command), parent_pid=os.getpid(), account=host.account)
     return start_qemu(tied, work_dir=paths.vm, inherited=[memory])
 
 
@@ -500,6 +501,8 @@ class _RunningVm:
     async def _boot_and_save(self, started: float) -> float:
         """How long the cold boot took, in seconds."""
         await self._qemu.connect(timeout_s=_CONNECT_TIMEOUT_S)
+        check_walls(self._qemu.pid, jail=self._order.host.jail)
+        await self._qemu.execute("cont")
         await self._wait_for_agent()
         boot_s = time.monotonic() - started
         self._progress(f"The desktop is there after {boot_s:.0f} s")

@@ -56,8 +56,11 @@ def qemu_args(vm: Vm) -> list[str]:
     if vm.sound:
         args += sound_args()
     args += control_args()
+    args += panic_args()
     if vm.incoming:
         args += ["-incoming", "defer"]
+    # Nothing of the guest runs before its walls were looked at.
+    args.append("-S")
     return args
 
 
@@ -296,6 +299,14 @@ def sound_args() -> list[str]:
             "-device", {"driver": "hda-output", "bus": "card0.0", "audiodev": SOUND, "mixer": False}
         ),
     ]
+
+
+def panic_args() -> list[str]:
+    """A device by which a guest's system says that it has crashed.
+
+    It is paused then: running on it could say so without end, faster than anybody reads it.
+    """
+    return [*json_option("-device", {"driver": "pvpanic"}), *("-action", "panic=pause")]
 
 
 def control_args() -> list[str]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image, ImageFormat
 from qemuspawner.qemu.command import merge_node
+from qemuspawner.qemu.qcow2 import find_qcow2_problem
 from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
-_MAX_SIZE_BYTES = 16 * 1024**4
 _CONVERT = Text("Convert it with 'qemu-img convert' into a file that stands alone.")
 
 # magic bytes and where they lie; the order matters only for the message
@@ -85,7 +85,7 @@ def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descripto
         )
     match image_format:
         case "qcow2":
-            return _problem_of_qcow2(head)
+            return find_qcow2_problem(head, file_bytes=os.fstat(descriptor).st_size)
         case "vmdk":
             return _problem_of_vmdk(head, descriptor)
         case "qed":
@@ -110,25 +110,6 @@ def _recognise(head: bytes, foot: bytes) -> ImageFormat:
     if head.lstrip()[:21] == b"# Disk DescriptorFile":
         return "vmdk"
     return "raw"
-
-
-def _problem_of_qcow2(head: bytes) -> str:
-    version, backing_offset, _, _, size_bytes, encryption = struct.unpack_from(">IQIIQI", head, 4)
-    if version not in (2, 3):
-        return Text("qcow2 version {version} is not known.", version=version)
-    if backing_offset:
-        return Text("it has a backing file.")
-    if encryption:
-        return Text("it is encrypted.")
-    if size_bytes > _MAX_SIZE_BYTES:
-        return Text("its disk of {size} is larger than 16 TiB.", size=render_mib(size_bytes >> 20))
-    if version == 3:
-        (incompatible,) = struct.unpack_from(">Q", head, 72)
-        if incompatible & 4:
-            return Text("it keeps its data in another file.")
-        if incompatible & ~0b11011:
-            return Text("it uses features of qcow2 that are not known here.")
-    return ""
 
 
 def _problem_of_vmdk(head: bytes, descriptor: int) -> str:
@@ -198,6 +179,11 @@ def merge_layer(disk: Disk) -> None:
         ImageError: qemu-img fails, such as for a full disk.
     """
     _run_qemu_img(["qemu-img", "commit", "-q", "-d", f"json:{json.dumps(merge_node(disk))}"])
+
+
+def read_disk_mib(overlay: Path) -> int:
+    """The size of the disk, rounded up, in a qcow2 that we made ourselves."""
+    return -(-_read_size(overlay) >> 20)
 
 
 def _read_size(overlay: Path) -> int:

@@ -1,8 +1,9 @@
-"""The walls around QEMU: it dies with its supervisor and sees nothing but its own files.
+"""The walls around QEMU: it dies with its supervisor, is bounded, and sees nothing but its own files.
 
-From outside in: `setpriv` (killed when the supervisor dies), `unshare` (a process-id namespace, so that
-whatever is inside dies as one), `bwrap` (bubblewrap: own file system, no network, no capabilities).
-QEMU's seccomp filter (`-sandbox`) stands inside. All of it works without privileges.
+From outside in: `setpriv` (killed when the supervisor dies), `prlimit` (how large a file may become, no core
+files), `unshare` (a process-id namespace, so that whatever is inside dies as one), `bwrap` (bubblewrap: own
+file system, no network, no capabilities). QEMU's seccomp filter (`-sandbox`) stands inside. All of it works
+without privileges. Whether they stand around a QEMU that runs is for `walls` to see.
 """
 
 import os
@@ -17,13 +18,20 @@ from qemuspawner.errors import HostError
 from qemuspawner.qemu.network import Outside
 from qemuspawner.texts import Text
 
-_TOOLS = ("setpriv", "unshare", "bwrap", "choom")
+_TOOLS = ("setpriv", "unshare", "bwrap", "choom", "prlimit")
 
 # The kernel takes the VM before the supervisor, and the supervisor before the hub.
-_OOM_SCORE = 500
+OOM_SCORE = 500
 
-# Between fork and the death signal's registration the supervisor may already be gone.
-_IF_PARENT_LIVES = 'test "$PPID" = "$0" && exec "$@"'
+# Far more than a QEMU with every device has open.
+MAX_OPEN_FILES = 4096
+
+# Between fork and the death signal's registration the supervisor may already be gone. A file that must not
+# grow any more is an error of that write, which pauses the VM, and not the end of QEMU by SIGXFSZ.
+_IF_PARENT_LIVES = 'trap "" XFSZ; test "$PPID" = "$0" && exec "$@"'
+
+# QEMU finds its firmware and its libraries there, whatever the distribution.
+_FIRMWARE = ("qemu", "seabios", "ipxe", "ovmf", "OVMF", "edk2")
 
 
 def tie_to_parent(
@@ -40,9 +48,20 @@ def tie_to_parent(
     return [
         *("setpriv", *become, "--pdeathsig", "KILL", "--"),
         *("sh", "-c", _IF_PARENT_LIVES, str(parent_pid)),
-        *("choom", "-n", str(_OOM_SCORE), "--"),
+        *("choom", "-n", str(OOM_SCORE), "--"),
         *command,
     ]
+
+
+def limited(command: Sequence[str], *, file_mib: int | None = None) -> list[str]:
+    """`command`, whose files cannot become larger than `file_mib`, and which leaves no core file.
+
+    That would hold the guest's memory. Nothing that runs in it can do more, whoever is in control of it.
+    """
+    bounds = ["--core=0", f"--nofile={MAX_OPEN_FILES}"]
+    if file_mib is not None:
+        bounds.append(f"--fsize={file_mib << 20}")
+    return ["prlimit", *bounds, *command]
 
 
 def in_jail(
@@ -56,9 +75,11 @@ def in_jail(
 ) -> list[str]:
     """`command` in its own namespaces, in `work_dir`, the only place it may write to.
 
-    It may read `files` and the programs and libraries of the host, at their usual paths. Its network leads
+    It may read `files`, the program that `command` begins with (an absolute path) and what QEMU needs to run:
+    libraries and firmware, at their usual paths. There is no other program, and no shell. Its network leads
     nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
     """
+    program = Path(command[0])
     binds: list[str] = []
     for path in files:
         binds += ["--ro-bind", str(path), str(path)]
@@ -73,8 +94,9 @@ def in_jail(
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
         # One heap for all of QEMU's threads: each further one of glibc's keeps megabytes for nothing.
         *("--setenv", "MALLOC_ARENA_MAX", "1"),
-        *_SYSTEM_FILES,
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108 - the jail's own
+        *_support_files(program),
+        *("--ro-bind", str(program), str(program)),
         *("--bind", str(work_dir), str(work_dir)),
         *binds,
         *("--chdir", str(work_dir), "--"),
@@ -86,12 +108,16 @@ def in_jail(
     ]
 
 
-_SYSTEM_FILES = (
-    *("--ro-bind", "/usr", "/usr"),
-    *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin"),
-    *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
-    *("--ro-bind-try", "/etc/alternatives", "/etc/alternatives"),
-)
+def _support_files(program: Path) -> list[str]:
+    """Bubblewrap's options for what a program of QEMU's needs, where the host has it."""
+    prefixes = dict.fromkeys([Path("/usr"), program.parent.parent])
+    folders = [prefix / name for prefix in prefixes for name in ("lib", "lib64")]
+    folders += [prefix / "share" / name for prefix in prefixes for name in _FIRMWARE]
+    folders += [Path("/etc/ld.so.cache"), Path("/etc/alternatives")]
+    binds = ["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"]
+    for folder in folders:
+        binds += ["--ro-bind-try", str(folder), str(folder)]
+    return binds
 
 
 @cache
@@ -103,8 +129,10 @@ def check_jail(account: pwd.struct_passwd | None = None) -> None:
             Text("The jail around QEMU needs {programs}.", programs=" and ".join(missing)),
             hint=Text("Install bubblewrap and util-linux, or set jail = False where every user is trusted."),
         )
-    inside = in_jail(["true"], work_dir=Path("/usr"), files=(), kvm=False)
-    command = tie_to_parent(inside, parent_pid=os.getpid(), account=account)
+    inside = in_jail(
+        [shutil.which("true") or "/usr/bin/true"], work_dir=Path("/usr/lib"), files=(), kvm=False
+    )
+    command = tie_to_parent(limited(inside), parent_pid=os.getpid(), account=account)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
     if done.returncode != 0:
         words = done.stderr.strip() or Text("exit code {code}", code=done.returncode)

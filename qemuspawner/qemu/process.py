@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -28,6 +29,9 @@ _MIGRATION_TIMEOUT_S = 300
 _MIGRATION_POLL_S = 0.005
 _QUIT_TIMEOUT_S = 3
 _MAX_PICTURE_BYTES = 64 << 20
+
+# QEMU's word for a VM whose guest's system said that it has crashed, and which is paused for that.
+_CRASHED = "guest-panicked"
 
 # A guest can make QEMU complain without end (unknown keys, device errors).
 _MAX_LOG_LINES = 200
@@ -64,10 +68,10 @@ class QemuProcess:
                     await self._check_alive()
                     # bind() makes the file before listen() accepts: a refused connection means "not yet".
                     with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                        self._qmp_socket = _connect(qmp_socket)
+                        self._qmp_socket = connect_socket(qmp_socket)
                         break
                     await asyncio.sleep(0.01)
-                self.pid = _peer_pid(self._qmp_socket)
+                self.pid = find_listener(self._qmp_socket)
                 await self._qmp.connect(self._qmp_socket)
                 # QEMU greets when all its sockets are there.
                 self._take_sockets()
@@ -160,6 +164,33 @@ class QemuProcess:
         # Before that it refuses to go on.
         await self._wait_while("finish-migrate")
 
+    def limit_files(self, mib: int) -> None:
+        """Let no file become larger than so much; raises VmError where QEMU has ended.
+
+        A guest's write beyond it pauses the VM, as a full disk does. QEMU's own bound, from its start, stays.
+        """
+        try:
+            _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+            wanted = mib << 20
+            now = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (now, most))
+        except OSError as exc:
+            raise VmError(Text("QEMU's files cannot be limited: {strerror}.", strerror=exc.strerror)) from exc
+
+    @contextlib.contextmanager
+    def _lifted_file_limit(self) -> Iterator[None]:
+        """Up to the bound it was started with: what is saved holds the memory, and the guest is paused."""
+        try:
+            now, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (most, most))
+        except ProcessLookupError as exc:
+            raise VmError(Text("QEMU has ended.")) from exc
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (now, most))
+
     async def _prepare_migration(self, *, mapped: bool) -> None:
         capability = {"capability": "x-ignore-shared", "state": mapped}
         await self.execute("migrate-set-capabilities", capabilities=[capability])
@@ -202,6 +233,15 @@ class QemuProcess:
         """QEMU's own word for what the VM does, such as "running", "paused" or "io-error"."""
         answer = await self.execute("query-status")
         return answer.get("status") if isinstance(answer, dict) else None
+
+    async def reset(self) -> None:
+        """Press the reset button; a guest that has crashed runs again after it. Raises VmError."""
+        state = await self.run_state()
+        await self.execute("system_reset")
+        if state == _CRASHED:
+            # Answered before it is done; until then QEMU refuses to go on.
+            await self._wait_while(_CRASHED)
+            await self.execute("cont")
 
     async def freeze_disk(self, disk: Disk, path: Path) -> None:
         """Write to the new, empty overlay at `path` from now on; what was written so far is frozen.
@@ -388,8 +428,8 @@ def kill_orphan(qmp_socket: Path) -> bool:
     try:
         if not stat.S_ISSOCK(qmp_socket.lstat().st_mode):
             return False
-        with _connect(qmp_socket) as connection:
-            pid = _peer_pid(connection)
+        with connect_socket(qmp_socket) as connection:
+            pid = find_listener(connection)
         descriptor = os.pidfd_open(pid)
     except OSError:
         return False
@@ -409,7 +449,8 @@ def _read_picture(path: Path) -> bytes:
         return file.read(_MAX_PICTURE_BYTES)
 
 
-def _connect(path: Path) -> socket.socket:
+def connect_socket(path: Path) -> socket.socket:
+    """A connection to the unix socket at `path`; OSError where nobody listens."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(1)
@@ -420,7 +461,7 @@ def _connect(path: Path) -> socket.socket:
     return connection
 
 
-def _peer_pid(connection: socket.socket) -> int:
+def find_listener(connection: socket.socket) -> int:
     """The process that listens on a unix socket, as the kernel knows it (SO_PEERCRED)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]

@@ -28,7 +28,7 @@ _SEEN_BY_GUEST = {
     "-machine", "-cpu", "-smp", "-m", "-rtc", "-object", "-device", "-serial",
     "-kernel", "-initrd", "-append",
 }  # fmt: skip
-_WITHOUT_VALUE = {"-nodefaults", "-no-user-config"}
+_WITHOUT_VALUE = {"-nodefaults", "-no-user-config", "-S"}
 # UEFI's variables take half a megabyte.
 _MAX_FIRMWARE_BYTES = 64 << 20
 # Read at every start, in a hundredth of a second.

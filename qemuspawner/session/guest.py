@@ -14,9 +14,11 @@ from qemuspawner.qemu.image import create_layer
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
+from qemuspawner.qemu.walls import check_walls
 from qemuspawner.session.desktop import set_size
 from qemuspawner.session.ports import Ports
 from qemuspawner.session.prepare import Started
+from qemuspawner.spec import Wall
 from qemuspawner.texts import Text
 
 _QMP_TIMEOUT_S = 20
@@ -35,6 +37,9 @@ class Guest:
         self.qemu = QemuProcess(started.process, paths, log=log)
         self.agent = GuestAgent(paths.agent_socket) if machine.agent else None
         self.ports = Ports(self.qemu, {name: tool.port for name, tool in machine.web_tools.items()})
+        self.walls: tuple[Wall, ...] = ()  # seen around QEMU before it ran
+        self.file_limit_mib = started.file_limit_mib
+        self._jail = started.jail
         self._state = started.state
         self._paths = paths
         self.machine = machine
@@ -50,10 +55,17 @@ class Guest:
     async def connect(self) -> None:
         """Wait for QEMU, and let the guest run; raises VmError where it cannot."""
         await self.qemu.connect(timeout_s=_QMP_TIMEOUT_S)
+        self.walls = check_walls(self.qemu.pid, jail=self._jail)
+        self.limit_files(self.file_limit_mib)
         if self.plan.restores:
             await self._restore()
-            await self.qemu.execute("cont")
+        await self.qemu.execute("cont")
         await self._connect_clipboard(connected=True)
+
+    def limit_files(self, mib: int) -> None:
+        """Let the disk's file become so large; raises VmError where QEMU has ended."""
+        self.qemu.limit_files(mib)
+        self.file_limit_mib = mib
 
     async def _restore(self) -> None:
         saved, folder = self.plan.saved, self.plan.folder

@@ -31,7 +31,7 @@ from qemuspawner.qemu.host import (
     find_uefi,
 )
 from qemuspawner.qemu.image import check_image, create_layer, create_overlay
-from qemuspawner.qemu.jail import check_jail, in_jail, tie_to_parent
+from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
 from qemuspawner.qemu.lan import mac_address, opened_lan
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.qemu.network import Outside, plan_network
@@ -40,6 +40,7 @@ from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
 from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
+from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
 
@@ -80,6 +81,8 @@ class Started:
     vm: Vm
     plan: Plan
     process: "subprocess.Popen[bytes]"
+    jail: bool  # what has to be around it is not less
+    file_limit_mib: int  # from its first instruction on a guest's disk takes no more
     state: int | None = None  # the descriptor of what it waits for, as QEMU has it
 
 
@@ -313,13 +316,15 @@ def start_vm(
                 outside=outside,
                 resolv_conf=paths.resolv_conf if outside is not None else None,
             )
+        limit_mib = disk_limit_mib(spec, vm)
+        command = limited(command, file_mib=max_file_mib(spec, limit_mib))
         at = lan.descriptor if lan is not None else None
         inherited = [number for number in (memory.descriptor, state, at) if number is not None]
         process = start_qemu(
             tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
         )
     stack.callback(end_qemu, process)
-    return Started(vm=vm, plan=plan, process=process, state=state)
+    return Started(vm=vm, plan=plan, process=process, state=state, jail=spec.jail, file_limit_mib=limit_mib)
 
 
 def _plan_network(spec: SessionSpec, paths: SessionPaths) -> Outside | None:

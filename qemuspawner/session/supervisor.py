@@ -15,7 +15,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from subprocess import SubprocessError
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from msgspec import structs
 
@@ -36,6 +36,8 @@ from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.keep import Keeper, note_problem
 from qemuspawner.session.load import LoadMeter, find_busy, next_look_s
 from qemuspawner.session.notices import Notices
+from qemuspawner.session.oom import KILLED, OomWatch
+from qemuspawner.session.paused_disk import PausedDisk
 from qemuspawner.session.personal import personalise
 from qemuspawner.session.prepare import (
     Plan,
@@ -47,9 +49,11 @@ from qemuspawner.session.prepare import (
     prepare,
     start_vm,
 )
+from qemuspawner.session.pulse import Pulse
+from qemuspawner.session.troubles import Troubles
 from qemuspawner.session.turns import take_turn
 from qemuspawner.session.usage import UsageMeter
-from qemuspawner.spec import Load, SessionEnd, SessionSpec, SessionStatus, State, Step, SuspendOn
+from qemuspawner.spec import Act, Load, SessionEnd, SessionSpec, SessionStatus, State, Step, SuspendOn
 from qemuspawner.texts import Text, join_sentences
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
@@ -62,8 +66,6 @@ _RESTORED_AGENT_TIMEOUT_S = 30
 # So long a desktop may wait for others to become their users' own.
 _PATIENCE_S = 20
 _LAST_EVENT_S = 0.2
-# A paused disk is tried again so often.
-_RETRY_DISK_S = 30
 
 _LONGEST_SLEEP_S = 30
 
@@ -115,6 +117,9 @@ class Supervisor:
         self._usage = UsageMeter(cpus=spec.cpus, memory_mib=spec.memory_mib, clocks=self.clocks)
         self._extensions = Extensions(self.clocks)
         self._notices = Notices(self.clocks, spec)
+        self._troubles = Troubles(self._note_change)
+        self._disk: PausedDisk | None = None
+        self._oom = OomWatch()
         self._ending: Ending | None = None
         self._next: Plan | None = None  # what to go on with when this VM is stopped
         self._interrupted = asyncio.Event()  # the VM is to end, or to give way to the next one
@@ -133,12 +138,13 @@ class Supervisor:
     def status(self) -> SessionStatus:
         spec, clocks = self.spec, self.clocks
         plan = self._guest.plan if self._guest else None
+        trouble = self._troubles.worst if self._state in ("booting", "running") else None
         idle = clocks.idle_deadline if self._state == "running" else None
         return SessionStatus(
             session_id=spec.session_id,
             state=self._state,
-            message=self._message,
-            hint=self._hint,
+            message=trouble.message if trouble else self._message,
+            hint=trouble.hint if trouble else self._hint,
             steps=tuple(self._steps),
             progress=self._progress,
             machine=spec.machine.name,
@@ -159,8 +165,10 @@ class Supervisor:
             keyboard=self._guest.keyboard if self._guest else "",
             extension=self._extensions.newest,
             staff_message=self._notices.told,
+            trouble=trouble.trouble if trouble else None,
             viewers=self.count_viewers(),
             qemu_pid=self._guest.qemu.pid if self._guest else 0,
+            walls=self._guest.walls if self._guest else (),
             way=plan.way if plan else "",
             why=plan.why if plan else "",
             suspends=spec.suspend_on,
@@ -326,9 +334,13 @@ class Supervisor:
 
     async def _watch(self, guest: Guest) -> None:
         """Until the VM is to end, or to give way to another one."""
+        assert self.keeper is not None
+        self._disk = PausedDisk(guest, self.spec, self._troubles, lock=self.keeper.lock, log=self.log)
+        pulse = Pulse(guest, self._troubles)
         async with asyncio.TaskGroup() as watchers:
             tasks = [
-                watchers.create_task(self._watch_events(guest.qemu)),
+                watchers.create_task(self._watch_events(guest.qemu, self._disk, pulse)),
+                watchers.create_task(pulse.watch()),
                 watchers.create_task(self._watch_exit(guest.qemu)),
                 watchers.create_task(self._watch_clocks(guest)),
                 watchers.create_task(self._watch_use(guest)),
@@ -338,8 +350,10 @@ class Supervisor:
             ]
             await self._interrupted.wait()
             self._interrupted.clear()
+            self._disk.close()
             for task in tasks:
                 task.cancel()
+        self._troubles.clear()
 
     async def _end(self, guest: Guest, ending: Ending) -> None:
         if self._state == "suspended":
@@ -491,42 +505,40 @@ class Supervisor:
 
     # Watch
 
-    async def _watch_events(self, qemu: QemuProcess) -> None:
-        async with asyncio.TaskGroup() as waiting:
-            retry: asyncio.Task[None] | None = None
-            with qemu.events("SHUTDOWN", "BLOCK_IO_ERROR") as events:
-                async for event in events:
-                    data = event["data"]
-                    assert isinstance(data, dict)
-                    if event["event"] == "SHUTDOWN":
-                        self._shut_down_by_guest = bool(data.get("guest"))
-                    elif retry is None or retry.done():
-                        # One for each request that failed; one answer is enough for all.
-                        retry = waiting.create_task(self._ride_out(qemu, is_full=bool(data.get("nospace"))))
-
-    async def _ride_out(self, qemu: QemuProcess, *, is_full: bool) -> None:
-        """QEMU has paused the VM before anything was lost; go on after a while."""
-        self._message = (
-            Text("The host's disk is full: the machine is paused, and nothing is lost.")
-            if is_full
-            else Text("The host's disk fails: the machine is paused, and nothing is lost.")
-        )
-        self._hint = Text(
-            "It goes on when the disk can be written again, tried every {retry_disk_s} s.",
-            retry_disk_s=_RETRY_DISK_S,
-        )
-        self._note_change()
-        self.log.error("%s", self._message)
-        await asyncio.sleep(_RETRY_DISK_S)
-        self._message = self._hint = ""
-        self._note_change()
-        assert self.keeper is not None
-        # Not in the middle of a save, which has paused it for its own reasons.
-        async with self.keeper.lock:
+    async def _watch_events(self, qemu: QemuProcess, disk: PausedDisk, pulse: Pulse) -> None:
+        with qemu.events("SHUTDOWN", "BLOCK_IO_ERROR", "GUEST_PANICKED", "RESET") as events:
             with contextlib.suppress(VmError):
-                if await qemu.run_state() == "io-error":
-                    # Where the disk is still full, QEMU says so once more.
-                    await qemu.execute("cont")
+                await self._note_missed(qemu)
+            async for event in events:
+                data = event.get("data")
+                assert isinstance(data, dict)
+                match event["event"]:
+                    case "SHUTDOWN":
+                        self._shut_down_by_guest = bool(data.get("guest"))
+                    case "BLOCK_IO_ERROR":
+                        disk.note_failure(data)
+                    case "GUEST_PANICKED":
+                        self._note_crash()
+                    case "RESET":
+                        pulse.note_reset()
+
+    async def _note_missed(self, qemu: QemuProcess) -> None:
+        """What became of the VM before we listened, which a woken one's first instant is enough for."""
+        match await qemu.run_state():
+            case "io-error":
+                # It fails again at once, and says how.
+                await qemu.execute("cont")
+            case "guest-panicked":
+                self._note_crash()
+
+    def _note_crash(self) -> None:
+        self.log.warning("The guest's system says that it has crashed")
+        self._troubles.note(
+            "crashed",
+            Text("The machine's system has crashed."),
+            Text("Restart it; what was not saved in it is lost."),
+            acts=("reset",),
+        )
 
     async def _watch_exit(self, qemu: QemuProcess) -> None:
         code = await qemu.wait()
@@ -552,6 +564,16 @@ class Supervisor:
             )
             return
         self.log.error("QEMU ended with code %s: %s", code, qemu.last_words)
+        if code in KILLED and self._oom.look():
+            self.end(
+                Ending(
+                    reason=Text("The host ran out of memory, and ended the desktop for it."),
+                    hint=Text("Choose less memory, or tell the administrator."),
+                    failed=True,
+                    graceful=False,
+                )
+            )
+            return
         self.end(
             Ending(
                 reason=Text("The virtual machine ended unexpectedly."),
@@ -596,6 +618,7 @@ class Supervisor:
         await meter.look()
         self._usage.begin(meter.newest)
         while True:
+            self._oom.look()
             idle = self.clocks.idle_deadline
             await asyncio.sleep(next_look_s(None if idle is None else idle - self.clocks.now()))
             load = await meter.look()
@@ -687,7 +710,27 @@ class Supervisor:
             case "poweroff":
                 self.end(Ending(reason=Text("The desktop was switched off."), graceful=False))
             case "reset":
-                await qemu.execute("system_reset")
+                await qemu.reset()
+
+    async def act(self, act: Act, *, by: str) -> None:
+        """Do something about what is wrong with the desktop.
+
+        Raises:
+            QemuSpawnerError: It is of no help now, or fails.
+        """
+        qemu = self.running_guest().qemu
+        self._troubles.check_act(act)
+        self.log.info("Against the trouble: %s, asked for by %s", act, by)
+        assert self._disk is not None
+        match act:
+            case "retry":
+                self._disk.retry()
+            case "extend":
+                self._disk.extend()
+            case "reset":
+                await qemu.reset()
+            case _:
+                assert_never(act)
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""

@@ -61,6 +61,11 @@ export class Api {
     return this.#act("POST", "api/keyboard", { layout });
   }
 
+  /** Do something about what is wrong: one of what the status offers. */
+  actOnTrouble(act) {
+    return this.#act("POST", "api/trouble", { act });
+  }
+
   power(action) {
     return this.#act("POST", "api/power", { action });
   }

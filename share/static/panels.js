@@ -1,4 +1,4 @@
-// What the first picture need not wait for: people, files, checkpoints, sound, keyboards, more time, messages.
+// What the first picture need not wait for: people, files, checkpoints, sound, keyboards, more time, messages, troubles.
 
 import { Checkpoints } from "./checkpoints.js";
 import { Extension } from "./extension.js";
@@ -8,6 +8,7 @@ import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { Sound } from "./sound.js";
 import { StaffMessage } from "./staffmessage.js";
+import { Trouble } from "./trouble.js";
 import { setUpTyping } from "./typing.js";
 
 const byId = (id) => document.getElementById(id);
@@ -20,11 +21,12 @@ export class Panels {
   #pointers;
   #extension;
   #staffMessage;
+  #trouble;
   #keyboard;
 
-  /** `onGoBack` is called with the checkpoint that somebody wants back, and means it; `onStatus` takes the status
-   *  with which the session answers. */
-  constructor({ api, config, desktop, clipboard, events, onGoBack, onStatus }) {
+  /** `onGoBack` is called with the checkpoint that somebody wants back, and means it; `onPower` asks before it does
+   *  what it is called with; `onStatus` takes the status with which the session answers. */
+  constructor({ api, config, desktop, clipboard, events, onGoBack, onPower, onStatus }) {
     this.#files = new Files({ api, config });
     this.#checkpoints = new Checkpoints({ api, config, onGoBack });
     this.#sound = config.sound ? new Sound({ api, config }) : null;
@@ -37,6 +39,7 @@ export class Panels {
     });
     this.#extension = new Extension({ api, onStatus });
     this.#staffMessage = new StaffMessage();
+    this.#trouble = new Trouble({ api, onPower, onStatus });
     this.#keyboard = new Keyboard({ api, config, desktop, onStatus });
     setUpTyping(desktop, { give: (text) => clipboard.give(text) });
     // Who was quicker than this module has opened a menu that nobody has filled.
@@ -49,6 +52,7 @@ export class Panels {
   take(status) {
     this.#extension.take(status);
     this.#staffMessage.take(status);
+    this.#trouble.take(status);
     this.#keyboard.take(status);
     this.#checkpoints.obstacle = status.suspend_obstacle ?? "";
   }

@@ -508,7 +508,7 @@ function applyRole(role) {
 async function loadPanels() {
   if (!panels) {
     const { Panels } = await import("./panels.js");
-    panels ??= new Panels({ api, config, desktop, clipboard, events, onGoBack: goBack, onStatus: take });
+    panels ??= new Panels({ api, config, desktop, clipboard, events, onGoBack: goBack, onPower: changePower, onStatus: take });
     panels.role = status.you.role;
     panels.take(status);
     if (people) {
@@ -539,7 +539,7 @@ function tick() {
   byId("time-left").textContent = describe(left_s);
   byId("extend").hidden = !mayExtend;
   byId("extend").textContent = extendLabel;
-  const warning = trouble() ?? clock.warning;
+  const warning = clock.warning;
   byId("time").dataset.level = warning?.cause === "time" ? warning.level : "";
   document.title = warning ? t("{span} left – {title}", { span: describe(left_s), title: config.session_title }) : config.session_title;
   if (!warning || hiddenWarning === warning.cause + warning.level) {
@@ -561,14 +561,6 @@ function tick() {
       desktop.focus();
     },
   });
-}
-
-/** What the session says is wrong while it runs, such as a full disk. */
-function trouble() {
-  if (status.state !== "running" || !status.message) {
-    return null;
-  }
-  return { cause: status.message, level: "urgent", text: `${status.message} ${status.hint}`.trim() };
 }
 
 async function stir() {

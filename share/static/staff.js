@@ -457,15 +457,15 @@ function showSorting() {
 
 // Hosts
 
-function makeHost({ name, desktops: count, cpus, memory_mib: memory, drain }) {
+function makeHost({ name, desktops: count, cpus, memory_mib: memory, walls, drain }) {
   const row = document.createElement("tr");
   const head = cell("th", "name");
   head.scope = "row";
   head.textContent = name;
   const takes = drain ? t("No, says {name}: {reason}", { name: drain.by, reason: drain.reason }) : t("Yes");
-  const texts = [decimal(count), decimal(cpus), size(memory), takes];
+  const texts = [decimal(count), decimal(cpus), size(memory), describeWalls(walls), takes];
   const cells = texts.map((text, at) => {
-    const made = cell("td", at === 3 ? "name" : "");
+    const made = cell("td", at >= 3 ? "name" : "");
     made.textContent = text;
     return made;
   });
@@ -479,6 +479,16 @@ function makeHost({ name, desktops: count, cpus, memory_mib: memory, drain }) {
   action.append(button);
   row.append(head, ...cells, action);
   return row;
+}
+
+// In the order in which they are told; qemuspawner/spec.py has the same.
+const WALLS = ["seccomp", "privileges", "core", "oom", "capabilities", "processes", "files", "network", "ipc", "users"];
+
+/** The walls around the desktops of a host: all, or which of them are missing. */
+function describeWalls(walls) {
+  if (!walls) return "";
+  const missing = WALLS.filter((wall) => !walls.includes(wall));
+  return missing.length ? t("Without {walls}", { walls: missing.join(", ") }) : t("All");
 }
 
 async function startDrain(name) {

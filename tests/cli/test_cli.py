@@ -13,10 +13,11 @@ from qemuspawner import __version__
 from qemuspawner.cli import main
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import StatePaths
-from qemuspawner.qemu import network
+from qemuspawner.qemu import network, walls
 from qemuspawner.qemu.host import find_qemu
 from qemuspawner.qemu.network import check_network
 from qemuspawner.qemu.saving import fingerprint
+from qemuspawner.qemu.walls import ALWAYS, JAIL
 
 MACHINE = 'name = "Rocky 9"\nversion = "9.4"\n[image]\nfile = "disk.raw"\nformat = "raw"\n'
 
@@ -207,6 +208,20 @@ def test_doctor_says_which_networks_guests_can_have(
     assert command.run("doctor") == 0
     assert "warning  Guests can have the network 'none' only:" in command.out
     assert "needs the packages passt" in command.out
+
+
+def test_doctor_names_every_wall_that_stands(command: Command) -> None:
+    command.run("doctor")
+
+    told = [line.split("'")[1] for line in command.out.splitlines() if line.startswith("ok       The wall")]
+    assert told == [*ALWAYS, *JAIL]
+
+
+def test_doctor_fails_where_a_wall_does_not_stand(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walls, "SANDBOX", "off")
+
+    assert command.run("doctor") == 1
+    assert "error    The wall 'seccomp' does not stand" in command.out
 
 
 def test_doctor_fails_where_the_host_lacks_something(

@@ -5,7 +5,9 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
+import guests
 import hubs
 import keeping
 import live
@@ -89,6 +91,24 @@ async def test_what_people_write_is_text(hub: hubs.Hub, page: Page) -> None:
     assert await page.title() != "ran"
     SCREENSHOTS.mkdir(exist_ok=True)
     await page.screenshot(path=SCREENSHOTS / "home-hostile.png", full_page=True)
+
+
+async def test_a_desktop_whose_system_has_crashed_says_so_on_its_card(
+    hub: hubs.Hub, page: Page, machines_dir: Path, state_dir: Path
+) -> None:
+    """A real guest, that says so by the panic device."""
+    hubs.add_machine(machines_dir, state_dir, "panic")
+    (disk,) = (state_dir / "images" / "panic").iterdir()
+    disk.unlink()
+    guests.make_disk(disk, sector=guests.boot_sector(guests.PANICKER))
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {"machine": "panic"}, server_name="desk")
+    await hub.wait_until_ready("alice", server_name="desk")
+
+    await page.reload()
+
+    card = page.get_by_role("article", name="“desk”")
+    await expect(card).to_contain_text("Its system has crashed. Open it to restart the machine.")
 
 
 async def test_a_new_desktop_has_a_name_and_is_started_by_the_form(hub: hubs.Hub, page: Page) -> None:

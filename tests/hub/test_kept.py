@@ -255,6 +255,8 @@ async def test_a_full_quota_keeps_nobody_from_what_is_kept(standin: StartHub, op
         ("keep_for", 5),
         ("checkpoint_every", "-1 h"),
         ("saved_quota", "much"),
+        ("disk_limit", "little"),
+        ("max_disk_limit", -1),
         ("suspend_on", ["sometimes"]),
         ("max_checkpoints", -1),
     ],
@@ -272,6 +274,8 @@ async def test_the_session_is_told_the_settings(standin: StartHub) -> None:
         checkpoint_every="1 h",
         max_checkpoints=4,
         templates=False,
+        disk_limit="20 GiB",
+        max_disk_limit="60 GiB",
     )
     alice = await hub.with_token("alice")
 
@@ -279,6 +283,7 @@ async def test_the_session_is_told_the_settings(standin: StartHub) -> None:
     spec = await spec_of(hub, "alice")
 
     assert (spec.suspend_on, spec.keep_s, spec.quota_mib) == (("idle",), 2 * 86400, 3072)
+    assert (spec.disk_limit_mib, spec.max_disk_limit_mib) == (20 * 1024, 60 * 1024)
     assert (spec.checkpoint_every_s, spec.max_checkpoints, spec.templates) == (3600, 4, False)
 
 

@@ -11,7 +11,7 @@ import pytest
 from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.command import qemu_args
-from qemuspawner.qemu.jail import in_jail, tie_to_parent
+from qemuspawner.qemu.jail import in_jail, limited, tie_to_parent
 from qemuspawner.qemu.vm import Memory, Vm, make_vm
 
 PATHS = StatePaths(root=Path("/state")).session("0123456789abcdef0123")
@@ -65,8 +65,9 @@ def test_qemu_is_given_what_the_golden_file_says(
 def test_the_jail_is_what_the_golden_file_says(
     compare_with_golden: Callable[[str, list[str]], None],
 ) -> None:
-    command = in_jail(["qemu"], work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
-    compare_with_golden("jail", tie_to_parent(command, parent_pid=4711))
+    qemu = ["/usr/bin/qemu-system-x86_64"]
+    command = in_jail(qemu, work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
+    compare_with_golden("jail", tie_to_parent(limited(command, file_mib=4096), parent_pid=4711))
 
 
 def test_a_path_with_commas_stays_one_value() -> None:

@@ -82,6 +82,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST!", "api/keyboard"): forged(409),
     ("POST", "api/power"): OWNER,
     ("POST!", "api/power"): forged(200),
+    ("POST", "api/trouble"): controllers(409),  # nothing is wrong
+    ("POST!", "api/trouble"): forged(409),
     ("GET", "api/checkpoints"): OWNER,
     ("POST", "api/checkpoints"): owner(503),  # this machine cannot be saved
     ("POST!", "api/checkpoints"): forged(503),
@@ -145,6 +147,7 @@ PATHS = {
 }
 BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
+    "api/trouble": {"act": "retry"},
     "api/files/folders": {"folder": "", "name": "new"},
     "api/extension": {"grant": False},
     "api/about": {"name": "Night run"},

@@ -235,6 +235,13 @@ async def test_many_are_stopped_after_a_question_that_says_how_many(hub: live.Li
     assert (await hub.servers("bob"))["desk"]["ready"]
 
 
+async def test_the_walls_around_a_hosts_desktops_are_told(page: Page) -> None:
+    """As each session saw them around its own QEMU."""
+    row = page.locator("#host-rows tr").filter(has_text=platform.node())
+
+    await expect(row.get_by_role("cell", name="All", exact=True)).to_be_visible()
+
+
 async def test_a_drained_host_takes_nothing_new_until_that_is_undone(hub: live.LiveHub, page: Page) -> None:
     host = platform.node()
     await page.get_by_role("button", name=f"Drain {host}…").click()

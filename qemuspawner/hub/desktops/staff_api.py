@@ -6,6 +6,7 @@ its people see, and hosts, which are everybody's, are not theirs to drain.
 
 import json
 import platform
+from collections.abc import Iterable
 
 from jupyterhub import apihandlers
 from jupyterhub.apihandlers.base import APIHandler
@@ -17,6 +18,7 @@ from qemuspawner.hub.desktops.api import DesktopsHandler
 from qemuspawner.hub.desktops.overview import describe, find_spawners, overview_of
 from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.records import Records
+from qemuspawner.spec import SessionStatus, Wall
 from qemuspawner.texts import Text
 
 _MAX_REASON = 200
@@ -73,9 +75,15 @@ class MessageHandler(DesktopsHandler):
 
 class HostsHandler(StaffHandler):
     @needs_scope("admin:servers")  # type: ignore[untyped-decorator]
-    def get(self) -> None:
-        """The hosts that run desktops, are drained or take the next one, with what was promised there."""
-        active = [spawner.known for spawner in find_spawners(self.users) if spawner.active]
+    async def get(self) -> None:
+        """The hosts that run desktops, are drained or take the next one, with what was promised there.
+
+        `walls` are those that stand around all desktops there, as their sessions saw them; null where none
+        has said.
+        """
+        spawners = [spawner for spawner in find_spawners(self.users) if spawner.active]
+        statuses = await overview_of(self.settings).look(spawners)
+        active = [spawner.known for spawner in spawners]
         drains = list_drains(self.records)
         names = {known.node for known in active} | drains.keys() | {platform.node()}
         hosts = []
@@ -88,10 +96,21 @@ class HostsHandler(StaffHandler):
                     "desktops": len(here),
                     "cpus": sum(known.cpus for known in here),
                     "memory_mib": sum(known.memory_mib for known in here),
+                    "walls": _common_walls(
+                        status
+                        for spawner, status in statuses.items()
+                        if status is not None and spawner.known.node == name
+                    ),
                     "drain": found and {"reason": found.reason, "by": found.by, "since": found.since},
                 }
             )
         self.write(json.dumps({"hosts": hosts}))
+
+
+def _common_walls(statuses: Iterable[SessionStatus]) -> list[Wall] | None:
+    # A desktop that is only starting has none to show yet.
+    seen = [status.walls for status in statuses if status.walls]
+    return [wall for wall in seen[0] if all(wall in walls for walls in seen)] if seen else None
 
 
 class DrainHandler(StaffHandler):

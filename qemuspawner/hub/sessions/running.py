@@ -82,6 +82,7 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
         "stop_sleeps": "stop" in status.suspends and not status.suspend_obstacle,
         "sleeps": "lifetime" in status.suspends and not status.suspend_obstacle,
         "awake": list(status.awake),
+        "trouble": status.trouble.kind if status.trouble else "",
         "viewers": status.viewers,
         **spawner.on_proposal,
         "extension": None

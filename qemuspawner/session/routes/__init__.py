@@ -25,6 +25,7 @@ from qemuspawner.session.routes.control import (
     SuspendHandler,
     ThumbnailHandler,
     TicketHandler,
+    TroubleHandler,
 )
 from qemuspawner.session.routes.events import EventsHandler
 from qemuspawner.session.routes.files import (
@@ -74,6 +75,7 @@ ROUTES = (
     Route("api/about", AboutHandler),
     Route("api/keyboard", KeyboardHandler),
     Route("api/power", PowerHandler),
+    Route("api/trouble", TroubleHandler),
     Route("api/suspend", SuspendHandler),
     Route("api/checkpoints", CheckpointsHandler),
     Route("api/checkpoints/([0-9a-f]+)", CheckpointHandler),

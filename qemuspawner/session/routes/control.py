@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 from tornado import web
 
@@ -12,6 +12,7 @@ from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.session.access import Tickets
 from qemuspawner.session.routes.base import Handler, Refusal
 from qemuspawner.session.thumbnails import Thumbnails
+from qemuspawner.spec import Act
 from qemuspawner.texts import Text
 
 # Shorter than the proxies in between wait.
@@ -172,6 +173,22 @@ class SuspendHandler(Handler):
 
     async def post(self) -> None:
         await self.supervisor.suspend(by=self.person.name)
+        self.write_status()
+
+
+class TroubleHandler(Handler):
+    """What can be done about what is wrong with the desktop; what its status offers."""
+
+    least = "control"
+
+    async def post(self) -> None:
+        known: tuple[Act, ...] = get_args(Act)
+        asked = self.body().get("act")
+        act = next((act for act in known if act == asked), None)
+        if act is None:
+            raise web.HTTPError(400, f"'act' must be one of {', '.join(known)}.")
+        await self.supervisor.act(act, by=self.person.name)
+        self.audit("trouble", act=act)
         self.write_status()
 
 

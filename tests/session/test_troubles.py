@@ -1,0 +1,311 @@
+"""Guests that fill their disk, crash, or fall silent: said so, and their people can do something about it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import guests
+import pytest
+import vms
+from msgspec import structs
+
+from qemuspawner.errors import SessionError, VmError
+from qemuspawner.session import prepare
+from qemuspawner.session.oom import count_kills
+from qemuspawner.session.pulse import Pulse
+from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.troubles import Troubles
+from qemuspawner.spec import SessionSpec, SessionStatus
+
+
+def make_spec(folder: Path, code: bytes, **keys: Any) -> SessionSpec:
+    """A session of a guest that runs `code`, on a disk of 64 MiB."""
+    disk = guests.make_disk(folder / "disk", sector=guests.boot_sector(code))
+    image = {"file": str(disk), "format": "raw", "disk": "64 MiB"}
+    return vms.make_spec(folder, vms.make_machine(image=image, shutdown="1 s"), **keys)
+
+
+def is_trouble(kind: str, *acts: str) -> Any:
+    return lambda status: (
+        status.trouble is not None and status.trouble.kind == kind and status.trouble.acts == acts
+    )
+
+
+def is_calm(status: SessionStatus) -> bool:
+    return status.trouble is None and status.message == ""
+
+
+def written_bytes(supervisor: Supervisor, spec: SessionSpec) -> int:
+    assert supervisor.keeper is not None
+    return supervisor.keeper.paths.overlay(0).stat().st_size
+
+
+async def test_a_guest_that_writes_more_than_it_may_is_paused_and_goes_on_with_more_room(
+    tmp_path: Path,
+) -> None:
+    """Three times: at the limit, at the extended limit, and where no more is allowed."""
+    spec = make_spec(tmp_path, guests.WRITER, disk_limit_mib=8, max_disk_limit_mib=20)
+    async with vms.supervised(spec) as supervisor:
+        status = await vms.wait_for_status(supervisor, is_trouble("disk-limit", "extend"))
+        assert "all that it may, 8 MiB: the machine is paused, and nothing is lost" in status.message
+        assert 7 << 20 < written_bytes(supervisor, spec) <= 8 << 20
+
+        await supervisor.act("extend", by="alice")
+
+        await vms.wait_for_status(supervisor, lambda status: "16 MiB" in status.message)
+        assert 15 << 20 < written_bytes(supervisor, spec) <= 16 << 20
+
+        await supervisor.act("extend", by="alice")
+
+        status = await vms.wait_for_status(supervisor, is_trouble("disk-limit"))
+        assert "20 MiB" in status.message
+        with pytest.raises(SessionError, match="nothing that this would help"):
+            await supervisor.act("extend", by="alice")
+        assert written_bytes(supervisor, spec) <= 20 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 64 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+async def test_a_full_disk_of_the_host_pauses_until_there_is_room(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # That such a host starts nothing is another test.
+    monkeypatch.setattr(prepare, "check_disk", lambda _folder: None)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(40 << 20))
+    spec = structs.replace(make_spec(tmp_path, guests.WRITER), state_dir=str(small_disk))
+    async with vms.supervised(spec) as supervisor:
+        status = await vms.wait_for_status(supervisor, is_trouble("disk-full", "retry"))
+        assert status.message == "The host's disk is full: the machine is paused, and nothing is lost."
+        full = written_bytes(supervisor, spec)
+        await supervisor.act("retry", by="alice")
+        assert is_trouble("disk-full", "retry")(supervisor.status())
+        filler.unlink()
+
+        await supervisor.act("retry", by="alice")
+
+        await vms.wait_for_status(supervisor, is_calm)
+        assert await supervisor.running_guest().qemu.run_state() == "running"
+        while written_bytes(supervisor, spec) <= full:
+            await supervisor.running_guest().qemu.run_state()
+
+
+async def test_a_guest_that_talks_on_its_serial_port_fills_nothing(tmp_path: Path) -> None:
+    """A ring of 64 KiB in QEMU, several times around; no line of it in a log, no byte in a file."""
+    spec = make_spec(tmp_path, guests.CHATTERER)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+        qemu = supervisor.running_guest().qemu
+        assert supervisor.keeper is not None
+        before = sizes(supervisor.keeper.paths.root)
+        heard = 0
+        while heard < 4 * 65536:
+            said = await qemu.execute("ringbuf-read", device="serial0", size=65536)
+            assert isinstance(said, str)
+            assert set(said) <= {"A"}
+            heard += len(said)
+
+        assert sizes(supervisor.keeper.paths.root) == before
+        assert qemu.last_words == ""
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def short_of_memory() -> Iterator[Callable[[int], None]]:
+    """Puts a process where it gets no more than 64 MiB from then on."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    top = Path("/sys/fs/cgroup") if unified else Path("/sys/fs/cgroup/memory")
+    group = top / f"qemuspawner-test-{os.getpid()}"
+    if unified:
+        (top / "cgroup.subtree_control").write_text("+memory")
+    group.mkdir()
+    (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(64 << 20))
+    yield lambda pid: (group / "cgroup.procs").write_text(str(pid)) and None
+    group.rmdir()
+
+
+async def test_a_desktop_that_the_kernel_ended_for_want_of_memory_says_so(
+    tmp_path: Path, short_of_memory: Callable[[int], None]
+) -> None:
+    spec = make_spec(tmp_path, guests.EATER, memory_mib=512)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+        qemu = supervisor.running_guest().qemu
+        short_of_memory(qemu.pid)
+        keys = [{"type": "qcode", "data": "a"}]
+
+        # The firmware may still be at work, and takes no key then.
+        while qemu.running:
+            with contextlib.suppress(VmError):
+                await qemu.execute("send-key", keys=keys)
+
+        status = await vms.wait_for_status(supervisor, lambda status: status.state == "failed")
+        assert status.message == "The host ran out of memory, and ended the desktop for it."
+
+
+async def test_a_desktop_that_somebody_killed_is_not_out_of_memory(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, guests.SPINNER)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+
+        os.kill(supervisor.running_guest().qemu.pid, signal.SIGKILL)
+
+        status = await vms.wait_for_status(supervisor, lambda status: status.state == "failed")
+        assert status.message == "The virtual machine ended unexpectedly."
+
+
+def test_kills_are_counted_in_our_group_of_either_version(tmp_path: Path) -> None:
+    """Where the host's own count is not to be read, as in some containers."""
+    files = {
+        "proc/self/cgroup": "7:cpu,memory:/old/job\n0::/new/job\nother:nonsense:/\n",
+        "cgroup/memory/old/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+        "cgroup/new/job/memory.events": "low 0\noom 7\noom_kill 3\noom_group_kill 9\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert count_kills(proc=tmp_path / "proc", cgroups=tmp_path / "cgroup") == 5
+
+
+async def test_a_guest_with_room_for_its_whole_disk_fills_it_and_runs(tmp_path: Path) -> None:
+    """Its writes past the disk's end are its own errors."""
+    spec = make_spec(tmp_path, guests.WRITER)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+        guest = supervisor.running_guest()
+        while written_bytes(supervisor, spec) < 62 << 20:
+            await guest.qemu.execute("query-status")
+
+        assert await guest.qemu.run_state() == "running"
+        assert is_calm(supervisor.status())
+
+
+async def test_a_guest_that_says_it_has_crashed_is_paused_and_can_be_restarted(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, guests.PANICKER)
+    async with vms.supervised(spec) as supervisor:
+        status = await vms.wait_for_status(supervisor, is_trouble("crashed", "reset"))
+        assert status.message == "The machine's system has crashed."
+        assert await supervisor.running_guest().qemu.run_state() == "guest-panicked"
+
+        await supervisor.act("reset", by="alice")
+
+        # It boots, and crashes again.
+        await vms.wait_for_status(supervisor, is_calm)
+        await vms.wait_for_status(supervisor, is_trouble("crashed", "reset"))
+
+
+async def test_without_a_trouble_there_is_nothing_to_be_done(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, guests.SPINNER)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+
+        with pytest.raises(SessionError, match="nothing that this would help"):
+            await supervisor.act("reset", by="alice")
+
+
+class FakeGuest:
+    """As far as its pulse is felt."""
+
+    def __init__(self) -> None:
+        self.qemu = self.agent = self
+        self.state: object = "running"
+        self.answers = True
+
+    async def run_state(self) -> object:
+        if self.state is None:
+            raise VmError("QEMU did not answer.")
+        return self.state
+
+    async def execute(self, command: str) -> object:
+        assert command == "guest-ping"
+        if not self.answers:
+            raise VmError("The guest agent did not answer.")
+        return {}
+
+
+class TestPulse:
+    guest: FakeGuest
+    pulse: Pulse
+    troubles: Troubles
+
+    @pytest.fixture(autouse=True)
+    def feel(self) -> None:
+        self.guest = FakeGuest()
+        self.troubles = Troubles(lambda: None)
+        self.pulse = Pulse(self.guest, self.troubles)  # type: ignore[arg-type]
+
+    async def look(self, times: int) -> tuple[str, ...] | None:
+        """What could be done after so many looks; None where nothing is wrong."""
+        for _ in range(times):
+            await self.pulse.look()
+        return None if self.troubles.worst is None else self.troubles.worst.trouble.acts
+
+    async def test_a_guest_that_stops_answering_can_be_restarted(self) -> None:
+        await self.look(1)
+        self.guest.answers = False
+
+        assert await self.look(2) is None
+        assert await self.look(1) == ("reset",)
+
+        self.guest.answers = True
+        assert await self.look(1) is None
+
+    async def test_a_guest_whose_agent_never_answered_is_not_called_silent(self) -> None:
+        self.guest.answers = False
+
+        assert await self.look(10) is None
+
+    async def test_a_guest_that_boots_anew_is_given_time(self) -> None:
+        await self.look(1)
+        self.guest.answers = False
+        await self.look(3)
+
+        self.pulse.note_reset()
+
+        assert await self.look(10) is None
+
+    async def test_a_paused_guest_need_not_answer(self) -> None:
+        await self.look(1)
+        self.guest.answers, self.guest.state = False, "paused"
+
+        assert await self.look(10) is None
+
+    async def test_a_qemu_that_hangs_is_told_from_a_guest(self) -> None:
+        self.guest.state = None
+
+        assert await self.look(3) == ()
+
+
+async def test_a_desktop_that_is_paused_for_its_disk_sleeps_and_goes_on_with_new_room(tmp_path: Path) -> None:
+    """The write that was not done waits in what is saved, and is done on the new layer."""
+    spec = make_spec(tmp_path, guests.WRITER, disk_limit_mib=8, max_disk_limit_mib=8, suspend_on=("stop",))
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, is_trouble("disk-limit"))
+        await supervisor.suspend(by="alice")
+        assert supervisor.status().state == "suspended"
+
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, is_trouble("disk-limit"))
+
+        assert supervisor.status().way == "woken"
+        assert supervisor.keeper is not None
+        paths = supervisor.keeper.paths
+        below, now = paths.layers / "disk-0.qcow2", paths.overlay(1)
+        assert 7 << 20 < below.stat().st_size <= 8 << 20
+        assert 7 << 20 < now.stat().st_size <= 8 << 20
