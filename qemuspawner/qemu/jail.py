@@ -51,19 +51,20 @@ def in_jail(
     work_dir: Path,
     files: Sequence[Path],
     kvm: bool,
+    devices: Sequence[Path] = (),
     outside: Outside | None = None,
     resolv_conf: Path | None = None,
 ) -> list[str]:
     """`command` in its own namespaces, in `work_dir`, the only place it may write to.
 
-    It may read `files` and the programs and libraries of the host, at their usual paths. Its network leads
-    nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
+    It may use `devices`, and read `files` and the programs and libraries of the host, at their usual paths.
+    Its network leads nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
     """
     binds: list[str] = []
     for path in files:
         binds += ["--ro-bind", str(path), str(path)]
-    if kvm:
-        binds += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    for node in (*([Path("/dev/kvm")] if kvm else []), *devices):
+        binds += ["--dev-bind", str(node), str(node)]
     if resolv_conf is not None:
         binds += ["--ro-bind", str(resolv_conf), "/etc/resolv.conf"]
     # Behind `outside` it has no rights either: its user namespace is another one than its network's.

@@ -11,6 +11,7 @@ from qemuspawner.machine import Machine
 from qemuspawner.paths import SessionPaths
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.image import create_layer
+from qemuspawner.qemu.passing import function_args
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
@@ -35,6 +36,8 @@ class Guest:
         self.qemu = QemuProcess(started.process, paths, log=log)
         self.agent = GuestAgent(paths.agent_socket) if machine.agent else None
         self.ports = Ports(self.qemu, {name: tool.port for name, tool in machine.web_tools.items()})
+        self.has_gpu = bool(started.vm.gpus)
+        self._late_gpus = started.vm.gpus if started.vm.late_gpus else ()
         self._state = started.state
         self._paths = paths
         self.machine = machine
@@ -52,6 +55,9 @@ class Guest:
         await self.qemu.connect(timeout_s=_QMP_TIMEOUT_S)
         if self.plan.restores:
             await self._restore()
+            # Before it goes on: where one cannot be plugged in, nothing is lost by another way to start.
+            for device in function_args(self._late_gpus):
+                await self.qemu.plug(device)
             await self.qemu.execute("cont")
         await self._connect_clipboard(connected=True)
 
