@@ -32,7 +32,7 @@ test: ## install everything, build the demo machine, run the tests (or those nam
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
 		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest $(TESTS)
 
-# Apart from the others: it takes 4 minutes without KVM, as guests run by emulated virtualization in an emulated host.
+# Apart from the others: it takes 3 to 6 minutes without KVM, as guests run by emulated virtualization in an emulated host.
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM
 	@scripts/setup test
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" $(BIN)/pytest tests/nested/gpu.py

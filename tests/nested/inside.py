@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qemuspawner.cli import main
+from qemuspawner.errors import SessionError
 from qemuspawner.gpus import find_gpus
 from qemuspawner.hub.admission.gpu_units import find_units
 from qemuspawner.machines.catalogue import load_machine
@@ -26,6 +27,7 @@ from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.qemu import host, process
 from qemuspawner.qemu.host import find_qemu, kvm_works
 from qemuspawner.session import guest as session_guest
+from qemuspawner.session.gpus import take_gpus
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.prepare import prepare
 from qemuspawner.spec import Gpus, SessionSpec
@@ -147,7 +149,7 @@ async def start_desktop(spec: SessionSpec, name: str) -> None:
             listed = ""
             for _ in range(100):
                 _, listed = await guest.agent.run("/bin/sh", "-c", _LIST, timeout_s=60)
-                if listed.count("bochs") == 1:
+                if listed.count("bochs") == 1 and listed.count("snd_hda") == 2:
                     break
                 await asyncio.sleep(0.3)
             free = [not is_busy(find_node(address)) for address in (GPU, OTHER)]
@@ -186,9 +188,6 @@ def is_busy(node: Path) -> bool:
 
 def taken_by_another(spec: SessionSpec) -> str:
     """What a second session is told that may take the same GPU only, in a process of its own."""
-    from qemuspawner.errors import SessionError
-    from qemuspawner.session.gpus import take_gpus
-
     read, write = os.pipe()
     if os.fork() == 0:
         with contextlib.ExitStack() as stack:
@@ -215,7 +214,8 @@ def run() -> None:
     begin = time.monotonic()
     tell("warm", run_command("warm", "debian-desktop", "--cpus=1", f"--memory={MEMORY_MIB} MiB"))
     tell("warm_seconds", round(time.monotonic() - begin, 1))
-    asyncio.run(start_desktop(make_spec("plugged", OTHER, templates=True), "plugged"))
+    asyncio.run(start_desktop(make_spec("plugged", GPU, templates=True), "plugged"))
 
 
-run()
+if __name__ == "__main__":
+    run()
