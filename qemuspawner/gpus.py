@@ -1,6 +1,7 @@
 """The GPUs of this host, as the kernel lists them below /sys; looking needs no rights and changes nothing."""
 
 import contextlib
+import fnmatch
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -11,10 +12,24 @@ from pathlib import Path
 _PCI_IDS = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.ids"))
 # Display controllers: VGA compatible, 3D, and other ones. Source: PCI Code and ID Assignment, 1.4.
 _DISPLAY = "0x03"
+# Bridges are in the IOMMU groups of what is behind them, and stay the host's.
+_BRIDGE = "0x06"
+# A device has six windows (BARs); its ROM and those of bridges follow. Source: linux/pci.h, linux/ioport.h.
+_BARS = 6
+_IS_MEMORY = 0x200
 ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", re.ASCII)
 # "GA102 [GeForce RTX 3090]": what people call it stands in brackets, after the chip.
 _BRACKETS = re.compile(r"\[([^\]]+)\]\s*$")
 _ID = re.compile(r"(\t?)([0-9a-f]{4})  (.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """What else is in a GPU's IOMMU group, such as its sound: it goes where the GPU goes."""
+
+    address: str
+    driver: str = ""  # "" where none has it
+    is_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +44,10 @@ class Gpu:
     driver: str = ""  # "" where none has it
     iommu_group: int | None = None  # None where the host's IOMMU is off
     memory_mib: int | None = None  # None where its driver does not tell
+    bar_mib: int = 0  # the largest of its memory windows (BARs): all of its memory, or a part
+    numa_node: int | None = None  # None where the host has one, or does not tell
+    can_reset: bool = False  # the kernel can: else the next guest finds what the last one left in it
+    companions: tuple[Companion, ...] = ()
 
 
 def find_gpus(sysfs: Path = Path("/sys"), *, pci_ids: Iterable[Path] = _PCI_IDS) -> list[Gpu]:
@@ -58,25 +77,29 @@ def find_gpus(sysfs: Path = Path("/sys"), *, pci_ids: Iterable[Path] = _PCI_IDS)
             vendor=names.get((vendor, ""), vendor),
             model=names.get((vendor, device), f"{vendor}:{device}"),
             driver=_link(folder / "driver"),
-            iommu_group=int(group) if (group := _link(folder / "iommu_group")).isdecimal() else None,
+            iommu_group=_number(_link(folder / "iommu_group")),
             memory_mib=_memory_mib(folder),
+            bar_mib=_bar_mib(folder),
+            numa_node=_number(_read(folder / "numa_node")),
+            can_reset=bool(_read(folder / "reset_method")),
+            companions=_find_companions(folder, sysfs),
         )
         for folder, vendor, device in found
     ]
 
 
-def choose_allowed(gpus: Iterable[Gpu], allowed: Collection[str]) -> list[Gpu]:
-    """Those whose address or model is in `allowed`; capitals do not count."""
-    wanted = {name.lower() for name in allowed}
-    return [gpu for gpu in gpus if gpu.address in wanted or gpu.model.lower() in wanted]
+def choose_allowed(gpus: Iterable[Gpu], allowed: Collection[str], denied: Collection[str] = ()) -> list[Gpu]:
+    """Those whose address or model is in `allowed` and not in `denied`, also by patterns such as "*"."""
+    return [
+        gpu
+        for gpu in gpus
+        if is_named(allowed, gpu.address, gpu.model) and not is_named(denied, gpu.address, gpu.model)
+    ]
 
 
-def count_models(gpus: Iterable[Gpu]) -> dict[str, int]:
-    """How many there are of each model."""
-    counts: dict[str, int] = {}
-    for gpu in gpus:
-        counts[gpu.model] = counts.get(gpu.model, 0) + 1
-    return counts
+def is_named(patterns: Iterable[str], *names: str) -> bool:
+    """Whether one of `names` fits one of `patterns`; capitals do not count."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns for name in names)
 
 
 def _devices(sysfs: Path) -> list[Path]:
@@ -102,6 +125,40 @@ def _link(link: Path) -> str:
         return link.readlink().name
     except OSError:
         return ""
+
+
+def _number(text: str | None) -> int | None:
+    """None for anything else, also for the kernel's "-1"."""
+    return int(text) if text and text.isdecimal() else None
+
+
+def _bar_mib(folder: Path) -> int:
+    """Each line of `resource` is a window: first and last byte, and flags."""
+    largest = 0
+    for line in (_read(folder / "resource") or "").splitlines()[:_BARS]:
+        with contextlib.suppress(ValueError):
+            first, last, flags = (int(word, 16) for word in line.split())
+            if flags & _IS_MEMORY and last > first:
+                largest = max(largest, last - first + 1)
+    return largest >> 20
+
+
+def _find_companions(folder: Path, sysfs: Path) -> tuple[Companion, ...]:
+    group = _link(folder / "iommu_group")
+    try:
+        members = sorted(
+            entry.name for entry in (sysfs / "kernel/iommu_groups" / group / "devices").iterdir()
+        )
+    except OSError:
+        return ()
+    found = []
+    for address in members:
+        device = sysfs / "bus/pci/devices" / address
+        kind = _read(device / "class") or ""
+        if address != folder.name and not kind.startswith(_BRIDGE):
+            is_gpu = kind.startswith(_DISPLAY)
+            found.append(Companion(address=address, driver=_link(device / "driver"), is_gpu=is_gpu))
+    return tuple(found)
 
 
 def _memory_mib(folder: Path) -> int | None:

@@ -58,6 +58,7 @@ class Memory(_Table, frozen=True, kw_only=True):
 
 class Gpu(_Table, frozen=True, kw_only=True):
     need: Literal["none", "optional", "required"] = "none"
+    plug: bool = True  # an optional one may come when the guest runs already: the template is used
 
 
 class Lifetime(_Table, frozen=True, kw_only=True):

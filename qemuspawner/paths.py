@@ -75,6 +75,11 @@ class StatePaths:
         return self.root / "sessions"
 
     @property
+    def gpus(self) -> Path:
+        """`gpus/`: a file for each GPU, locked by the session that has it."""
+        return self.root / "gpus"
+
+    @property
     def templates(self) -> Path:
         """`templates/MACHINE-DIGEST/`: saved VMs that sessions start from, written by `qemuspawner warm`."""
         return self.root / "templates"

@@ -84,6 +84,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int
     memory_mib: int
     gpus: Gpus | None = None  # what was promised
+    # What may be taken for them: PCI addresses, or ADDRESS/TYPE for a mediated device of that GPU.
+    gpu_devices: tuple[str, ...] = ()
     lifetime_s: int
     max_lifetime_s: int  # what extending can reach, counted from the start
     idle_s: int = 0  # 0: never ends for being idle
@@ -229,6 +231,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     notes: str = ""  # what they want to remember about it
     cpus: int = 0
     memory_mib: int = 0
+    gpus: Gpus | None = None  # what it has
     accelerator: Literal["", "kvm", "tcg"] = ""
     now: float = 0
     started: float = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qemuspawner import __version__
-from qemuspawner.cli import audit, doctor, machines, warm
+from qemuspawner.cli import audit, doctor, gpu, machines, warm
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths, default_state
 
@@ -68,5 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     machines.add_commands(commands)
     warm.add_commands(commands)
     doctor.add_command(commands)
+    gpu.add_commands(commands)
     audit.add_command(commands)
     return parser

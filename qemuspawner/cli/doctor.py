@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qemuspawner.errors import HostError
+from qemuspawner.gpus import find_gpus
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.machines.warm import list_templates
@@ -28,6 +29,7 @@ from qemuspawner.qemu.lan import find_bridge_helper
 from qemuspawner.qemu.network import check_network
 from qemuspawner.qemu.walls import ALWAYS, JAIL, MEANINGS, try_walls
 from qemuspawner.units import render_mib
+from qemuspawner.vfio import find_obstacles
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -155,6 +157,18 @@ def _find_on_host(state: StatePaths) -> Iterator[Finding]:
         yield Finding(level="ok", text=f"{render_mib(free_mib)} are free in {folder}.")
     except HostError as exc:
         yield _error(exc)
+    yield from _find_in_gpus()
+
+
+def _find_in_gpus() -> Iterator[Finding]:
+    """Which GPUs desktops can have; a host without any needs no word of it."""
+    gpus = find_gpus()
+    passed = sum(not find_obstacles(gpu) for gpu in gpus)
+    if passed:
+        yield Finding(level="ok", text=f"{passed} of {len(gpus)} GPUs can be passed on to desktops.")
+    elif gpus:
+        hint = "'qemuspawner gpu check' says what is missing, where desktops shall have them."
+        yield Finding(level="ok", text="No GPU is passed on to desktops.", hint=hint)
 
 
 def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:

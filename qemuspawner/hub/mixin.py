@@ -693,6 +693,7 @@ class QemuSpawnerMixin(
             cpus=options.cpus,
             memory_mib=options.memory_mib,
             gpus=options.gpus,
+            gpu_devices=self.find_gpu_devices(options.gpus),
             lifetime_s=options.lifetime_s,
             max_lifetime_s=options.max_lifetime_s,
             idle_s=int(options.machine.lifetime.idle),

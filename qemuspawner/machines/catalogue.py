@@ -386,6 +386,8 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
             )
     if machine.home and not machine.agent:
         yield "home", "files are exchanged by the guest agent: set agent = true, or leave it out"
+    if machine.gpu.need != "none" and machine.machine_type != "q35":
+        yield "gpu.need", 'GPUs are PCI Express devices: set machine_type = "q35", or leave it out'
     if machine.shutdown > _MAX_SHUTDOWN:
         longest = render_seconds(_MAX_SHUTDOWN)
         yield "shutdown", f"{render_seconds(machine.shutdown)} are more than {longest}"

@@ -8,6 +8,7 @@ import msgspec
 from qemuspawner.machine import Machine
 from qemuspawner.paths import StatePaths
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, disk_usage, list_saved, load_saved
+from qemuspawner.spec import SessionSpec
 from qemuspawner.texts import Text, list_texts
 
 
@@ -111,3 +112,10 @@ def find_saving_obstacle(machine: Machine) -> str:
     if machine.gpu.need == "required":
         return Text("'{name}' has a GPU, whose memory cannot be saved.", name=machine.name)
     return ""
+
+
+def find_suspend_obstacle(spec: SessionSpec) -> str:
+    """Why this session's desktop cannot be suspended, in a sentence; "" where it can."""
+    if spec.gpus is not None:
+        return Text("The desktop has a GPU, whose memory cannot be saved.")
+    return find_saving_obstacle(spec.machine)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
+from qemuspawner.qemu.passing import function_args, port_args
 from qemuspawner.qemu.vm import DirectKernel, Disk, Lan, Memory, Uefi, Vm, node_name
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -55,6 +56,7 @@ def qemu_args(vm: Vm) -> list[str]:
     args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
     if vm.sound:
         args += sound_args()
+    args += gpu_args(vm)
     args += control_args()
     args += panic_args()
     if vm.incoming:
@@ -307,6 +309,13 @@ def panic_args() -> list[str]:
     It is paused then: running on it could say so without end, faster than anybody reads it.
     """
     return [*json_option("-device", {"driver": "pvpanic"}), *("-action", "panic=pause")]
+
+
+def gpu_args(vm: Vm) -> list[str]:
+    """GPUs of the host, and the port for one that comes later."""
+    built_in = () if vm.late_gpus else vm.gpus
+    devices = [*port_args(vm), *function_args(built_in)]
+    return [word for device in devices for word in json_option("-device", device)]
 
 
 def control_args() -> list[str]:

@@ -70,21 +70,22 @@ def in_jail(
     work_dir: Path,
     files: Sequence[Path],
     kvm: bool,
+    devices: Sequence[Path] = (),
     outside: Outside | None = None,
     resolv_conf: Path | None = None,
 ) -> list[str]:
     """`command` in its own namespaces, in `work_dir`, the only place it may write to.
 
-    It may read `files`, the program that `command` begins with (an absolute path) and what QEMU needs to run:
-    libraries and firmware, at their usual paths. There is no other program, and no shell. Its network leads
-    nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
+    It may use `devices`, and read `files`, the program that `command` begins with (an absolute path) and what
+    QEMU needs to run: libraries and firmware, at their usual paths. There is no other program, and no shell.
+    Its network leads nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
     """
     program = Path(command[0])
     binds: list[str] = []
     for path in files:
         binds += ["--ro-bind", str(path), str(path)]
-    if kvm:
-        binds += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    for node in (*([Path("/dev/kvm")] if kvm else []), *devices):
+        binds += ["--dev-bind", str(node), str(node)]
     if resolv_conf is not None:
         binds += ["--ro-bind", str(resolv_conf), "/etc/resolv.conf"]
     # Behind `outside` it has no rights either: its user namespace is another one than its network's.

@@ -28,6 +28,8 @@ _QMP_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 300
 _MIGRATION_POLL_S = 0.005
 _QUIT_TIMEOUT_S = 3
+# All of the guest's memory is brought in and locked for a GPU: gigabytes take seconds.
+_PLUG_TIMEOUT_S = 120
 _MAX_PICTURE_BYTES = 64 << 20
 
 # QEMU's word for a VM whose guest's system said that it has crashed, and which is paused for that.
@@ -127,6 +129,10 @@ class QemuProcess:
             ) from exc
         except QMPError as exc:
             raise VmError(Text("QEMU refused '{command}': {exc}", command=command, exc=exc)) from exc
+
+    async def plug(self, device: Mapping[str, object]) -> None:
+        """Plug a device of the host in. Raises VmError where QEMU refuses it, or ends over it."""
+        await self._execute("device_add", device, timeout_s=_PLUG_TIMEOUT_S)
 
     async def restore(self, state: int, *, mapped: bool) -> None:
         """Read what `save` wrote from the inherited descriptor `state`; the VM is left paused.

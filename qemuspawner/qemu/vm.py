@@ -6,6 +6,7 @@ from typing import Literal
 
 from qemuspawner.machine import ImageFormat, Machine
 from qemuspawner.paths import SessionPaths
+from qemuspawner.vfio import CONTROL, Passed
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -97,12 +98,20 @@ class Vm:
     sound: bool = False
     network: bool = False  # it reaches what QEMU reaches: that is for walls around QEMU
     lan: Lan | None = None
+    gpus: tuple[Passed, ...] = ()
+    late_gpus: bool = False  # it has a port for them, and they are plugged in when it runs
+
+    @property
+    def devices(self) -> tuple[Path, ...]:
+        """The host's device nodes that QEMU opens, beside KVM's."""
+        return (CONTROL, *(gpu.node for gpu in self.gpus)) if self.gpus else ()
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What QEMU reads outside its working directory."""
+        """What QEMU reads outside its working directory; of a device of the host its folder in sysfs."""
         paths = [path for disk in self.disks for path in (*disk.layers, disk.backing) if path]
         paths += [disk.path for disk in self.disks if disk.cdrom]
+        paths += [folder for gpu in self.gpus for folder in gpu.folders]
         match self.firmware:
             case DirectKernel(kernel=kernel, initrd=initrd):
                 paths += [kernel, *([initrd] if initrd else [])]
@@ -123,8 +132,12 @@ def make_vm(
     uefi_code: Path | None = None,
     network: bool = False,
     lan: Lan | None = None,
+    gpus: tuple[Passed, ...] = (),
 ) -> Vm:
-    """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`."""
+    """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`.
+
+    Into one that boots `gpus` are built, into one that is restored they are plugged later.
+    """
     image = machine.image
     base = Path(image.file)
     overlay = Disk(id="disk0", path=paths.overlay(len(layers)), driver="qcow2", layers=layers, bus=image.bus)
@@ -158,4 +171,11 @@ def make_vm(
         sound=machine.sound,
         network=network,
         lan=lan,
+        gpus=gpus,
+        late_gpus=can_plug_gpus(machine) and (incoming or not gpus),
     )
+
+
+def can_plug_gpus(machine: Machine) -> bool:
+    """Whether its VMs have a port for a GPU that comes when they run already."""
+    return machine.gpu.need == "optional" and machine.gpu.plug

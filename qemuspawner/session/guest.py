@@ -11,6 +11,7 @@ from qemuspawner.machine import Machine
 from qemuspawner.paths import SessionPaths
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.image import create_layer
+from qemuspawner.qemu.passing import function_args
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
@@ -40,6 +41,8 @@ class Guest:
         self.walls: tuple[Wall, ...] = ()  # seen around QEMU before it ran
         self.file_limit_mib = started.file_limit_mib
         self._jail = started.jail
+        self.has_gpu = bool(started.vm.gpus)
+        self._late_gpus = started.vm.gpus if started.vm.late_gpus else ()
         self._state = started.state
         self._paths = paths
         self.machine = machine
@@ -59,6 +62,9 @@ class Guest:
         self.limit_files(self.file_limit_mib)
         if self.plan.restores:
             await self._restore()
+            # Before it goes on: where one cannot be plugged in, nothing is lost by another way to start.
+            for device in function_args(self._late_gpus):
+                await self.qemu.plug(device)
         await self.qemu.execute("cont")
         await self._connect_clipboard(connected=True)
 

@@ -94,7 +94,7 @@ class LoadMeter:
         self._readings: list[_Reading] = []  # the first one is a window old, where there is one as old
         machine = guest.machine
         self.newest: Counters | None = None  # of the last look
-        self._asks_gpu = "gpu" in policy.busy and machine.agent and machine.gpu.need != "none"
+        self._asks_gpu = "gpu" in policy.busy and machine.agent and guest.has_gpu
         self._asks_traffic = True
 
     async def look(self) -> Load | None:

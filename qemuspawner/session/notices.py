@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from qemuspawner.machines.templates import find_saving_obstacle
+from qemuspawner.machines.templates import find_suspend_obstacle
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.spec import SessionSpec, StaffMessage, SuspendOn
 from qemuspawner.units import render_seconds
@@ -67,7 +67,7 @@ class Notices:
     def _fate(self, cause: SuspendOn, left_s: float) -> str:
         if cause not in self._spec.suspend_on:
             verb = "ends"
-        elif find_saving_obstacle(self._spec.machine):
+        elif find_suspend_obstacle(self._spec):
             verb = "shuts down"
         else:
             verb = "falls asleep"

@@ -35,14 +35,17 @@ from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
 from qemuspawner.qemu.lan import mac_address, opened_lan
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.qemu.network import Outside, plan_network
+from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
-from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, make_vm
+from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
 from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
+from qemuspawner.session.gpus import take_gpus
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
+from qemuspawner.vfio import Passed
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Host:
 
     qemu: Qemu
     accelerator: Accelerator
+    gpus: tuple[Passed, ...] = ()  # those that this session has taken
 
     def fingerprint(self, machine: Machine, *, cpus: int, memory_mib: int) -> Fingerprint:
         """Raises OSError where a file of the image is missing."""
@@ -120,9 +124,10 @@ def prepare(
     accelerator = choose_accelerator(
         spec.accelerator, allow_tcg=spec.allow_tcg, qemu=qemu, probes=state.probes
     )
-    host = Host(qemu=qemu, accelerator=accelerator)
-    # A predecessor that the hub has lost gives way here, and gives its memory back.
+    # A predecessor that the hub has lost gives way here, and gives its memory and its GPUs back.
     paths = stack.enter_context(claim(state, spec.session_id))
+    gpus = take_gpus(spec, state.gpus, stack)
+    host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus)
     spec, plan = choose(spec, paths, host)
     _check_supported(spec)
     check_image(spec.machine.image)
@@ -179,7 +184,7 @@ def choose_template(spec: SessionSpec, host: Host) -> Plan:
     machine = spec.machine
     if not spec.templates:
         return Plan(way="cold", why=Text("templates are switched off here"))
-    if obstacle := find_template_obstacle(machine):
+    if obstacle := find_template_obstacle(machine) or _find_late_obstacle(machine, host):
         return Plan(way="cold", why=obstacle)
     state = StatePaths.of(spec.state_dir)
     try:
@@ -197,6 +202,15 @@ def choose_template(spec: SessionSpec, host: Host) -> Plan:
             why = Text("its template is damaged: {message}", message=exc.message)
     log.info("Session %s boots cold: %s.", spec.session_id, why)
     return Plan(way="cold", why=why)
+
+
+def _find_late_obstacle(machine: Machine, host: Host) -> str:
+    """Why the session's GPUs keep it from a template, in a sentence; "" where they do not."""
+    if not host.gpus:
+        return ""
+    if not can_plug_gpus(machine):
+        return Text("it is built to have its GPU when it boots")
+    return find_late_obstacle(host.gpus)
 
 
 def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Plan]:
@@ -255,11 +269,9 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
 
 def _check_supported(spec: SessionSpec) -> None:
     machine = spec.machine
-    if machine.gpu.need == "required":
-        raise SessionError(Text("'{name}' needs a GPU, and this host offers none.", name=machine.name))
-    if spec.gpus is not None:
+    if machine.gpu.need == "required" and spec.gpus is None:
         raise SessionError(
-            Text("The desktop was promised a GPU ({gpus}), and this host passes none on.", gpus=spec.gpus)
+            Text("'{name}' needs a GPU, and the desktop was promised none.", name=machine.name)
         )
 
 
@@ -304,6 +316,7 @@ def start_vm(
             uefi_code=uefi_code,
             network=outside is not None,
             lan=lan,
+            gpus=host.gpus,
         )
         report(Text("Starting the virtual machine"), 25)
         command = [str(host.qemu.program), *qemu_args(vm)]
@@ -315,6 +328,7 @@ def start_vm(
                 kvm=host.accelerator == "kvm",
                 outside=outside,
                 resolv_conf=paths.resolv_conf if outside is not None else None,
+                devices=vm.devices,
             )
         limit_mib = disk_limit_mib(spec, vm)
         command = limited(command, file_mib=max_file_mib(spec, limit_mib))

@@ -21,7 +21,7 @@ from msgspec import structs
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
 from qemuspawner.keyboards import KEYBOARDS
-from qemuspawner.machines.templates import find_saving_obstacle
+from qemuspawner.machines.templates import find_suspend_obstacle
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
@@ -152,6 +152,7 @@ class Supervisor:
             notes=spec.notes,
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
+            gpus=spec.gpus if self._guest and self._guest.has_gpu else None,
             accelerator=self._prepared.host.accelerator if self._prepared else "",
             now=clocks.unix(clocks.now()),
             started=clocks.unix(clocks.started),
@@ -172,7 +173,7 @@ class Supervisor:
             way=plan.way if plan else "",
             why=plan.why if plan else "",
             suspends=spec.suspend_on,
-            suspend_obstacle=find_saving_obstacle(spec.machine),
+            suspend_obstacle=find_suspend_obstacle(spec),
             version=self._version,
         )
 
@@ -383,7 +384,7 @@ class Supervisor:
             "{message} The desktop is asleep; start it again to go on where you were.", message=self._message
         )
         try:
-            if why := find_saving_obstacle(self.spec.machine):
+            if why := find_suspend_obstacle(self.spec):
                 raise VmError(why)
             saved = await self.keeper.suspend(guest)
             await self.dismiss_viewers(reason)
@@ -599,7 +600,7 @@ class Supervisor:
 
     async def _stays_awake(self, guest: Guest, reason: str) -> bool:
         """Suspend an idle desktop; whether that failed, which is no reason to end it."""
-        if "idle" not in self.spec.suspend_on or find_saving_obstacle(self.spec.machine):
+        if "idle" not in self.spec.suspend_on or find_suspend_obstacle(self.spec):
             return False
         try:
             await self._work(self._suspend(guest, reason, cause="idle"))
@@ -639,7 +640,7 @@ class Supervisor:
                     self.log.info("A notice could not be shown in the guest: %s", exc.message)
 
     async def _watch_checkpoints(self, guest: Guest) -> None:
-        if not self.spec.checkpoint_every_s or find_saving_obstacle(self.spec.machine):
+        if not self.spec.checkpoint_every_s or find_suspend_obstacle(self.spec):
             return
         while True:
             await asyncio.sleep(self.spec.checkpoint_every_s)
@@ -764,7 +765,7 @@ class Supervisor:
         guest = self.running_guest()
         if self._state != "running":
             raise VmError(Text("The desktop is not ready yet."), hint=Text("Try again in a moment."))
-        if obstacle := find_saving_obstacle(self.spec.machine):
+        if obstacle := find_suspend_obstacle(self.spec):
             raise VmError(obstacle)
         return guest
 

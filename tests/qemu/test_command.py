@@ -13,6 +13,7 @@ from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.command import qemu_args
 from qemuspawner.qemu.jail import in_jail, limited, tie_to_parent
 from qemuspawner.qemu.vm import Memory, Vm, make_vm
+from qemuspawner.vfio import Passed
 
 PATHS = StatePaths(root=Path("/state")).session("0123456789abcdef0123")
 
@@ -22,7 +23,14 @@ def machine(image: dict[str, Any], **keys: Any) -> Machine:
     return msgspec.convert(table, Machine, dec_hook=decode_unit)
 
 
-def vm(image: dict[str, Any] | None = None, *, accelerator: Any = "kvm", **keys: Any) -> Vm:
+def vm(
+    image: dict[str, Any] | None = None,
+    *,
+    accelerator: Any = "kvm",
+    gpus: tuple[Passed, ...] = (),
+    incoming: bool = False,
+    **keys: Any,
+) -> Vm:
     return make_vm(
         machine(image or {}, **keys),
         PATHS,
@@ -30,12 +38,27 @@ def vm(image: dict[str, Any] | None = None, *, accelerator: Any = "kvm", **keys:
         cpus=2,
         memory=Memory(size_mib=2048),
         uefi_code=Path("/firmware/code.fd"),
+        gpus=gpus,
+        incoming=incoming,
     )
 
 
 DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "root=/dev/vda quiet"}
 EMULATED = {**DIRECT, "cmdline_tcg": "norandmaps"}
 DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True, "sound": True}
+
+PCI = Path("/sys/devices/pci0000:00")
+CARD = Passed(
+    name="0000:65:00.0",
+    folders=(PCI / "0000:65:00.0", PCI / "0000:65:00.1"),
+    node=Path("/dev/vfio/17"),
+)
+PART = Passed(
+    name="aaaaaaaa-0000-4000-8000-000000000001",
+    folders=(PCI / "0000:66:00.0/aaaaaaaa-0000-4000-8000-000000000001",),
+    node=Path("/dev/vfio/21"),
+)
+OPTIONAL: dict[str, Any] = {"gpu": {"need": "optional"}}
 
 CASES = {
     "bios-qcow2-kvm": vm(),
@@ -51,6 +74,10 @@ CASES = {
     "raw": vm({"format": "raw"}),
     "iso-live": vm({"format": "iso"}),
     "iso-with-disk": vm({"format": "iso", "disk": "8 GiB"}),
+    "gpu-port": vm(**OPTIONAL),
+    "gpu-plugged-later": vm(**OPTIONAL, gpus=(CARD,), incoming=True),
+    "gpus-at-boot": vm(**OPTIONAL, gpus=(CARD, PART)),
+    "gpu-required": vm(gpu={"need": "required"}, gpus=(PART,)),
 }
 
 
@@ -68,6 +95,26 @@ def test_the_jail_is_what_the_golden_file_says(
     qemu = ["/usr/bin/qemu-system-x86_64"]
     command = in_jail(qemu, work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
     compare_with_golden("jail", tie_to_parent(limited(command, file_mib=4096), parent_pid=4711))
+
+
+def test_a_gpu_adds_its_nodes_and_folders_to_the_jail_and_nothing_more() -> None:
+    card = CASES["gpus-at-boot"]
+
+    with_gpus = in_jail(["qemu"], work_dir=PATHS.vm, files=card.files, kvm=True, devices=card.devices)
+
+    without = in_jail(["qemu"], work_dir=PATHS.vm, files=CASES["gpu-port"].files, kvm=True)
+    added = [word for word in with_gpus if word not in without]
+    assert added == [
+        *(str(folder) for gpu in (CARD, PART) for folder in gpu.folders for _ in range(2)),
+        *(node for node in ("/dev/vfio/vfio", "/dev/vfio/17", "/dev/vfio/21") for _ in range(2)),
+    ]
+
+
+def test_a_machine_with_a_free_port_for_a_gpu_is_restored_with_the_same_one() -> None:
+    """Or QEMU refuses what was saved."""
+    saved, restored = (qemu_args(CASES[name]) for name in ("gpu-port", "gpu-plugged-later"))
+
+    assert restored == [*saved, "-incoming", "defer"]
 
 
 def test_a_path_with_commas_stays_one_value() -> None:

@@ -227,10 +227,11 @@ class FakeQemu:
         return []
 
 
-def gpu_meter(agent: FakeAgent, *, need: str = "optional", policy: Policy | None = None) -> LoadMeter:
-    machine = vms.make_machine(image={"file": "/x", "format": "raw"}, agent=True, gpu={"need": need})
+def gpu_meter(agent: FakeAgent, *, has_gpu: bool = True, policy: Policy | None = None) -> LoadMeter:
+    machine = vms.make_machine(image={"file": "/x", "format": "raw"}, agent=True)
     guest = Guest.__new__(Guest)
     guest.machine, guest.agent, guest.qemu = machine, agent, FakeQemu()  # type: ignore[assignment]
+    guest.has_gpu = has_gpu
     return LoadMeter(guest, policy or Policy())
 
 
@@ -290,10 +291,12 @@ async def test_a_guest_that_is_silent_or_fails_has_no_known_load() -> None:
         assert load.gpu_percent is None
 
 
-@pytest.mark.parametrize(("need", "policy"), [("none", Policy()), ("optional", Policy(busy=("cpu", "disk")))])
-async def test_a_gpu_that_does_not_count_is_not_asked_for(need: str, policy: Policy) -> None:
+@pytest.mark.parametrize(("has_gpu", "policy"), [(False, Policy()), (True, Policy(busy=("cpu", "disk")))])
+async def test_a_gpu_that_is_not_there_or_does_not_count_is_not_asked_for(
+    has_gpu: bool, policy: Policy
+) -> None:
     agent = FakeAgent((0, "50\n"))
-    meter = gpu_meter(agent, need=need, policy=policy)
+    meter = gpu_meter(agent, has_gpu=has_gpu, policy=policy)
 
     await meter.look()
     await meter.look()

@@ -109,7 +109,7 @@ async def test_a_machine_larger_than_the_hosts_memory_is_refused_with_the_number
     assert "of memory for desktops in all; the desktop needs" in await refusal(hub)
 
 
-async def test_a_session_that_passes_no_gpu_on_does_not_start_without_it(
+async def test_a_desktop_does_not_start_without_the_gpu_that_it_was_promised(
     start_hub: StartHub, machines_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its hub believes."""
@@ -120,7 +120,7 @@ async def test_a_session_that_passes_no_gpu_on_does_not_start_without_it(
 
     text = await refusal(hub, gpu="A100")
 
-    assert "The desktop was promised a GPU (A100), and this host passes none on." in text
+    assert "The desktop was promised a GPU (A100), and this host has none free that it can have." in text
 
 
 async def test_a_state_folder_that_cannot_be_written_is_told(start_hub: StartHub, state_dir: Path) -> None:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from traitlets import Dict, Float, Integer, List, TraitError, Unicode, Union, validate
 
-from qemuspawner.gpus import Gpu, choose_allowed, count_models, find_gpus
+from qemuspawner.hub.admission.gpu_units import GpuUnit, find_units
 from qemuspawner.hub.admission.promises import KeepsPromise, Promise, list_promises
-from qemuspawner.spec import SESSION_OVERHEAD_MIB
+from qemuspawner.spec import SESSION_OVERHEAD_MIB, Gpus
 from qemuspawner.units import parse_mib
 
 # GPUs come and go by a driver's being bound; nobody waits longer to see it.
@@ -113,16 +113,19 @@ class LocalHost(KeepsPromise):
     ).tag(config=True)
     gpus = List(
         Unicode(),
-        help="""The GPUs of this host that desktops may have: models, or addresses like "0000:65:00.0".""",
+        help="""The GPUs of this host that desktops may have: models, addresses like "0000:65:00.0", or
+        patterns such as "*". Types of vGPU count as models. `qemuspawner gpu list` has the names.
+        """,
+    ).tag(config=True)
+    denied_gpus = List(
+        Unicode(),
+        help="""The GPUs of this host that desktops may not have, whatever `gpus` says.""",
     ).tag(config=True)
     gpu_units = Dict(
         key_trait=Unicode(),
         value_trait=Integer(min=0),
-        help="""How many GPUs of which model desktops may have, instead of looking for those in `gpus`.""",
+        help="""How many GPUs of which model desktops may have, instead of counting those in `gpus`.""",
     ).tag(config=True)
-
-    # Whether a session can pass a GPU on to its guest. Nothing is offered that a guest would not get.
-    can_pass_gpus: ClassVar[bool] = False
 
     @validate("memory_reserve")
     def _memory_reserve_mib(self, proposal: Any) -> int:
@@ -131,13 +134,39 @@ class LocalHost(KeepsPromise):
         except ValueError as exc:
             raise TraitError(f"memory_reserve is {proposal['value']!r}: {exc}.") from None
 
+    @property
+    def can_pass_gpus(self) -> bool:
+        """Whether a guest can get any. Nothing is offered that it would not get."""
+        return bool(self._found_units())
+
     def find_gpu_models(self) -> dict[str, int]:
         """How many GPUs of which model this host has for desktops."""
         if not self.can_pass_gpus:
             return {}
         if self.gpu_units:
             return dict(self.gpu_units)
-        return count_models(choose_allowed(_found_gpus(), self.gpus)) if self.gpus else {}
+        counts: dict[str, int] = {}
+        for unit in self._found_units():
+            counts[unit.model] = counts.get(unit.model, 0) + unit.count
+        return counts
+
+    def find_gpu_devices(self, gpus: Gpus | None) -> tuple[str, ...]:
+        """What a session may take for what it was promised; which of it is free it sees itself."""
+        if gpus is None:
+            return ()
+        return tuple(
+            unit.device
+            for unit in self._found_units()
+            if unit.model == gpus.model
+            # Of a type the same name makes one device after the other.
+            for _ in range(min(unit.count, gpus.count))
+        )
+
+    def _found_units(self) -> tuple[GpuUnit, ...]:
+        if not self.gpus:
+            return ()
+        period = int(time.monotonic() / _LOOK_EVERY_S)
+        return _look_for_gpus(period, tuple(self.gpus), tuple(self.denied_gpus))
 
     def count_host(self) -> HostCapacity:
         """This host as it is at this moment."""
@@ -155,13 +184,9 @@ class LocalHost(KeepsPromise):
         return [self.count_host()]
 
 
-def _found_gpus() -> list[Gpu]:
-    return _look_for_gpus(int(time.monotonic() / _LOOK_EVERY_S))
-
-
-@functools.lru_cache(maxsize=1)
-def _look_for_gpus(_period: int) -> list[Gpu]:
-    return find_gpus()
+@functools.lru_cache(maxsize=4)
+def _look_for_gpus(_period: int, allowed: tuple[str, ...], denied: tuple[str, ...]) -> tuple[GpuUnit, ...]:
+    return find_units(allowed, denied)
 
 
 def find_memory_mib(meminfo: Path = Path("/proc/meminfo")) -> int:

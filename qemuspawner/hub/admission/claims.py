@@ -23,6 +23,7 @@ from qemuspawner.hub.form.options import Options
 from qemuspawner.hub.runs.runs import Hours, records_of, sum_hours
 from qemuspawner.paths import StatePaths
 from qemuspawner.saved import used_mib_by_user
+from qemuspawner.spec import Gpus
 from qemuspawner.texts import Text
 
 
@@ -74,6 +75,10 @@ class ClaimsCapacity(KeepsPromise):
     def find_gpu_models(self) -> dict[str, int]:
         """The most GPUs of each model that one desktop can have; none unless guests really get them."""
         return {}
+
+    def find_gpu_devices(self, gpus: Gpus | None) -> tuple[str, ...]:  # noqa: ARG002 - of those that know
+        """What a session may take for what it was promised; none where its host decides."""
+        return ()
 
     # A start
 

@@ -60,9 +60,11 @@ def prepare_folders(state: StatePaths, account: Account, *, session_id: str, sha
     if not state.root.is_dir():
         _make_folder(state.root, _own_account(), _OWN_MODE)
     if not shared:
-        _make_folder(state.sessions, account, _OWN_MODE)
+        for folder in (state.sessions, state.gpus):
+            _make_folder(folder, account, _OWN_MODE)
         return
-    _make_folder(state.sessions, _own_account(), _SHARED_MODE)
+    for folder in (state.sessions, state.gpus):
+        _make_folder(folder, _own_account(), _SHARED_MODE)
     for folder in (state.probes_of(account.pw_uid), state.session(session_id).root):
         _make_private(folder, account)
 
