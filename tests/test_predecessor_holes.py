@@ -94,7 +94,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "D11": (
         "a list of two forbidden GPUs forbade none",
-        ("test_gpus.py::test_only_what_is_allowed_by_address_or_model_is_given",),
+        ("test_gpus.py::test_only_what_is_allowed_and_not_denied_by_address_or_model_is_given",),
     ),
     "D12": (
         "a lifetime of 0, meant as endless, ended every session",

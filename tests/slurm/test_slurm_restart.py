@@ -51,7 +51,8 @@ async def test_a_hub_that_was_killed_while_a_job_waits_takes_the_start_up_again(
     hub_process: HubProcess, cluster: SlurmCluster
 ) -> None:
     blockers = [
-        cluster.run("sbatch", "--parsable", "-c4", "-t5", "--wrap", "sleep 300").strip() for _ in "123"
+        cluster.run("sbatch", "--parsable", "--output=/dev/null", "-c4", "-t5", "--wrap", "sleep 300").strip()
+        for _ in "123"
     ]
     start = asyncio.create_task(hub_process.ask("POST", "/users/alice/server"))
     try:

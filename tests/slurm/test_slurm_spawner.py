@@ -33,6 +33,10 @@ async def hub(
         yield hub
 
 
+# Of a job that only has to be there.
+SMALL = ("--time=5", "--output=/dev/null")
+
+
 def jobs(cluster: SlurmCluster, *states: str) -> list[str]:
     return cluster.run("squeue", "-h", "-o", "%i", "-t", ",".join(states or ("running", "pending"))).split()
 
@@ -62,7 +66,8 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
     hub: hubs.Hub, cluster: SlurmCluster
 ) -> None:
     blockers = [
-        cluster.run("sbatch", "--parsable", "-c4", "-t5", "--wrap", "sleep 300").strip() for _ in "123"
+        cluster.run("sbatch", "--parsable", "--output=/dev/null", "-c4", "-t5", "--wrap", "sleep 300").strip()
+        for _ in "123"
     ]
     alice = await hub.log_in("alice")
     try:
@@ -152,7 +157,7 @@ async def test_a_job_that_nobody_owns_is_cancelled(hub: hubs.Hub, cluster: Slurm
     await hub.wait_until_ready("alice")
     spawner = hub.spawner("alice")
     forgotten, foreign = [
-        await spawner._slurm.submit([f"--comment={comment}", "-t5"], "#!/bin/sh\nsleep 300\n")
+        await spawner._slurm.submit([f"--comment={comment}", *SMALL], "#!/bin/sh\nsleep 300\n")
         for comment in (tag(spawner._hub_id, "f" * 20), tag("another-hub", "f" * 20))
     ]
     reaper = spawner.user.settings["qemuspawner_slurm_reaper"]
@@ -174,7 +179,7 @@ async def test_a_start_ends_a_former_job_of_its_server_first(hub: hubs.Hub, clus
     alice = await hub.with_token("alice")
     spawner = hub.spawner("alice")
     former = await spawner._slurm.submit(
-        [f"--comment={tag(spawner._hub_id, spawner.session_id)}", "-t5"],
+        [f"--comment={tag(spawner._hub_id, spawner.session_id)}", *SMALL],
         "#!/bin/sh\ntrap 'exit 0' USR1\nsleep 300 & wait\n",
     )
 
