@@ -16,6 +16,7 @@ STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ hold
 PERSONALISE_SCRIPT = SHARE / "guest" / "personalise.sh"  # what the guest agent runs after each start
 START_SCRIPT = SHARE / "guest" / "script.sh"  # what runs a user's own script in a new desktop
 FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done with the user's files
+FOLDERS_SCRIPT = SHARE / "guest" / "folders.sh"  # what mounts and unmounts the host's folders in the guest
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 
 MACHINE_FILE = "machine.toml"

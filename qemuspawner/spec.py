@@ -65,6 +65,30 @@ class DataFolder(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = True
 
 
+class Folder(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of the host that the desktop is to have."""
+
+    name: str  # for people; unique in the session
+    path: str  # the host's; absolute, and without symbolic links. "": this user has none
+    mount: str  # where the guest has it; absolute
+    read_only: bool = True
+    required: bool = False  # without it the desktop does not start
+
+
+# How a folder comes into the guest.
+FolderWay = Literal["virtiofs", "9p"]
+
+
+class FolderStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a folder."""
+
+    name: str
+    mount: str
+    read_only: bool
+    way: Literal["", FolderWay] = ""  # "": it is not in the guest
+    problem: Sentence = ""  # why not
+
+
 class ChosenProposal(msgspec.Struct, frozen=True, kw_only=True):
     """The proposal (experiment) that a session was started on, one of its user's."""
 
@@ -112,6 +136,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()  # who may do what
     network: Network = Network()  # what the guest may reach
     proposal: ChosenProposal | None = None
+    folders: tuple[Folder, ...] = ()  # of the host, for the guest
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()
@@ -253,6 +278,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     why: Sentence = ""  # why it came up this way, where there is more to say
     suspends: tuple[SuspendOn, ...] = ()  # what puts it to sleep, instead of ending it
     suspend_obstacle: Sentence = ""  # why it cannot be suspended; "" where it can
+    folders: tuple[FolderStatus, ...] = ()  # of the host, in the guest or not
     version: int = 0  # counts up with every change of state or steps
 
     def to_json(self) -> bytes:

@@ -7,6 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 
+from qemuspawner.hub.folders import FolderTraits
 from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.limits import LimitTraits
 from qemuspawner.hub.mixin import QemuSpawnerMixin
@@ -37,6 +38,7 @@ TRAITS = [
         NetworkTraits,
         LimitTraits,
         TermsTraits,
+        FolderTraits,
         KeepsRuns,
         Notifies,
         Mailer,

@@ -15,6 +15,7 @@ from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.machines.warm import list_templates
 from qemuspawner.paths import StatePaths
+from qemuspawner.qemu.folders import check_binding
 from qemuspawner.qemu.host import (
     Qemu,
     available_memory_mib,
@@ -27,6 +28,7 @@ from qemuspawner.qemu.host import (
 from qemuspawner.qemu.jail import check_jail
 from qemuspawner.qemu.lan import find_bridge_helper
 from qemuspawner.qemu.network import check_network
+from qemuspawner.qemu.virtiofs import find_virtiofsd
 from qemuspawner.qemu.walls import ALWAYS, JAIL, MEANINGS, try_walls
 from qemuspawner.units import render_mib
 from qemuspawner.vfio import find_obstacles
@@ -81,6 +83,7 @@ def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
         )
     yield from _find_walls(qemu)
     yield from _find_in_networks()
+    yield _find_folders()
     try:
         yield Finding(level="ok", text=f"UEFI firmware is {find_uefi()[0]}.")
     except HostError as exc:
@@ -131,6 +134,23 @@ def _find_walls(qemu: Qemu) -> Iterator[Finding]:
                 text=f"The wall '{wall}' does not stand: {MEANINGS[wall]} would be open to QEMU.",
                 hint="No desktop starts without it.",
             )
+
+
+def _find_folders() -> Finding:
+    """How folders of the host come into desktops."""
+    try:
+        check_binding()
+    except HostError as exc:
+        return Finding(level="warning", text=exc.message, hint=exc.hint)
+    try:
+        program = find_virtiofsd().program
+    except HostError as exc:
+        return Finding(
+            level="warning",
+            text=f"Folders of the host come into desktops by 9p alone: {exc.message}.",
+            hint="Install virtiofsd (Debian 12: qemu-system-common), which is quicker.",
+        )
+    return Finding(level="ok", text=f"Folders of the host come into desktops by virtiofs ({program}).")
 
 
 def _why_no_kvm() -> str:

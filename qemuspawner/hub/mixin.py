@@ -28,6 +28,7 @@ from qemuspawner.hub.admission.drains import DrainedError, HeedsDrains
 from qemuspawner.hub.desktops.cards import ShowsCards
 from qemuspawner.hub.desktops.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
 from qemuspawner.hub.desktops.shown import ShownDesktop, show_kept, show_saved
+from qemuspawner.hub.folders import FolderTraits
 from qemuspawner.hub.form import form
 from qemuspawner.hub.form.choices import describe_obstacles
 from qemuspawner.hub.form.favourites import list_favourites
@@ -107,6 +108,7 @@ class QemuSpawnerMixin(
     ProposalTraits,
     LimitTraits,
     TermsTraits,
+    FolderTraits,
     Notifies,
     ClaimsCapacity,
     HeedsDrains,
@@ -718,6 +720,7 @@ class QemuSpawnerMixin(
             policy=self.make_policy(),
             network=self._limits.networks.of(options.machine),
             proposal=options.proposal,
+            folders=self.make_folders(options),
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
             raise self.refusal(

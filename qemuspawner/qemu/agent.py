@@ -17,6 +17,13 @@ from pathlib import Path
 from qemuspawner.errors import VmError
 from qemuspawner.texts import Text
 
+# Of every program that is run as root in a guest.
+ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
 _MAX_ANSWER_BYTES = 4 << 20
 _TIMEOUT_S = 10
 # A program that has ended is noticed as soon, and one that takes long is not asked for more often.

@@ -5,13 +5,13 @@ never a path or a user's words (a comma in those would begin a new option).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
 from qemuspawner.qemu.passing import function_args, port_args
-from qemuspawner.qemu.vm import DirectKernel, Disk, Lan, Memory, Uefi, Vm, node_name
+from qemuspawner.qemu.vm import DirectKernel, Disk, Export, Lan, Memory, Uefi, Vm, node_name
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -20,6 +20,8 @@ NETWORK = "net0"
 _LAN = "lan0"
 SOUND = "sound0"
 SOUND_RATE_HZ = 48000
+# Of QEMU's board; far from those that it hands out itself, from 1 on.
+_SPARE_SLOT = 0x10
 
 # TCG caches translated code, by default up to 1 GiB a VM. A desktop fills whatever it gets and is no faster
 # above 64; with 32 it boots 40 % slower.
@@ -57,6 +59,8 @@ def qemu_args(vm: Vm) -> list[str]:
     if vm.sound:
         args += sound_args()
     args += gpu_args(vm)
+    args += spare_port_args(vm.spare_ports)
+    args += export_args(vm.exports)
     args += control_args()
     args += panic_args()
     if vm.incoming:
@@ -316,6 +320,35 @@ def gpu_args(vm: Vm) -> list[str]:
     built_in = () if vm.late_gpus else vm.gpus
     devices = [*port_args(vm), *function_args(built_in)]
     return [word for device in devices for word in json_option("-device", device)]
+
+
+def spare_port_args(count: int) -> list[str]:
+    """Empty PCI Express ports: what is saved and restored has them, whatever is plugged meanwhile."""
+    args: list[str] = []
+    for number in range(count):
+        # Eight share a slot of the board; the chassis tells them apart for the guest.
+        device: dict[str, object] = {"driver": "pcie-root-port", "id": spare_port(number)}
+        device |= {"chassis": number + 1, "addr": f"{_SPARE_SLOT + number // 8:#x}.{number % 8}"}
+        if number % 8 == 0:
+            device["multifunction"] = True
+        args += json_option("-device", device)
+    return args
+
+
+def spare_port(number: int) -> str:
+    return f"spare{number}"
+
+
+def export_args(exports: Sequence[Export]) -> list[str]:
+    """Folders that QEMU serves by 9p: nothing of them is in the guest before a device is plugged.
+
+    The guest's user is who QEMU runs as, so that an owner which cannot be set is no error ("none").
+    """
+    args = []
+    for export in exports:
+        words = f"local,id={export.id},path={export.path},security_model=none,multidevs=remap"
+        args += ["-fsdev", words + (",readonly=on" if export.read_only else "")]
+    return args
 
 
 def control_args() -> list[str]:

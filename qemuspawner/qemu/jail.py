@@ -73,12 +73,14 @@ def in_jail(
     devices: Sequence[Path] = (),
     outside: Outside | None = None,
     resolv_conf: Path | None = None,
+    folders: Sequence[str] = (),
 ) -> list[str]:
     """`command` in its own namespaces, in `work_dir`, the only place it may write to.
 
     It may use `devices`, and read `files`, the program that `command` begins with (an absolute path) and what
     QEMU needs to run: libraries and firmware, at their usual paths. There is no other program, and no shell.
     Its network leads nowhere, or to what `outside` lets pass; it finds `resolv_conf` at the usual path then.
+    `folders` are bubblewrap's options for folders of the host that it serves.
     """
     program = Path(command[0])
     binds: list[str] = []
@@ -100,6 +102,7 @@ def in_jail(
         *("--ro-bind", str(program), str(program)),
         *("--bind", str(work_dir), str(work_dir)),
         *binds,
+        *folders,
         *("--chdir", str(work_dir), "--"),
         *command,
     ]

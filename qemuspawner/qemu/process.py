@@ -159,12 +159,10 @@ class QemuProcess:
         await self.execute("migrate-set-parameters", **bandwidth)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # QMPClient's own way knows asyncio's sockets only, not uvloop's.
-            assert self._qmp_socket is not None
-            socket.send_fds(self._qmp_socket, [b" "], [descriptor])
-            await self.execute("getfd", fdname="saved")
-            await self._execute("migrate", {"uri": "fd:saved"}, timeout_s=_MIGRATION_TIMEOUT_S)
-            await self._wait_for_migration()
+            await self.give_descriptor("saved", descriptor)
+            with self._lifted_file_limit():
+                await self._execute("migrate", {"uri": "fd:saved"}, timeout_s=_MIGRATION_TIMEOUT_S)
+                await self._wait_for_migration()
         finally:
             os.close(descriptor)
         # Before that it refuses to go on.
@@ -196,6 +194,16 @@ class QemuProcess:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (now, most))
+
+    async def give_descriptor(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of our descriptor under a name. Raises VmError where it does not take it."""
+        # QMPClient's own way knows asyncio's sockets only, not uvloop's.
+        assert self._qmp_socket is not None
+        try:
+            socket.send_fds(self._qmp_socket, [b" "], [descriptor])
+        except OSError as exc:
+            raise VmError(Text("QEMU does not take a file: {exc}.", exc=exc)) from exc
+        await self.execute("getfd", fdname=name)
 
     async def _prepare_migration(self, *, mapped: bool) -> None:
         capability = {"capability": "x-ignore-shared", "state": mapped}

@@ -56,6 +56,15 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """A folder of the host that QEMU itself serves, by 9p, once a device for it is plugged."""
+
+    id: str
+    path: str  # as QEMU sees it: ours
+    read_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class DirectKernel:
     """A Linux kernel that QEMU starts without firmware menu or boot loader."""
 
@@ -98,6 +107,8 @@ class Vm:
     sound: bool = False
     network: bool = False  # it reaches what QEMU reaches: that is for walls around QEMU
     lan: Lan | None = None
+    spare_ports: int = 0  # where devices can be plugged while it runs
+    exports: tuple[Export, ...] = ()
     gpus: tuple[Passed, ...] = ()
     late_gpus: bool = False  # it has a port for them, and they are plugged in when it runs
 
@@ -120,6 +131,10 @@ class Vm:
         return tuple(paths)
 
 
+# For so many folders of the host there is room.
+SPARE_PORTS = 8
+
+
 def make_vm(
     machine: Machine,
     paths: SessionPaths,
@@ -133,6 +148,7 @@ def make_vm(
     network: bool = False,
     lan: Lan | None = None,
     gpus: tuple[Passed, ...] = (),
+    exports: tuple[Export, ...] = (),
 ) -> Vm:
     """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`.
 
@@ -173,6 +189,9 @@ def make_vm(
         lan=lan,
         gpus=gpus,
         late_gpus=can_plug_gpus(machine) and (incoming or not gpus),
+        # Without an agent nobody in the guest could mount a folder. A "pc" has free slots as it is.
+        spare_ports=SPARE_PORTS if machine.agent and machine.machine_type == "q35" else 0,
+        exports=exports,
     )
 
 

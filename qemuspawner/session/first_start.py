@@ -2,8 +2,7 @@
 
 from qemuspawner.errors import VmError, printable
 from qemuspawner.paths import START_SCRIPT
-from qemuspawner.qemu.agent import GuestAgent
-from qemuspawner.session.hooks import ENVIRONMENT
+from qemuspawner.qemu.agent import ENVIRONMENT, GuestAgent
 from qemuspawner.session.prepare import Plan
 
 # It may install programs.

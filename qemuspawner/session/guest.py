@@ -17,6 +17,7 @@ from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
 from qemuspawner.qemu.walls import check_walls
 from qemuspawner.session.desktop import set_size
+from qemuspawner.session.folders import GuestFolders
 from qemuspawner.session.ports import Ports
 from qemuspawner.session.prepare import Started
 from qemuspawner.spec import Wall
@@ -43,6 +44,7 @@ class Guest:
         self._jail = started.jail
         self.has_gpu = bool(started.vm.gpus)
         self._late_gpus = started.vm.gpus if started.vm.late_gpus else ()
+        self.folders = GuestFolders(started.folders, started.vm, self.qemu, paths, log=log)
         self._state = started.state
         self._paths = paths
         self.machine = machine
@@ -170,6 +172,7 @@ class Guest:
     async def stop(self) -> None:
         """End QEMU now; harmless when it has ended."""
         self.ports.close()
+        self.folders.close()
         await self.qemu.stop()
         if self.agent is not None:
             self.agent.close()

@@ -3,19 +3,13 @@
 from collections.abc import Mapping
 
 from qemuspawner.errors import VmError, printable
-from qemuspawner.qemu.agent import AgentRefusalError
+from qemuspawner.qemu.agent import ENVIRONMENT, AgentRefusalError
 from qemuspawner.session.guest import Guest
 from qemuspawner.texts import Text
 
 _FOLDER = "/etc/qemuspawner"
 _TIMEOUT_S = 20
 _MAX_TEXT = 500
-# Of every program that is run as root in a guest.
-ENVIRONMENT = {
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-}
 
 
 class NoHookError(VmError):

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from qemuspawner.machines.old_images import machine_of_saved
 from qemuspawner.machines.templates import find_template, find_template_obstacle
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.command import qemu_args
+from qemuspawner.qemu.folders import bind_folders
 from qemuspawner.qemu.host import (
     Qemu,
     check_disk,
@@ -33,7 +34,7 @@ from qemuspawner.qemu.host import (
 from qemuspawner.qemu.image import check_image, create_layer, create_overlay
 from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
 from qemuspawner.qemu.lan import mac_address, opened_lan
-from qemuspawner.qemu.memory import load_memory
+from qemuspawner.qemu.memory import load_memory, make_memory
 from qemuspawner.qemu.network import Outside, plan_network
 from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
@@ -42,6 +43,7 @@ from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, mak
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
 from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
+from qemuspawner.session.folders import FolderPlan, check_required, plan_folders
 from qemuspawner.session.gpus import take_gpus
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
@@ -87,6 +89,7 @@ class Started:
     process: "subprocess.Popen[bytes]"
     jail: bool  # what has to be around it is not less
     file_limit_mib: int  # from its first instruction on a guest's disk takes no more
+    folders: FolderPlan
     state: int | None = None  # the descriptor of what it waits for, as QEMU has it
 
 
@@ -134,6 +137,7 @@ def prepare(
     fits = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
     check_memory(spec.memory_mib)
     check_disk(state.root)
+    _check_folders(spec, state)
     paths.spec.write_text(spec.to_json())
     try:
         started = start_vm(spec, paths, host, plan, stack, report, memories=memories or {})
@@ -275,6 +279,13 @@ def _check_supported(spec: SessionSpec) -> None:
         )
 
 
+def _check_folders(spec: SessionSpec, state: StatePaths) -> None:
+    """Raises SessionError where the desktop must not start without a folder that cannot be had."""
+    with contextlib.ExitStack() as opened:
+        plan, _ = plan_folders(spec, opened, state_root=state.root, is_mapped=False)
+        check_required(spec, plan)
+
+
 def start_vm(
     spec: SessionSpec,
     paths: SessionPaths,
@@ -305,6 +316,17 @@ def start_vm(
         if spec.machine.has_lan:
             at = opened.enter_context(opened_lan(spec.network))
             lan = Lan(mac=mac_address(spec.session_id), descriptor=at)
+        folders, open_folders = plan_folders(
+            spec,
+            opened,
+            state_root=StatePaths.of(spec.state_dir).root,
+            is_mapped=memory.descriptor is not None,
+        )
+        if folders.folders and folders.way == "virtiofs":
+            # What serves them reads and writes the guest's memory itself.
+            shared = make_memory(spec.memory_mib)
+            opened.callback(os.close, shared)
+            memory = replace(memory, descriptor=shared, private=False)
         vm = make_vm(
             spec.machine,
             paths,
@@ -317,10 +339,14 @@ def start_vm(
             network=outside is not None,
             lan=lan,
             gpus=host.gpus,
+            exports=folders.exports,
         )
         report(Text("Starting the virtual machine"), 25)
+        at = lan.descriptor if lan is not None else None
+        inherited = [number for number in (memory.descriptor, state, at) if number is not None]
         command = [str(host.qemu.program), *qemu_args(vm)]
         if spec.jail:
+            exported = open_folders if vm.exports else []
             command = in_jail(
                 command,
                 work_dir=paths.vm,
@@ -329,16 +355,24 @@ def start_vm(
                 outside=outside,
                 resolv_conf=paths.resolv_conf if outside is not None else None,
                 devices=vm.devices,
+                folders=bind_folders(exported, folders.ids) if exported else (),
             )
+            inherited += [one.descriptor for one in exported]
         limit_mib = disk_limit_mib(spec, vm)
         command = limited(command, file_mib=max_file_mib(spec, limit_mib))
-        at = lan.descriptor if lan is not None else None
-        inherited = [number for number in (memory.descriptor, state, at) if number is not None]
         process = start_qemu(
             tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
         )
     stack.callback(end_qemu, process)
-    return Started(vm=vm, plan=plan, process=process, state=state, jail=spec.jail, file_limit_mib=limit_mib)
+    return Started(
+        vm=vm,
+        plan=plan,
+        process=process,
+        folders=folders,
+        state=state,
+        jail=spec.jail,
+        file_limit_mib=limit_mib,
+    )
 
 
 def _plan_network(spec: SessionSpec, paths: SessionPaths) -> Outside | None:

@@ -174,6 +174,7 @@ class Supervisor:
             why=plan.why if plan else "",
             suspends=spec.suspend_on,
             suspend_obstacle=find_suspend_obstacle(spec),
+            folders=self._guest.folders.statuses if self._guest else (),
             version=self._version,
         )
 
@@ -343,6 +344,7 @@ class Supervisor:
                 watchers.create_task(self._watch_events(guest.qemu, self._disk, pulse)),
                 watchers.create_task(pulse.watch()),
                 watchers.create_task(self._watch_exit(guest.qemu)),
+                watchers.create_task(self._watch_resets(guest)),
                 watchers.create_task(self._watch_clocks(guest)),
                 watchers.create_task(self._watch_use(guest)),
                 watchers.create_task(self._watch_checkpoints(guest)),
@@ -386,6 +388,8 @@ class Supervisor:
         try:
             if why := find_suspend_obstacle(self.spec):
                 raise VmError(why)
+            # The alternative is the end of all programs.
+            await self._detach(guest, ends_programs=True)
             saved = await self.keeper.suspend(guest)
             await self.dismiss_viewers(reason)
             await guest.stop()
@@ -452,6 +456,7 @@ class Supervisor:
         # A restored desktop is shown at once, and is made its user's while the browser loads the page.
         if guest.agent is not None:
             await self._personalise(guest)
+            await self._attach_folders(guest)
         await self._do_as_asked(guest)
 
     async def _do_as_asked(self, guest: Guest) -> None:
@@ -498,6 +503,45 @@ class Supervisor:
                 Text("The desktop could not be told whose it is: {message}", message=exc.message),
                 level="warning",
             )
+
+    # Folders of the host
+
+    async def _attach_folders(self, guest: Guest, *, is_anew: bool = False) -> None:
+        """Bring the host's folders into a guest that has come up, and say what became of each.
+
+        `is_anew`: it has booted once more, and virtiofsd takes a file system to be mounted still.
+        """
+        if not guest.folders.statuses:
+            return
+        assert self.keeper is not None
+        # Not while it is saved, which is without them.
+        async with self.keeper.lock:
+            if self._guest is guest and self._state == "running":
+                if is_anew:
+                    with contextlib.suppress(VmError):
+                        await self._detach(guest)
+                await self._attach(guest)
+                for text, level in guest.folders.describe():
+                    self.report(text, level=level)
+
+    async def _attach(self, guest: Guest) -> None:
+        if guest.agent is not None:
+            await guest.folders.attach(guest.agent)
+            self._note_change()
+
+    async def _detach(self, guest: Guest, *, ends_programs: bool = False) -> None:
+        """Raises VmError where a folder is in use, so that the VM cannot be saved."""
+        if guest.agent is not None:
+            await guest.folders.detach(guest.agent, ends_programs=ends_programs)
+
+    async def _watch_resets(self, guest: Guest) -> None:
+        """A guest that boots anew has nothing mounted."""
+        if guest.agent is None:
+            return
+        with guest.qemu.events("RESET") as events:
+            async for _ in events:
+                if self._was_up and await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
+                    await self._attach_folders(guest, is_anew=True)
 
     def _sweep(self) -> None:
         # Housekeeping must not end a session.
@@ -788,10 +832,13 @@ class Supervisor:
             self._set_state("suspending")
             try:
                 await self._usage.look_again(guest)
+                await self._detach(guest)
                 saved = await self.keeper.suspend(guest)
             except BaseException:
                 self._set_state("running")
-                if not guest.qemu.running:
+                if guest.qemu.running:
+                    await self._attach(guest)
+                else:
                     self._note_exit(guest.qemu, await guest.qemu.wait())
                 raise
             self._message = Text("{reason} Start it again to go on where you were.", reason=reason)
@@ -821,9 +868,13 @@ class Supervisor:
     async def _save(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> Saved:
         assert self.keeper is not None
         try:
+            await self._detach(guest)
             saved = await self.keeper.save_checkpoint(guest, title=title, automatic=automatic, needed=needed)
         except OSError as exc:
             raise _not_saved(exc) from exc
+        finally:
+            if guest.qemu.running:
+                await self._attach(guest)
         self.log.info("Checkpoint %s was saved", saved.name)
         self._note_change()
         return saved

@@ -190,7 +190,7 @@ def test_doctor_tries_out_this_host(command: Command) -> None:
     command.add("rocky", image=True)
 
     assert command.run("doctor") == 0
-    for word in ("QEMU ", "KVM ", "jail ", "memory ", "'rocky' can be started."):
+    for word in ("QEMU ", "KVM ", "jail ", "Folders of the host ", "memory ", "'rocky' can be started."):
         assert word in command.out
 
 

@@ -47,7 +47,7 @@ def _parse_folder(table: object) -> DataFolder:
                 "'data' has the folder {name}, whose 'read_only' is neither true nor false", name=quote(name)
             )
         )
-    if not isinstance(path, str) or not _is_plain(path):
+    if not isinstance(path, str) or not is_plain(path):
         raise ValueError(
             Text(
                 "'data' has the folder {name}, whose 'path' is not an absolute and plain one",
@@ -92,13 +92,13 @@ def _fill_in_path(template: str, find: Callable[[str], object]) -> str:
             continue
         value = find(name)
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        if not isinstance(text, str) or not _is_plain(f"/{text}"):
+        if not isinstance(text, str) or not is_plain(f"/{text}"):
             raise ValueError(Text("its {name} cannot be part of the path of a folder", name=quote(name)))
         path += text
     return path
 
 
-def _is_plain(path: str) -> bool:
+def is_plain(path: str) -> bool:
     """Whether it is absolute, is printable text, and has no parts that are empty or lead up."""
     parts = path.split("/")
     return (
