@@ -15,6 +15,8 @@ LOCALES = SHARE / "locale"  # gettext's catalogues, a folder for each language
 STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ holds the noVNC bundle
 PERSONALISE_SCRIPT = SHARE / "guest" / "personalise.sh"  # what the guest agent runs after each start
 START_SCRIPT = SHARE / "guest" / "script.sh"  # what runs a user's own script in a new desktop
+CLOUD_SCRIPT = SHARE / "guest" / "cloud-init.sh"  # what has the guest's cloud-init carry out a user's wishes
+PACKAGES_SCRIPT = SHARE / "guest" / "packages.sh"  # what installs packages with whatever the guest has for it
 FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done with the user's files
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 
