@@ -19,11 +19,11 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.account import Account, Sudo, is_personal
 from qemuspawner.errors import OptionsError
-from qemuspawner.hub.form.fields import show
+from qemuspawner.hub.form.fields import quote, show
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.sessions.uids import find_uid
 from qemuspawner.languages import choose_language
-from qemuspawner.texts import Text, quote
+from qemuspawner.texts import Text
 
 _MAX_NAME = 32
 _MAX_GROUPS = 64
