@@ -26,8 +26,16 @@ def text_of(max_length: int, *, lines: bool = False) -> Parse:
     return parse_text
 
 
-def script_of(max_kib: int) -> Parse:
-    """A program that the guest can run, or nothing. Raises ValueError."""
+def is_cloud_config(script: str) -> bool:
+    """Whether a script is for cloud-init, rather than a program."""
+    return script.split("\n", 1)[0].rstrip() == "#cloud-config"
+
+
+def script_of(max_kib: int, *, no_cloud_config: str) -> Parse:
+    """A program that the guest can run, a #cloud-config, or nothing. Raises ValueError.
+
+    `no_cloud_config` says why there is none of the second kind; "" where there may be.
+    """
 
     def parse_script(value: object) -> str:
         script = _parse(value, lines=True)
@@ -36,7 +44,10 @@ def script_of(max_kib: int) -> Parse:
         size = len(script.encode())
         if size > max_kib * 1024:
             raise ValueError(Text("it has {count} bytes", count=size))
-        if not script.startswith("#!"):
+        if is_cloud_config(script):
+            if no_cloud_config:
+                raise ValueError(no_cloud_config)
+        elif not script.startswith("#!"):
             raise ValueError(Text("it does not begin so"))
         # Browsers end the last line of a field nowhere.
         return script if script.endswith("\n") else f"{script}\n"

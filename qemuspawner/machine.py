@@ -129,6 +129,9 @@ class Machine(_Table, frozen=True, kw_only=True):
     clipboard: bool = False  # the guest runs spice-vdagent
     sound: bool = False  # the guest gets a sound card
     home: Annotated[str, Meta(pattern="^(/.*)?$", max_length=200)] = ""  # the user's home in the guest
+    login: Literal["machine", "user"] = "machine"  # whose account the desktop is
+    sudo: bool = False  # the user may become root, where the hub does not say otherwise
+    cloud_init: bool = False  # the guest has cloud-init
     network: Mode | Network | None = None  # None: as the hub says
     shutdown: Seconds = Seconds(15)  # what the guest gets to shut down before it is switched off
     ports: dict[Name, Port | WebTool] = {}

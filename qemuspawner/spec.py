@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from qemuspawner.account import Account, Sudo
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Machine, decode_unit, encode_unit
 from qemuspawner.network import Network
@@ -24,6 +25,9 @@ SESSION_OVERHEAD_MIB = 224
 
 # How a desktop came up.
 Way = Literal["cold", "restored", "woken"]
+
+# How a script does; "": there is none, or not yet.
+ScriptState = Literal["", "running", "done", "failed"]
 
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
@@ -124,7 +128,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     notes: str = ""  # what they want to remember about it; may have several lines
     keyboard: str = ""  # a layout of `keyboards`, set at the start; "": the page sets what the browser says
     resolution: str = ""  # one of `resolutions`, kept from start to end; "": as the owner's window
-    script: str = ""  # run once as root in a new desktop; begins with #!
+    script: str = ""  # run once in a new desktop; begins with #! or #cloud-config
     branch: str = ""  # SESSION-ID/NAME: start from that checkpoint of another session of the same user
     suspend_on: tuple[SuspendOn, ...] = ()
     disk_limit_mib: int = 0  # what a desktop may write to its disk; 0: as much as the disk has room for
@@ -137,6 +141,9 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network()  # what the guest may reach
     proposal: ChosenProposal | None = None
     folders: tuple[Folder, ...] = ()  # of the host, for the guest
+    account: Account | None = None  # who its user is in the guest; None: as the machine calls them
+    sudo: Sudo = ""  # whether they may become root there; "": as the machine has it
+    gifts: tuple[str, ...] = ()  # folders of the host, put into a new desktop one after the other
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()
@@ -228,6 +235,14 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     acts: tuple[Act, ...] = ()  # what can be done about it
 
 
+class ScriptRun(msgspec.Struct, frozen=True, kw_only=True):
+    """How the user's script went."""
+
+    state: ScriptState
+    code: int | None = None  # its exit code; None while it runs, and where it could not be run
+    output: str = ""  # the end of what it wrote; as the guest says
+
+
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True):
     """What a session tells the hub before it goes."""
 
@@ -268,6 +283,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None  # of the whole session; None before its desktop is there
     awake: tuple[Busy, ...] = ()  # what kept it awake when its load was looked at last
     keyboard: str = ""  # the layout that was set from here; "": the guest has its own
+    script: ScriptState = ""  # how its user's script does
     extension: Extension | None = None
     staff_message: StaffMessage | None = None  # the newest
     trouble: Trouble | None = None

@@ -73,6 +73,7 @@ class Session:
         self.files: dict[str, Any] = {"has_home": False, "in": "control", "out": "control", "max_mib": 16}
         self.web_tools: dict[str, Any] = {}
         self.is_staff = False
+        self.script: dict[str, Any] = {}  # as api/script has it; nothing where it is empty
         self.extension: Extension | None = None
         self.staff_message: StaffMessage | None = None
         self.trouble: Trouble | None = None
@@ -123,6 +124,7 @@ class Session:
             max_deadline=now + self.max_left_s,
             idle_deadline=now + self.idle_left_s if self.idle_left_s else 0,
             viewers=self.relay.viewers,
+            script=self.script.get("state", ""),
             extension=self.extension,
             staff_message=self.staff_message,
             trouble=self.trouble,
@@ -131,7 +133,7 @@ class Session:
             why=self.why,
             suspends=self.suspends,  # type: ignore[arg-type]
             suspend_obstacle=self.suspend_obstacle,
-            version=zlib.crc32(repr((self.state, self.steps, self.progress)).encode()),
+            version=zlib.crc32(repr((self.state, self.steps, self.progress, self.script)).encode()),
         )
         you = {"name": "alice", "role": self.role, "staff": self.is_staff}
         return json.loads(status.to_json()) | {"you": you}
@@ -292,6 +294,10 @@ def _application(session: Session) -> web.Application:
                     session.keyboard = body["layout"]
                 self.finish(session.status())
 
+    class ScriptRoute(SessionRoute):
+        def get(self) -> None:
+            self.finish(session.script)
+
     class CheckpointsRoute(ActionRoute):
         def get(self) -> None:
             self.finish({"checkpoints": session.checkpoints, "most": 3})
@@ -341,6 +347,7 @@ def _application(session: Session) -> web.Application:
             (PREFIX, PageRoute),
             (f"{PREFIX}api/status", StatusRoute),
             (f"{PREFIX}api/(ticket|extend|extension|keyboard|power|trouble|suspend)", ActionRoute),
+            (f"{PREFIX}api/script", ScriptRoute),
             (f"{PREFIX}api/checkpoints", CheckpointsRoute),
             (f"{PREFIX}api/checkpoints/([0-9a-f]+)", CheckpointRoute),
             (f"{PREFIX}vnc", VncRoute),

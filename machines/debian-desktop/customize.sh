@@ -11,6 +11,12 @@ in_root() {
 in_root useradd --create-home --uid 1000 --shell /bin/bash --groups audio,input,sudo,video user
 in_root passwd --lock root > /dev/null
 
+# Dates, numbers and paper of the languages that the pages speak; programs speak English.
+for locale in en_US fr_FR de_DE; do
+    in_root localedef --inputfile="$locale" --charmap=UTF-8 "$locale.UTF-8"
+done
+rm -rf "$root/usr/share/i18n"
+
 in_root systemctl --quiet enable \
     desktop.service desktop-clipboard.service desktop-resize.service desktop-sound.service \
     systemd-networkd.service web-terminal.service

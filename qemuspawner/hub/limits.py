@@ -6,6 +6,7 @@ from typing import Any
 
 from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
 
+from qemuspawner.account import Sudo
 from qemuspawner.hub.networks import Networks, NetworkTraits
 from qemuspawner.units import parse_mib, parse_seconds
 
@@ -22,6 +23,7 @@ class Limits:
     lifetime_s: int | None = None
     scripts: bool = False
     script_kib: int = 16
+    sudo: Sudo = ""
     gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
     networks: Networks = field(default_factory=Networks)
 
@@ -44,9 +46,9 @@ class LimitTraits(NetworkTraits):
     ).tag(config=True)
     scripts = Bool(
         False,
-        help="""Whether users may give a script with a start, which a new desktop runs once, as root.
+        help="""Whether users may give a script with a start, which a new desktop runs once.
 
-        It makes them root of their own desktop, on machines too where they are not.
+        As root where they may become that by `sudo`, else as their own account.
         """,
     ).tag(config=True)
     max_script = Integer(16, min=1, max=_MAX_SCRIPT_KIB, help="The longest such script, in KiB.").tag(
@@ -91,7 +93,7 @@ class LimitTraits(NetworkTraits):
         return lifetimes
 
     def find_limits(
-        self, *, user: str, groups: Collection[str], admin: bool, gpus: Mapping[str, int]
+        self, *, user: str, groups: Collection[str], admin: bool, gpus: Mapping[str, int], sudo: Sudo
     ) -> Limits:
         """Those of a user who is in these groups, on a hub that has these GPUs."""
         mine = [
@@ -103,6 +105,7 @@ class LimitTraits(NetworkTraits):
             lifetime_s=None if 0 in mine else max(mine),
             scripts=self.scripts,
             script_kib=self.max_script,
+            sudo=sudo,
             gpus=gpus,
             networks=self.find_networks(user=user, groups=groups, admin=admin),
         )

@@ -20,7 +20,7 @@ from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, def
 from traitlets.config import LoggingConfigurable
 
 from qemuspawner import paths, scopes
-from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.errors import OptionsError, QemuSpawnerError
 from qemuspawner.hub import metrics, routes  # noqa: F401 - for what it adds to the hub
 from qemuspawner.hub.admission.admission import Admission, ShortageError
 from qemuspawner.hub.admission.claims import ClaimsCapacity
@@ -54,6 +54,7 @@ from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.refusals import Refuses, is_asking
 from qemuspawner.hub.runs.advice import Advice, give_advice
 from qemuspawner.hub.runs.upkeep import keep_up
+from qemuspawner.hub.sessions.accounts import AccountTraits
 from qemuspawner.hub.sessions.activity import trust_sessions
 from qemuspawner.hub.sessions.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.sessions.known import Known
@@ -109,6 +110,7 @@ class QemuSpawnerMixin(
     LimitTraits,
     TermsTraits,
     FolderTraits,
+    AccountTraits,
     Notifies,
     ClaimsCapacity,
     HeedsDrains,
@@ -531,7 +533,11 @@ class QemuSpawnerMixin(
     def _limits(self) -> Limits:
         groups = {group.name for group in self.user.groups}
         return self.find_limits(
-            user=self.user.name, groups=groups, admin=self.user.admin, gpus=self.find_gpu_models()
+            user=self.user.name,
+            groups=groups,
+            admin=self.user.admin,
+            gpus=self.find_gpu_models(),
+            sudo=self.find_sudo(groups=groups),
         )
 
     # What is kept while the desktop does not run; the hub's templates call some of these
@@ -669,7 +675,8 @@ class QemuSpawnerMixin(
         """What this start asks of its session.
 
         Raises:
-            SpawnException: Nothing has checked the options, or the machine's text is too long.
+            SpawnException: Nothing has checked the options, the user has no account for guests, or the
+                machine's text is too long.
         """
         options = self._options
         if options is None:
@@ -678,6 +685,11 @@ class QemuSpawnerMixin(
                 reason="options",
                 status_code=500,
             )
+        groups = {group.name for group in self.user.groups}
+        try:
+            account = self.find_account()
+        except OptionsError as exc:
+            raise self.refusal(exc, reason="account", status_code=500) from exc
         spec = SessionSpec(
             session_id=self.session_id,
             user=self.user.name,
@@ -721,6 +733,9 @@ class QemuSpawnerMixin(
             network=self._limits.networks.of(options.machine),
             proposal=options.proposal,
             folders=self.make_folders(options),
+            account=account,
+            sudo=self.find_sudo(groups=groups),
+            gifts=self.find_gifts(groups=groups),
         )
         if len(spec.to_json().encode()) > _MAX_SPEC_KIB * 1024:
             raise self.refusal(

@@ -388,6 +388,14 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
         yield "home", "files are exchanged by the guest agent: set agent = true, or leave it out"
     if machine.gpu.need != "none" and machine.machine_type != "q35":
         yield "gpu.need", 'GPUs are PCI Express devices: set machine_type = "q35", or leave it out'
+    for key in ("cloud_init", "sudo"):
+        if getattr(machine, key) and not machine.agent:
+            yield key, "the guest is told by its agent: set agent = true, or leave it out"
+    if machine.login == "user" and not (machine.agent and machine.home):
+        yield (
+            "login",
+            'a user is logged in by the guest agent, with the folder `home`: set both, or "machine"',
+        )
     if machine.shutdown > _MAX_SHUTDOWN:
         longest = render_seconds(_MAX_SHUTDOWN)
         yield "shutdown", f"{render_seconds(machine.shutdown)} are more than {longest}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from qemuspawner.errors import FilesError, FileTrouble, VmError, printable
 from qemuspawner.paths import FILES_SCRIPT
 from qemuspawner.qemu.agent import Ended, GuestAgent
+from qemuspawner.qemu.owner import find_owner
 from qemuspawner.texts import Text
 
 # One operation's worth. Under emulation the agent takes 4 MiB a second in and gives 16 out, and a program
@@ -31,7 +32,6 @@ _MAX_LISTING_BYTES = 512 << 10
 _OWNER_LIFE_S = 10
 
 _NOT_PLAIN = re.compile(rb"[^A-Za-z0-9/._-]")
-_OWNER = re.compile(rb"(\d{1,10}) (\d{1,10}) ([a-z_][a-z0-9_.-]{0,31}|UNKNOWN)\s*", re.ASCII | re.IGNORECASE)
 _ENTRY = re.compile(rb"([0-9a-f]{1,8}) (-?\d{1,19}) (-?\d{1,19})(?: \./([^/\0]{1,255}))?", re.DOTALL)
 
 
@@ -159,27 +159,9 @@ class GuestFiles:
         """The command that runs another one as the owner of the home, with all of the account's groups."""
         now = time.monotonic()
         if now >= self._becoming_ends:
-            self._become = await self._find_owner()
+            self._become = await find_owner(self._agent, self._home)
             self._becoming_ends = now + _OWNER_LIFE_S
         return self._become
-
-    async def _find_owner(self) -> tuple[str, ...]:
-        ended = await self._agent.run_program("stat", "-L", "-c", "%u %g %U", self._home)
-        match = _OWNER.fullmatch(ended.stdout)
-        if ended.code or match is None:
-            raise FilesError(
-                "missing",
-                Text("The machine has no folder '{home}'.", home=self._home),
-                hint=Text("The administrator sets `home` in machine.toml to the user's own."),
-            )
-        uid, gid, account = (part.decode() for part in match.groups())
-        groups = "--clear-groups"
-        if account != "UNKNOWN":
-            ended = await self._agent.run_program("id", "-G", account)
-            numbers = ended.stdout.split()[:100]
-            if not ended.code and numbers and all(number.isdigit() for number in numbers):
-                groups = f"--groups={b','.join(numbers).decode()}"
-        return ("setpriv", f"--reuid={uid}", f"--regid={gid}", groups)
 
 
 def _escape(path: bytes) -> str:

@@ -40,8 +40,11 @@ _OPTIONS: dict[FolderWay, str] = {
 }
 
 
-def find_ids(_spec: SessionSpec) -> Ids:
+def find_ids(spec: SessionSpec) -> Ids:
     """Who the guest's user is: the only place that says whose the host's files are in the guest."""
+    # Elsewhere everybody logs in as the image's own first user.
+    if spec.machine.login == "user" and spec.account is not None:
+        return Ids(uid=spec.account.uid, gid=spec.account.gid)
     return Ids(uid=1000, gid=1000)
 
 

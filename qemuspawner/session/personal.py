@@ -16,6 +16,7 @@ import time
 import unicodedata
 import uuid
 
+from qemuspawner.account import Sudo, find_sudo
 from qemuspawner.errors import VmError, printable
 from qemuspawner.paths import PERSONALISE_SCRIPT
 from qemuspawner.qemu.agent import GuestAgent
@@ -26,8 +27,8 @@ from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
 
-# A machine's own hooks get 20 s each; the script goes on without us after that.
-_SCRIPT_TIMEOUT_S = 120
+# A machine's own hooks get 20 s each, and the login 60 s twice; the script goes on without us after that.
+_SCRIPT_TIMEOUT_S = 240
 # A link that is back at once has never been away for the guest.
 _LINK_DOWN_S = 0.1
 
@@ -95,7 +96,7 @@ def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:
         "QEMUSPAWNER_WAY": way,
         # Below it lie the web tools; a path of JupyterHub's, quoted as in a URL.
         "QEMUSPAWNER_PREFIX": os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/"),
-        "QEMUSPAWNER_FULL_NAME": full_name(spec.user),
+        **_account_environment(spec),
         "QEMUSPAWNER_HOST_NAME": host_name(spec),
         "QEMUSPAWNER_MACHINE_ID": uuid.uuid4().hex,
         "QEMUSPAWNER_SEED": secrets.token_hex(64),
@@ -105,6 +106,36 @@ def make_environment(spec: SessionSpec, *, way: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
+
+
+def _account_environment(spec: SessionSpec) -> dict[str, str]:
+    """Who its user is there. All but the full name and the home are of few characters, by their patterns."""
+    account = spec.account
+    told = {
+        "FULL_NAME": full_name((account and account.full_name) or spec.user),
+        "HOME": spec.machine.home,
+        "SUDO": sudo_of(spec),
+        "LANGUAGE": account.language if account else "",
+        "LOGIN": spec.machine.login if account else "machine",
+        "ACCOUNT": account.name if account else "",
+        "UID": str(account.uid) if account else "",
+        "GID": str(account.gid) if account else "",
+        "GROUPS": " ".join(f"{group.name}:{group.gid}" for group in account.groups) if account else "",
+    }
+    return {f"QEMUSPAWNER_{name}": value for name, value in told.items()}
+
+
+def sudo_of(spec: SessionSpec) -> Sudo:
+    """Whether the user may become root in the guest."""
+    return find_sudo(spec.sudo, by_machine=spec.machine.sudo)
+
+
+def must_wait(spec: SessionSpec) -> bool:
+    """Whether nobody may have the desktop before it is its user's.
+
+    Their programs would be ended, or they could do what they must not.
+    """
+    return (spec.account is not None and spec.machine.login == "user") or sudo_of(spec) == "no"
 
 
 def host_name(spec: SessionSpec) -> str:

@@ -30,7 +30,7 @@ from qemuspawner.saved import Saved
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.extensions import Extensions
-from qemuspawner.session.first_start import is_new, run_script
+from qemuspawner.session.first_start import FirstStart, is_new
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.keep import Keeper, note_problem
@@ -38,7 +38,7 @@ from qemuspawner.session.load import LoadMeter, find_busy, next_look_s
 from qemuspawner.session.notices import Notices
 from qemuspawner.session.oom import KILLED, OomWatch
 from qemuspawner.session.paused_disk import PausedDisk
-from qemuspawner.session.personal import personalise
+from qemuspawner.session.personal import must_wait, personalise, sudo_of
 from qemuspawner.session.prepare import (
     Plan,
     Prepared,
@@ -53,7 +53,17 @@ from qemuspawner.session.pulse import Pulse
 from qemuspawner.session.troubles import Troubles
 from qemuspawner.session.turns import take_turn
 from qemuspawner.session.usage import UsageMeter
-from qemuspawner.spec import Act, Load, SessionEnd, SessionSpec, SessionStatus, State, Step, SuspendOn
+from qemuspawner.spec import (
+    Act,
+    Load,
+    ScriptRun,
+    SessionEnd,
+    SessionSpec,
+    SessionStatus,
+    State,
+    Step,
+    SuspendOn,
+)
 from qemuspawner.texts import Text, join_sentences
 
 # A slow guest under emulation needs minutes; after that its screen is shown as it is.
@@ -112,6 +122,7 @@ class Supervisor:
         self._stack = contextlib.ExitStack()
         self._prepared: Prepared | None = None
         self._guest: Guest | None = None
+        self._first_start: FirstStart | None = None
         self._load: Load | None = None
         self._awake: tuple[Busy, ...] = ()
         self._usage = UsageMeter(cpus=spec.cpus, memory_mib=spec.memory_mib, clocks=self.clocks)
@@ -164,6 +175,7 @@ class Supervisor:
             usage=self._usage.usage(),
             awake=self._awake,
             keyboard=self._guest.keyboard if self._guest else "",
+            script=script.state if (script := self.script) else "",
             extension=self._extensions.newest,
             staff_message=self._notices.told,
             trouble=trouble.trouble if trouble else None,
@@ -177,6 +189,11 @@ class Supervisor:
             folders=self._guest.folders.statuses if self._guest else (),
             version=self._version,
         )
+
+    @property
+    def script(self) -> ScriptRun | None:
+        """How the user's script does; None where it did not run in this session."""
+        return self._first_start.script if self._first_start else None
 
     def end_report(self) -> SessionEnd:
         """What the hub is told of the end, once it has come."""
@@ -447,14 +464,27 @@ class Supervisor:
                 self.report(
                     Text("The guest agent does not answer; the screen is shown as it is"), level="warning"
                 )
+        # Else a restored desktop is shown at once, and is made its user's while the browser loads the page.
+        waits = guest.agent is not None and must_wait(self.spec)
+        if waits:
+            self.report(Text("Making the desktop your own"), 80)
+            if not await self._personalise(guest) and sudo_of(self.spec) == "no":
+                self.end(
+                    Ending(
+                        reason=Text("The desktop's user could not be kept from becoming root, so it ends."),
+                        hint=Text("Tell the administrator."),
+                        failed=True,
+                        graceful=False,
+                    )
+                )
+                return
         # Nobody could have used it before.
         self.clocks.note_input()
         self._was_up = True
         self._progress = 100
         self._set_state("running")
         self.report(Text("The desktop is ready"), 100)
-        # A restored desktop is shown at once, and is made its user's while the browser loads the page.
-        if guest.agent is not None:
+        if guest.agent is not None and not waits:
             await self._personalise(guest)
             await self._attach_folders(guest)
         await self._do_as_asked(guest)
@@ -477,11 +507,9 @@ class Supervisor:
         if spec.keyboard:
             with self._told("The keyboard layout that was chosen is not set"):
                 await self.set_keyboard(spec.keyboard, by=spec.user)
-        if spec.script and guest.agent is not None:
-            self.report("Running the start script")
-            with self._told("The start script failed"):
-                words = await run_script(guest.agent, spec.script)
-                self.report(f"The start script is done: {words}" if words else "The start script is done")
+        if guest.agent is not None:
+            self._first_start = FirstStart(spec, self.report)
+            await self._first_start.do(guest.agent)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -491,7 +519,8 @@ class Supervisor:
         except QemuSpawnerError as exc:
             self.report(f"{what}: {exc.message}", level="warning")
 
-    async def _personalise(self, guest: Guest) -> None:
+    async def _personalise(self, guest: Guest) -> bool:
+        """Whether that was done wholly; where not, a warning among the steps says why."""
         assert guest.agent is not None
         try:
             async with take_turn(StatePaths.of(self.spec.state_dir).probes, patience_s=_PATIENCE_S):
@@ -503,6 +532,8 @@ class Supervisor:
                 Text("The desktop could not be told whose it is: {message}", message=exc.message),
                 level="warning",
             )
+            return False
+        return True
 
     # Folders of the host
 

@@ -9,6 +9,7 @@ marker=$folder/personalised
 log=$folder/log
 kept=/var/lib/qemuspawner/session # survives a boot, where the disk does
 hook_limit_s=20
+login_limit_s=60
 failed=
 
 has() {
@@ -118,20 +119,151 @@ rename_host() {
     printf '%s127.0.1.1 %s\n' "$others" "$QEMUSPAWNER_HOST_NAME" > /etc/hosts
 }
 
-# The account of the machine's one person: the first that is no system account.
-name_account() {
-    [ -n "$QEMUSPAWNER_FULL_NAME" ] && [ -f /etc/passwd ] && has usermod || return 0
-    while IFS=: read -r account _ number _ comment _; do
-        [ "$number" = 1000 ] || continue
-        # Only the name; behind a comma come room and telephone.
-        case $comment in
-            "$QEMUSPAWNER_FULL_NAME" | "$QEMUSPAWNER_FULL_NAME",*) return 0 ;;
-            *,*) comment=$QEMUSPAWNER_FULL_NAME,${comment#*,} ;;
-            *) comment=$QEMUSPAWNER_FULL_NAME ;;
-        esac
-        usermod --comment "$comment" "$account"
+# The account of the machine's one person, to $account and what stands behind it: whose home the machine names, or the
+# first that is no system account.
+find_account() {
+    account=
+    [ -f /etc/passwd ] || return 0
+    while IFS=: read -r name _ number group about folder _; do
+        if [ -n "$QEMUSPAWNER_HOME" ]; then
+            [ "$folder" = "$QEMUSPAWNER_HOME" ] || continue
+        else
+            [ "$number" = 1000 ] || continue
+        fi
+        account=$name uid=$number gid=$group comment=$about home=$folder
         return
     done < /etc/passwd
+}
+
+# To $comment: only the name; behind a comma come room and telephone.
+name_account() {
+    [ -n "$QEMUSPAWNER_FULL_NAME" ] && [ -n "$account" ] && has usermod || return 0
+    case $comment in
+        "$QEMUSPAWNER_FULL_NAME" | "$QEMUSPAWNER_FULL_NAME",*) return 0 ;;
+        *,*) comment=$QEMUSPAWNER_FULL_NAME,${comment#*,} ;;
+        *) comment=$QEMUSPAWNER_FULL_NAME ;;
+    esac
+    # Else it changes together with all the rest: each call costs a slow guest a good part of a second.
+    will_log_in || usermod --comment "$comment" "$account"
+}
+
+will_log_in() {
+    [ "$QEMUSPAWNER_LOGIN" = user ] &&
+        [ "$account:$uid:$gid" != "$QEMUSPAWNER_ACCOUNT:$QEMUSPAWNER_UID:$QEMUSPAWNER_GID" ]
+}
+
+# The machine's account becomes the hub's user, who is logged in anew: what runs has its numbers for good. Its home
+# stays where everybody looks for it, and can be found by the new name, too.
+log_in() {
+    will_log_in || return 0
+    if [ -z "$account" ] || [ ! -x /etc/qemuspawner/login ]; then
+        echo 'The image has no account or no /etc/qemuspawner/login for it.'
+        return 1
+    fi
+    is_free passwd "$QEMUSPAWNER_ACCOUNT" "$account" && is_free passwd "$QEMUSPAWNER_UID" "$account" || return
+    hook_limit_s=$login_limit_s
+    QEMUSPAWNER_FORMER=$uid
+    export QEMUSPAWNER_FORMER
+    run_hook /etc/qemuspawner/login stop || return
+    change_account
+    changed=$?
+    # Whoever it is now: better than a screen without anybody.
+    run_hook /etc/qemuspawner/login start && return "$changed"
+}
+
+# Whether nobody but $3 has the name or number $2 in the database $1.
+is_free() {
+    case $(getent "$1" "$2") in
+        '' | "$3:"*) return 0 ;;
+    esac
+    echo "The machine has a $1 entry $2 of its own."
+    return 1
+}
+
+change_account() {
+    own_group=$(getent group "$gid") || return
+    own_group=${own_group%%:*}
+    # The group's name is for the eye alone.
+    new_name=$own_group
+    [ "$own_group" != "$account" ] || ! is_free group "$QEMUSPAWNER_ACCOUNT" "$own_group" > /dev/null ||
+        new_name=$QEMUSPAWNER_ACCOUNT
+    if [ "$gid:$own_group" != "$QEMUSPAWNER_GID:$new_name" ]; then
+        is_free group "$QEMUSPAWNER_GID" "$own_group" || return
+        groupmod --gid "$QEMUSPAWNER_GID" --new-name "$new_name" "$own_group" || return
+    fi
+    add_groups || return
+    usermod --login "$QEMUSPAWNER_ACCOUNT" --uid "$QEMUSPAWNER_UID" --comment "$comment" \
+        --append --groups "$groups" "$account" || return
+    find "$home" -xdev \( -uid "$uid" -o -gid "$gid" \) \
+        -exec chown -h "$QEMUSPAWNER_UID:$QEMUSPAWNER_GID" {} + || return
+    # Whoever gets the number later is not to have them.
+    find /tmp /var/tmp -xdev -uid "$uid" -delete
+    account=$QEMUSPAWNER_ACCOUNT uid=$QEMUSPAWNER_UID gid=$QEMUSPAWNER_GID
+    if [ -d /home ] && [ ! -e "/home/$account" ] && [ ! -L "/home/$account" ]; then
+        ln -s "$home" "/home/$account"
+    fi
+}
+
+# "NAME:GID NAME:GID", to $groups by their names in the guest. The numbers are what counts on shared disks, so a group
+# that is there keeps its own name.
+add_groups() {
+    groups=
+    for group in $QEMUSPAWNER_GROUPS; do
+        entry=$(getent group "${group#*:}") || entry=
+        if [ -z "$entry" ]; then
+            name=${group%%:*}
+            [ -z "$(getent group "$name")" ] || name=g${group#*:}
+            groupadd --gid "${group#*:}" "$name" || return
+            entry=$name:
+        fi
+        groups=${groups:+$groups,}${entry%%:*}
+    done
+}
+
+# By number, which needs no quoting, and in the file that is read last, so that nothing in the image says otherwise.
+# Who may switch their desktop off on its page may do so inside.
+set_sudo() {
+    case $QEMUSPAWNER_SUDO in
+        yes) rule='NOPASSWD: ALL' ;;
+        no) rule='!ALL, NOPASSWD: /usr/bin/systemctl poweroff' ;;
+        *) return 0 ;;
+    esac
+    [ -n "$account" ] || return
+    if [ "$QEMUSPAWNER_SUDO" = no ]; then
+        # pkexec and others ask these.
+        for group in sudo wheel admin; do
+            case ,$(getent group "$group" | cut -d : -f 4), in
+                *",$account,"*) gpasswd --delete "$account" "$group" > /dev/null || return ;;
+            esac
+        done
+        [ -d /etc/sudoers.d ] || return 0
+    fi
+    umask 337
+    # A name with a dot is not read.
+    printf '#%s ALL=(ALL:ALL) %s\n' "$uid" "$rule" > /etc/sudoers.d/.new &&
+        mv /etc/sudoers.d/.new /etc/sudoers.d/zz-qemuspawner
+    written=$?
+    umask 022
+    return "$written"
+}
+
+# Where the image has the language, also as another country speaks it; else it stays as it is.
+set_language() {
+    [ -n "$QEMUSPAWNER_LANGUAGE" ] && has locale || return 0
+    best=
+    for name in $(locale -a); do
+        case $name in
+            "$QEMUSPAWNER_LANGUAGE".[Uu][Tt][Ff]*) best=$name && break ;;
+            "${QEMUSPAWNER_LANGUAGE%_*}"_*.[Uu][Tt][Ff]*) best=${best:-$name} ;;
+        esac
+    done
+    [ -n "$best" ] || return 0
+    # Debian's file where it is Debian, else systemd's.
+    if [ -d /etc/default ]; then
+        printf 'LANG=%s\n' "$best" > /etc/default/locale
+    else
+        printf 'LANG=%s\n' "$best" > /etc/locale.conf
+    fi
 }
 
 run_hooks() {
@@ -144,11 +276,11 @@ run_hooks() {
 }
 
 run_hook() {
-    echo "== $1"
+    echo "== $*"
     if has timeout; then
-        timeout -s KILL "$hook_limit_s" "$1"
+        timeout -s KILL "$hook_limit_s" "$@"
     else
-        "$1"
+        "$@"
     fi
 }
 
@@ -158,6 +290,9 @@ rehearse() {
     date -u
     ! has timeout || timeout 1 true
     ! has usermod || usermod --help
+    ! has groupmod || groupmod --help
+    ! has locale || locale -a
+    ! has getent || getent passwd root
     ! has tail || tail -c 1 /dev/null
 }
 
@@ -180,11 +315,19 @@ boot=
 [ ! -f /proc/sys/kernel/random/boot_id ] || read -r boot < /proc/sys/kernel/random/boot_id
 if holds "$marker" "$QEMUSPAWNER_SESSION $boot"; then
     make_host_keys
+    find_account
+    # The site may have thought better of it while the guest slept.
+    set_sudo || fail 'sudo'
 else
     become_another
     make_host_keys
     rename_host || fail 'host name'
+    find_account
     name_account || fail 'full name'
+    set_language || fail 'language'
+    (log_in) < /dev/null >> "$log" 2>&1 || fail 'login'
+    find_account
+    set_sudo || fail 'sudo'
     unset QEMUSPAWNER_NOW QEMUSPAWNER_SEED QEMUSPAWNER_BOOT_SEED QEMUSPAWNER_MACHINE_ID
     run_hooks
     [ -n "$failed" ] || printf '%s\n' "$QEMUSPAWNER_SESSION $boot" > "$marker" || fail "$marker"

@@ -76,6 +76,11 @@ export class Api {
   }
 
   /** {checkpoints: [...], most}, the newest first; so are the answers to saving and deleting. */
+  /** {state, code, output} of the start script. */
+  script() {
+    return this.#act("GET", "api/script");
+  }
+
   checkpoints() {
     return this.#act("GET", "api/checkpoints");
   }

@@ -6,6 +6,7 @@ import { Files } from "./files.js";
 import { Keyboard } from "./keyboard.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
+import { Script } from "./script.js";
 import { Sound } from "./sound.js";
 import { StaffMessage } from "./staffmessage.js";
 import { Trouble } from "./trouble.js";
@@ -22,6 +23,7 @@ export class Panels {
   #extension;
   #staffMessage;
   #trouble;
+  #script;
   #keyboard;
 
   /** `onGoBack` is called with the checkpoint that somebody wants back, and means it; `onPower` asks before it does
@@ -40,6 +42,7 @@ export class Panels {
     this.#extension = new Extension({ api, onStatus });
     this.#staffMessage = new StaffMessage();
     this.#trouble = new Trouble({ api, onPower, onStatus });
+    this.#script = new Script({ api });
     this.#keyboard = new Keyboard({ api, config, desktop, onStatus });
     setUpTyping(desktop, { give: (text) => clipboard.give(text) });
     // Who was quicker than this module has opened a menu that nobody has filled.
@@ -54,6 +57,7 @@ export class Panels {
     this.#staffMessage.take(status);
     this.#trouble.take(status);
     this.#keyboard.take(status);
+    this.#script.take(status);
     this.#checkpoints.obstacle = status.suspend_obstacle ?? "";
   }
 

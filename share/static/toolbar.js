@@ -72,7 +72,7 @@ function setFolded(isFolded) {
 }
 
 function focusables(root) {
-  return [...root.querySelectorAll("a, button, input, select, textarea")].filter(
+  return [...root.querySelectorAll("a, button, input, select, textarea, [tabindex='0']")].filter(
     (element) => element.checkVisibility() && !element.disabled,
   );
 }

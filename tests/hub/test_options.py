@@ -1,5 +1,6 @@
 """The one check of options, without a hub."""
 
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qemuspawner.account import Sudo
 from qemuspawner.hub.form.fields import show
 from qemuspawner.hub.form.options import (
     Options,
@@ -206,6 +208,7 @@ def test_a_value_is_shown_short_and_on_one_line() -> None:
 CAPABLE = msgspec.structs.replace(
     MACHINE,
     agent=True,
+    home="/home/user",
     display="virtio",
     presets=(Preset(name="Large", cpus=4, memory=Mib(4096), lifetime=Seconds(86400)), Preset(name="Plain")),
 )
@@ -283,12 +286,13 @@ def test_bad_choices_are_refused(field: str, value: object, bound: str) -> None:
 
 
 SCRIPTS = Limits(scripts=True, script_kib=1)
+CLOUD_CONFIG = "#cloud-config\nruncmd: [id]\n"
 
 
 @pytest.mark.parametrize(
     ("value", "bound"),
     [
-        ("echo", "(it does not begin so); a script begins with #! and has at most 1 KiB."),
+        ("echo", "(it does not begin so); a script begins with #! or #cloud-config and has at most 1 KiB."),
         ("#!/bin/sh\n" + "\u00e9" * 600, "(it has 1210 bytes); a script"),
         ("#!/bin/sh\n\0", "(it has characters that cannot be shown)"),
         ({"a": 1}, "(it is not a text)"),
@@ -302,6 +306,40 @@ def test_a_script_keeps_its_lines() -> None:
     checked = check({"script": "#!/bin/sh\r\necho  a\r\n\r\n\techo b"}, CAPABLE, limits=SCRIPTS)
 
     assert checked.script == "#!/bin/sh\necho  a\n\n\techo b\n"
+
+
+@pytest.mark.parametrize(
+    ("has_cloud_init", "machine_sudo", "hub_sudo", "why"),
+    [
+        (False, True, "yes", "('Debian' has no cloud-init)"),
+        (True, False, "", "(cloud-init is root, which you cannot be in 'Debian')"),
+        (True, True, "no", "(cloud-init is root, which you cannot be in 'Debian')"),
+    ],
+)
+def test_a_cloud_config_needs_cloud_init_and_its_rights(
+    has_cloud_init: bool, machine_sudo: bool, hub_sudo: Sudo, why: str
+) -> None:
+    machine = msgspec.structs.replace(CAPABLE, cloud_init=has_cloud_init, sudo=machine_sudo)
+    limits = dataclasses.replace(SCRIPTS, sudo=hub_sudo)
+
+    assert why in problems({"script": CLOUD_CONFIG}, machine, limits=limits)["script"]
+
+
+@pytest.mark.parametrize(("machine_sudo", "hub_sudo"), [(True, ""), (False, "yes")])
+def test_a_cloud_config_is_accepted(machine_sudo: bool, hub_sudo: Sudo) -> None:
+    machine = msgspec.structs.replace(CAPABLE, cloud_init=True, sudo=machine_sudo)
+
+    checked = check({"script": CLOUD_CONFIG}, machine, limits=dataclasses.replace(SCRIPTS, sudo=hub_sudo))
+
+    assert checked.script == CLOUD_CONFIG
+
+
+def test_a_script_needs_a_home_to_run_in_or_root() -> None:
+    machine = msgspec.structs.replace(CAPABLE, home="")
+    script = {"script": "#!/bin/sh\n"}
+
+    assert "in whose home it would run" in problems(script, machine, limits=SCRIPTS)["script"]
+    assert check(script, machine, limits=dataclasses.replace(SCRIPTS, sudo="yes")).script
 
 
 @pytest.mark.parametrize(

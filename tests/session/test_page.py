@@ -276,6 +276,34 @@ async def test_what_the_administrators_say_again_is_shown_again(session: Session
     await expect(page.locator("#staff-message")).to_be_visible(timeout=20_000)
 
 
+async def test_the_owner_reads_how_the_start_script_ended_and_what_it_wrote(
+    session: Session, open_page: Open
+) -> None:
+    """Also while the menu is open; it is only text, and those who share the desktop are not shown it."""
+    session.script = {"state": "running", "code": None, "output": ""}
+    page = await open_page()
+    await page.get_by_role("button", name="Start script").click()
+    await expect(page.locator("#script-end")).to_have_text("It is running.")
+    await expect(page.locator("#script-output")).to_be_hidden()
+
+    session.script = {"state": "failed", "code": 3, "output": f"one\n{HOSTILE}\n"}
+    await page.get_by_role("button", name="Start script").click()
+    await page.get_by_role("button", name="Start script").click()
+
+    await expect(page.locator("#script-end")).to_have_text("It failed with exit code 3.")
+    assert await page.locator("#script-output").text_content() == f"one\n{HOSTILE}\n"
+    assert await page.title() != "owned"
+    session.role = "control"
+    other = await open_page()
+    await expect(other.get_by_role("button", name="Start script")).to_be_hidden()
+
+
+async def test_a_desktop_without_a_script_has_no_menu_for_it(open_page: Open) -> None:
+    page = await open_page()
+
+    await expect(page.locator("#script-button")).to_be_hidden()
+
+
 async def test_staff_answer_who_asks_for_more_time(session: Session, open_page: Open) -> None:
     session.role, session.is_staff = "control", True
     session.extension = Extension(by="bob", reason=HOSTILE, seconds=7200, at=0)

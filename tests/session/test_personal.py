@@ -473,3 +473,147 @@ def test_a_rehearsal_changes_nothing(small: SmallGuest) -> None:
 
     assert (result.returncode, result.stdout, small.read("etc/machine-id")) == (0, "", before)
     assert not small.read("run/qemuspawner/personalised")
+
+
+# Whose account it is
+
+
+ZOE = {
+    "QEMUSPAWNER_LOGIN": "user",
+    "QEMUSPAWNER_HOME": "/var/home",
+    "QEMUSPAWNER_ACCOUNT": "zoe",
+    "QEMUSPAWNER_UID": "4711",
+    "QEMUSPAWNER_GID": "4712",
+    "QEMUSPAWNER_GROUPS": "beamline:5000 audio:5001 cryo:5002",
+}
+
+
+@pytest.fixture
+def desktop(small: SmallGuest) -> SmallGuest:
+    """An image whose one person can be another one."""
+    small.write(
+        "etc/passwd", "root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/var/home:/bin/sh\ndaemon:x:1:1::/:/\n"
+    )
+    small.write("etc/group", "root:x:0:\nuser:x:1000:\nsudo:x:27:other,user\naudio:x:29:\nold-cryo:x:5002:\n")
+    small.write("var/home/file", "")
+    note = 'echo "${0##*/} $*${QEMUSPAWNER_FORMER:+ of $QEMUSPAWNER_FORMER}" >> /run/calls'
+    for name in ("usermod", "groupmod", "groupadd", "gpasswd"):
+        small.add_program(f"fake/{name}", note)
+    # Nobody in the jail may give a file away.
+    small.add_program("fake/chown", 'echo "chown $2 $3" >> /run/calls')
+    small.add_program("etc/qemuspawner/login", note)
+    return small
+
+
+def test_the_user_is_logged_in_between_the_end_of_who_was_there_and_their_own_desktop(
+    desktop: SmallGuest,
+) -> None:
+    """A group whose number the image has keeps its name there; a name that it has otherwise is not taken."""
+    result = desktop.run(**ZOE)
+
+    assert result.returncode == 0, result.stdout
+    calls = [
+        line for line in desktop.read("run/calls").splitlines() if not line.startswith(("date", "chown"))
+    ]
+    assert calls == [
+        "login stop of 1000",
+        "groupmod --gid 4712 --new-name zoe user of 1000",
+        "groupadd --gid 5000 beamline of 1000",
+        "groupadd --gid 5001 g5001 of 1000",
+        "usermod --login zoe --uid 4711 --comment Alice O'Neill --append --groups "
+        "beamline,g5001,old-cryo user of 1000",
+        "login start of 1000",
+    ]
+
+
+def test_who_is_logged_in_already_stays_so(desktop: SmallGuest) -> None:
+    desktop.write("etc/passwd", "zoe:x:4711:4712:Alice O'Neill:/var/home:/bin/sh\n")
+
+    assert desktop.run(**ZOE).returncode == 0
+    assert "login" not in desktop.read("run/calls")
+
+
+@pytest.mark.parametrize(
+    "differs", [{"QEMUSPAWNER_ACCOUNT": "daemon"}, {"QEMUSPAWNER_UID": "1"}], ids=["name", "number"]
+)
+def test_nobodys_place_is_taken(desktop: SmallGuest, differs: dict[str, str]) -> None:
+    """Before anything of who is there has ended."""
+    result = desktop.run(**{**ZOE, **differs})
+
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == "login"
+    assert "login" not in desktop.read("run/calls")
+
+
+def test_an_image_that_cannot_log_anybody_in_says_so(desktop: SmallGuest) -> None:
+    (desktop.root / "etc/qemuspawner/login").unlink()
+
+    result = desktop.run(**ZOE)
+
+    assert result.returncode == 1
+    assert "no /etc/qemuspawner/login" in result.stdout
+
+
+def test_a_change_that_fails_half_way_still_ends_with_a_desktop(desktop: SmallGuest) -> None:
+    desktop.add_program("fake/usermod", "exit 8")
+
+    result = desktop.run(**ZOE)
+
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (1, "login")
+    assert desktop.read("run/calls").splitlines()[-1] == "login start of 1000"
+
+
+def test_root_is_given_to_whom_the_host_says(desktop: SmallGuest) -> None:
+    (desktop.root / "etc/sudoers.d").mkdir()
+
+    assert desktop.run(QEMUSPAWNER_SUDO="yes").returncode == 0
+    rule = desktop.root / "etc/sudoers.d/zz-qemuspawner"
+    assert rule.read_text() == "#1000 ALL=(ALL:ALL) NOPASSWD: ALL\n"
+    assert rule.stat().st_mode & 0o777 == 0o440
+
+
+def test_root_is_taken_from_whom_the_host_says(desktop: SmallGuest) -> None:
+    """Also by way of the groups that other programs ask for."""
+    (desktop.root / "etc/sudoers.d").mkdir()
+
+    assert desktop.run(QEMUSPAWNER_SUDO="no").returncode == 0
+    rule = desktop.read("etc/sudoers.d/zz-qemuspawner")
+    assert rule == "#1000 ALL=(ALL:ALL) !ALL, NOPASSWD: /usr/bin/systemctl poweroff\n"
+    assert "gpasswd --delete user sudo" in desktop.read("run/calls").splitlines()
+
+
+def test_root_that_cannot_be_taken_is_told(desktop: SmallGuest) -> None:
+    desktop.add_program("fake/gpasswd", "exit 1")
+
+    result = desktop.run(QEMUSPAWNER_SUDO="no")
+
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (1, "sudo")
+
+
+def test_root_is_taken_from_who_wakes_up_too(desktop: SmallGuest) -> None:
+    (desktop.root / "etc/sudoers.d").mkdir()
+    stays = {"QEMUSPAWNER_SESSION": "one"}
+    assert desktop.run(QEMUSPAWNER_SUDO="yes", **stays).returncode == 0
+
+    assert desktop.run("woken", QEMUSPAWNER_SUDO="no", **stays).returncode == 0
+    assert "!ALL" in desktop.read("etc/sudoers.d/zz-qemuspawner")
+
+
+def test_without_a_word_of_the_host_the_image_decides(desktop: SmallGuest) -> None:
+    (desktop.root / "etc/sudoers.d").mkdir()
+
+    assert desktop.run().returncode == 0
+    assert not (desktop.root / "etc/sudoers.d/zz-qemuspawner").exists()
+
+
+@pytest.mark.parametrize(
+    ("language", "chosen"),
+    [("fr_FR", "fr_FR.utf8"), ("de_DE", "de_CH.UTF-8"), ("ja_JP", ""), ("", ""), ("fr", "fr_CA.utf8")],
+)
+def test_the_language_is_set_where_the_image_has_it(small: SmallGuest, language: str, chosen: str) -> None:
+    """As another country speaks it, too; in one encoding."""
+    small.add_program("fake/locale", "echo C POSIX fr_FR fr_CA.utf8 fr_FR.utf8 de_CH.UTF-8 de_DE@euro")
+    (small.root / "etc/default").mkdir()
+
+    assert small.run(QEMUSPAWNER_LANGUAGE=language).returncode == 0
+    assert small.read("etc/default/locale") == (f"LANG={chosen}\n" if chosen else "")

@@ -66,6 +66,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "api/status"): KNOWN,
     ("GET", "api/screenshot"): MEMBERS,
     ("GET", "api/thumbnail"): MEMBERS,
+    ("GET", "api/script"): owner(404),  # this machine has no agent to run one
     ("POST", "api/ticket"): KNOWN,
     ("POST!", "api/ticket"): forged(200),
     ("POST", "api/extend"): CONTROL,

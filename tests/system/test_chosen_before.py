@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 import live
@@ -16,18 +18,31 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)
 
 SOON_S = 120
 SCRIPT = """#!/bin/sh
-set -eu
-id -u > /home/user/who
-echo once >> /home/user/ran
+id -u > who
+echo once >> ran
+sudo -n id -u >> who
 echo "Installed for $(id -un)"
+exit 3
+"""
+CONFIG = """
+c.QemuSpawner.scripts = True
+c.QemuSpawner.sudo = ["user:bob"]
+c.QemuSpawner.guest_files = {{"everybody": "{gift}"}}
 """
 Get = Callable[[str], Awaitable[bytes]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hub() -> AsyncIterator[live.LiveHub]:
-    async with live.live_hub(more="c.QemuSpawner.scripts = True\n") as hub:
-        yield hub
+    # Sessions have an account of their own, which must be able to read it.
+    with tempfile.TemporaryDirectory(prefix="given-") as gift:
+        folder = Path(gift)
+        (folder / "home/.config").mkdir(parents=True)
+        (folder / "home/.config/site").write_text("given\n")
+        (folder / "run").write_text("#!/bin/sh\nid -u > /etc/site\n")
+        folder.chmod(0o755)
+        async with live.live_hub(more=CONFIG.format(gift=gift)) as hub:
+            yield hub
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,15 +84,30 @@ async def status_with(get: Get, words: str) -> dict[str, object]:
             await asyncio.sleep(0.5)
 
 
-async def test_the_script_runs_once_as_root_and_its_last_words_are_a_step(get: Get) -> None:
-    await status_with(get, "The start script is done: Installed for root")
+async def test_the_script_runs_once_as_the_user_who_may_not_become_root(get: Get) -> None:
+    """And its owner can read how it ended and what it wrote."""
+    status = await status_with(get, "The start script failed: it ended with code 3: ")
 
-    assert await get("api/files/content?path=who") == b"0\n"
+    run = json.loads(await get("api/script"))
+    assert (status["script"], run["state"], run["code"]) == ("failed", "failed", 3)
+    assert run["output"].startswith("sudo: ")
+    assert run["output"].endswith("\nInstalled for user\n")
+    assert await get("api/files/content?path=who") == b"1000\n"
     assert await get("api/files/content?path=ran") == b"once\n"
 
 
+async def test_what_the_site_gives_is_there(get: Get) -> None:
+    """The home's owner has it; what the site's own program did, root did."""
+    await status_with(get, "The start script failed")
+
+    listed = json.loads(await get("api/files?path=.config"))
+    assert await get("api/files/content?path=.config/site") == b"given\n"
+    assert "site" in [entry["name"] for entry in listed["entries"]]
+    assert "of your site" not in json.dumps(json.loads(await get("api/status"))["steps"])
+
+
 async def test_the_guest_has_the_keyboard_the_size_and_the_name(hub: live.LiveHub, get: Get) -> None:
-    status = await status_with(get, "The start script is done")
+    status = await status_with(get, "The start script failed")
     async with asyncio.timeout(SOON_S):
         while Image.open(io.BytesIO(await get("api/screenshot"))).size != (1440, 900):
             await asyncio.sleep(0.5)

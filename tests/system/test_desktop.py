@@ -19,7 +19,9 @@ from qemuspawner.session.guest import Guest
 from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand, Watcher
 from qemuspawner.session.hooks import run_hook
 from qemuspawner.session.keyboard import parse_chord, parse_text
+from qemuspawner.session.personal import personalise
 from qemuspawner.session.updates import Changes
+from qemuspawner.spec import SessionSpec
 
 # QEMU's user network gives it to the first guest, and to no other.
 GUEST_ADDRESS = "10.0.2.15"
@@ -31,9 +33,10 @@ LEFT = 165  # its first column
 class Desktop:
     """A booted demo machine."""
 
-    def __init__(self, guest: Guest, vnc_socket: Path) -> None:
+    def __init__(self, guest: Guest, spec: SessionSpec, vnc_socket: Path) -> None:
         assert guest.agent is not None
         self.guest = guest
+        self.spec = spec
         self.vnc_socket = vnc_socket
         self.agent = guest.agent
 
@@ -48,7 +51,7 @@ async def desktop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Des
     machine = load_machine(EXAMPLE_MACHINES / "debian-desktop", Path(os.environ["QEMUSPAWNER_TEST_IMAGES"]))
     spec = vms.make_spec(tmp_path_factory.mktemp("state"), machine, memory_mib=1024)
     async with vms.running_guest(spec) as (guest, prepared):
-        desktop = Desktop(guest, prepared.paths.vnc_socket)
+        desktop = Desktop(guest, spec, prepared.paths.vnc_socket)
         assert await desktop.agent.wait_until_ready(timeout_s=240)
         yield desktop
 
@@ -74,6 +77,9 @@ async def test_the_guest_has_the_size_that_was_asked_for(desktop: Desktop) -> No
 
 
 async def test_the_session_user_owns_his_machine(desktop: Desktop) -> None:
+    """The host says so, as the machine has it."""
+    await personalise(desktop.guest, desktop.spec)
+
     code, output = await desktop.run("runuser -u user -- sudo -n id -u")
 
     assert (code, output.strip()) == (0, "0")

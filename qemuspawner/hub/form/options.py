@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qemuspawner.account import find_sudo
 from qemuspawner.errors import OptionsError
 from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, script_of, text_of
 from qemuspawner.hub.desktops.kept import NAME, NOTHING, Kept
@@ -284,9 +285,24 @@ def find_guest_obstacles(machine: Machine, limits: Limits) -> dict[str, str]:
         )
     if not limits.scripts:
         obstacles["script"] = Text("this site runs no scripts")
+    elif machine.agent and not machine.home and not _is_root(machine, limits):
+        obstacles["script"] = Text("'{name}' does not say in whose home it would run", name=machine.name)
     if machine.display != "virtio":
         obstacles["resolution"] = Text("the screen of {machine} has a size of its own", machine=name)
     return obstacles
+
+
+def _is_root(machine: Machine, limits: Limits) -> bool:
+    return find_sudo(limits.sudo, by_machine=machine.sudo) == "yes"
+
+
+def _find_cloud_obstacle(machine: Machine, limits: Limits) -> str:
+    """Why nothing can be given to cloud-init; "" where it can."""
+    if not machine.cloud_init:
+        return Text("'{name}' has no cloud-init", name=machine.name)
+    if not _is_root(machine, limits):
+        return Text("cloud-init is root, which you cannot be in '{name}'", name=machine.name)
+    return ""
 
 
 def _find_guest_fields(machine: Machine, limits: Limits) -> Iterator[Field]:
@@ -301,8 +317,11 @@ def _find_guest_fields(machine: Machine, limits: Limits) -> Iterator[Field]:
             Text("a resolution is {sizes}", sizes=any_of(RESOLUTIONS)),
         ),
         "script": (
-            script_of(limits.script_kib),
-            Text("a script begins with #! and has at most {count} KiB", count=limits.script_kib),
+            script_of(limits.script_kib, no_cloud_config=_find_cloud_obstacle(machine, limits)),
+            Text(
+                "a script begins with #! or #cloud-config and has at most {count} KiB",
+                count=limits.script_kib,
+            ),
         ),
     }
     for name, (parse, bound) in kinds.items():

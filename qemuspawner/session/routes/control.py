@@ -56,6 +56,18 @@ class ThumbnailHandler(Handler):
         self.finish(picture)
 
 
+class ScriptHandler(Handler):
+    """How the start script does, and the end of what it wrote, which may be anything."""
+
+    least = "owner"
+
+    async def get(self) -> None:
+        run = self.supervisor.script
+        if run is None:
+            raise Refusal(404, Text("No start script has run in this desktop since it was started."))
+        self.finish({"state": run.state, "code": run.code, "output": run.output})
+
+
 class TicketHandler(Handler):
     least = "waiting"
 
