@@ -54,12 +54,14 @@ def find_qemu() -> Qemu:
     Raises:
         HostError: There is none, it does not run, or it is older than 7.2.
     """
-    program = shutil.which(QEMU)
-    if program is None:
+    found = shutil.which(QEMU)
+    if found is None:
         raise HostError(
             Text("{qemu} was not found on this host.", qemu=QEMU),
             hint=Text("Install QEMU (Debian: qemu-system-x86, qemu-utils)."),
         )
+    # QEMU looks for its firmware beside itself, and in the jail there are no links to it, such as /bin.
+    program = str(Path(found).resolve())
     try:
         output = subprocess.run(
             [program, "--version"], capture_output=True, text=True, check=True, timeout=10

@@ -34,6 +34,15 @@ def test_this_hosts_qemu_is_found() -> None:
     assert qemu.version >= (7, 2, 0)
 
 
+def test_qemu_is_known_by_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It may be found by a link, such as /bin, and looks for its firmware beside itself."""
+    lies = find_qemu().program
+    (tmp_path / "bin").symlink_to(lies.parent)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    assert find_qemu().program == lies
+
+
 def test_a_host_without_qemu_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
