@@ -50,6 +50,7 @@ class QemuProcess:
         self._log = log
         self._qmp = QMPClient("qemuspawner")
         self._qmp_socket: socket.socket | None = None
+        self._limits_files = False
         self._exited = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._picture_lock = asyncio.Lock()
@@ -178,12 +179,17 @@ class QemuProcess:
             wanted = mib << 20
             now = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (now, most))
+            self._limits_files = True
         except OSError as exc:
             raise VmError(Text("QEMU's files cannot be limited: {strerror}.", strerror=exc.strerror)) from exc
 
     @contextlib.contextmanager
     def _lifted_file_limit(self) -> Iterator[None]:
         """Up to the bound it was started with: what is saved holds the memory, and the guest is paused."""
+        if not self._limits_files:
+            # It may be another account's, whose bounds even root may not be allowed to look at.
+            yield
+            return
         try:
             now, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (most, most))
