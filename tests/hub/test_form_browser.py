@@ -33,7 +33,7 @@ memory = "256 MiB"
 lifetime = "2 h"
 """
 # Of a guest that would carry out what is chosen; these tests start a stand-in.
-CAPABLE = 'agent = true\ndisplay = "virtio"\n'
+CAPABLE = 'agent = true\nhome = "/home/user"\ndisplay = "virtio"\n'
 TERMS = "Be kind.\n\n" + "No mining of anything. " * 60
 
 Start = Callable[..., Awaitable[hubs.Hub]]
