@@ -23,12 +23,15 @@ async def hub(
     cluster: SlurmCluster,
     state_dir: Path,
     machines_dir: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[hubs.Hub]:
     prepare_state(state_dir)
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     config = slurm_config(state_dir, machines_dir, cluster)
     config.JupyterHub.update(getattr(request, "param", {}))
+    # Else they are written to the working directory.
+    config.JupyterHub.internal_certs_location = str(tmp_path / "certificates")
     async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
         yield hub
 

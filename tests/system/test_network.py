@@ -44,6 +44,13 @@ while [ "$1" = yes ] && [ $tries -lt 300 ] && ! ip route | grep -q '^default'; d
     sleep 0.2
     tries=$((tries + 1))
 done
+# An address of IPv6 comes by a router's word, and is looked for among the neighbours before it may be used.
+tries=0
+while [ "$1" = yes ] && [ $tries -lt 50 ] &&
+    ! ip -6 -oneline address show scope global | grep -v tentative | grep -q inet6; do
+    sleep 0.2
+    tries=$((tries + 1))
+done
 shift
 number=0
 while [ $# -gt 0 ]; do
