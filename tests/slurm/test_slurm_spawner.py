@@ -70,16 +70,18 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
 ) -> None:
     blockers = [
         cluster.run("sbatch", "--parsable", "--output=/dev/null", "-c4", "-t5", "--wrap", "sleep 300").strip()
-        for _ in "123"
+        for _ in "1234"  # three run, and one comes first
     ]
     alice = await hub.log_in("alice")
+    said: list[str] = []
     try:
         answer = await hub.submit_form(alice)
         assert answer.status == 302, answer.text
         spawner = hub.spawner("alice")
         async with asyncio.timeout(30):
             async for event in spawner.progress():
-                if "Waiting" in str(event["message"]):
+                said.append(str(event["message"]))
+                if "Place" in said[-1]:
                     break
 
         await hub.stop(alice)
@@ -88,7 +90,9 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
     finally:
         cluster.run("scancel", *blockers)
 
-    assert waiting == []
+    assert any(text.startswith("Waiting") for text in said)
+    assert said[-1].startswith("Place 2 of 2 in the queue")
+    assert waiting == blockers[3:]
 
 
 async def test_a_job_that_is_cancelled_on_the_cluster_is_gone_from_the_hub(

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemuspawner.batch import JobDocument, read_document, write_document
-from qemuspawner.hub.slurm.jobs import describe_end, describe_wait, parse_jobs
+from qemuspawner.hub.slurm.jobs import (
+    Place,
+    describe_end,
+    describe_place,
+    describe_wait,
+    parse_jobs,
+    parse_places,
+)
 from qemuspawner.hub.slurm.nodes import count_fitting, parse_cluster
 from qemuspawner.hub.slurm.script import make_arguments, make_script
 from qemuspawner.hub.slurm.words import parse_duration, parse_moment, write_duration
@@ -81,6 +88,21 @@ def test_jobs_are_told_apart_by_what_becomes_of_them() -> None:
     assert jobs["8"].node == ""
     assert describe_wait(jobs["8"]) == "Waiting: other jobs come first"
     assert describe_end(jobs["10"]) == "The cluster lost the node n2 that the desktop ran on."
+
+
+def test_each_partition_has_a_queue_of_its_own() -> None:
+    places = parse_places("4|desktop\n9|gpu\n7|desktop\n")
+
+    assert places == {
+        "4": Place(place=1, of=2),
+        "7": Place(place=2, of=2),
+        "9": Place(place=1, of=1),
+    }
+    job = parse_jobs("7|PENDING|n/a|Priority|2026-11-28T19:07:10|N/A\n")["7"]
+    assert job.expected_start is not None
+    soon = describe_place(job, places["7"], now=job.expected_start - 430)
+    assert soon == "Place 2 of 2 in the queue; Slurm expects it to start in 7 min"
+    assert describe_place(job, places["7"], now=job.expected_start) == "Place 2 of 2 in the queue"
 
 
 @pytest.mark.parametrize("listed", [SQUEUE[:-1], "slurm_load_jobs error: x\n", "7|RUNNING\n"])

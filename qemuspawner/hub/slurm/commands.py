@@ -59,6 +59,18 @@ class Slurm:
         except ValueError as exc:
             raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
 
+    async def list_places(self) -> dict[str, jobs.Place]:
+        """Where each job stands that waits, also other accounts', as far as this one may see them.
+
+        Raises:
+            SlurmError: Slurm does not tell.
+        """
+        answer = await self._run(
+            *("squeue", "--noheader", "--all", "--states=pending"),
+            *(f"--format={jobs.PLACE_COLUMNS}", f"--sort={jobs.PLACE_ORDER}"),
+        )
+        return jobs.parse_places(answer)
+
     async def list_tagged(self, *, user: str, hub: str) -> dict[str, str]:
         """The jobs of one hub that wait or run, with the session of each; see `tag`.
 

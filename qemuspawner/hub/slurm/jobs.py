@@ -1,11 +1,13 @@
 """Jobs as `squeue` lists them: how each does, why it waits, and whether it ever will run."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from qemuspawner.hub.slurm.words import parse_moment
 from qemuspawner.texts import Text
+from qemuspawner.units import render_seconds
 
 # What `squeue` is asked for: Slurm's own words, nothing that somebody may have written into their job.
 COLUMNS = "%i|%T|%B|%r|%S|%e"
@@ -110,6 +112,44 @@ def parse_jobs(listed: str) -> dict[str, Job]:
         )
         jobs[job.id] = job
     return jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job stands among those that wait for the same partition: 1 is the next."""
+
+    place: int
+    of: int
+
+
+# What `squeue` is asked for, and in which order, to see who comes first.
+PLACE_COLUMNS = "%i|%P"
+PLACE_ORDER = "-p,i"
+
+
+def parse_places(listed: str) -> dict[str, Place]:
+    """What `squeue --format PLACE_COLUMNS --sort PLACE_ORDER` prints of those that wait, by job id."""
+    lines = [line.partition("|") for line in listed.splitlines()]
+    waiting = Counter(partition for _, _, partition in lines)
+    before: Counter[str] = Counter()
+    places = {}
+    for number, _, partition in lines:
+        before[partition] += 1
+        places[number] = Place(place=before[partition], of=waiting[partition])
+    return places
+
+
+def describe_place(job: Job, place: Place, *, now: float) -> Text:
+    """How long the wait may be, as far as Slurm says."""
+    if job.expected_start is None or job.expected_start <= now:
+        return Text("Place {place} of {count} in the queue", place=place.place, count=place.of)
+    return Text(
+        "Place {place} of {count} in the queue; Slurm expects it to start in {span}",
+        place=place.place,
+        count=place.of,
+        # It looks every few seconds, and is often wrong by minutes.
+        span=render_seconds(max(60, round((job.expected_start - now) / 60) * 60)),
+    )
 
 
 def describe_wait(job: Job) -> Text:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar, cast
 
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError
-from qemuspawner.hub.slurm.jobs import Job
+from qemuspawner.hub.slurm.jobs import Job, Place
 from qemuspawner.hub.slurm.nodes import Cluster
 
 _Answer = TypeVar("_Answer")
@@ -56,6 +56,7 @@ class Queue:
     def __init__(self, slurm: Slurm, user: str) -> None:
         self._jobs: _Shared[dict[str, Job]] = _Shared(lambda: slurm.list_jobs(user=user))
         self._cluster: _Shared[Cluster] = _Shared(slurm.list_nodes)
+        self._places: _Shared[dict[str, Place]] = _Shared(slurm.list_places)
 
     async def find_job(self, job_id: str, *, max_age_s: float, since: float = float("-inf")) -> Job | None:
         """A job as it was at most so long ago; None where Slurm, asked after `since`, knows it no more.
@@ -64,6 +65,10 @@ class Queue:
             SlurmError: Nobody knows: the job may well run.
         """
         return (await self._jobs.get(max_age_s=max_age_s, since=since)).get(job_id)
+
+    async def find_place(self, job_id: str, *, max_age_s: float) -> Place | None:
+        """Where a job stands that waits; None where it does not. Raises SlurmError where nobody says."""
+        return (await self._places.get(max_age_s=max_age_s)).get(job_id)
 
     async def cluster(self, *, max_age_s: float) -> Cluster:
         """Raises SlurmError where Slurm does not tell."""

@@ -19,7 +19,7 @@ from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError, tag
-from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_wait
+from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_place, describe_wait
 from qemuspawner.hub.slurm.nodes import Node
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.reaper import begin_reaping
@@ -32,6 +32,8 @@ from qemuspawner.units import render_seconds
 # How old an answer of Slurm's may be for who waits for a start or an end, and for who only looks in.
 _WAITING_S = 1.0
 _LOOKING_S = 15.0
+# Of who watches their place in the queue.
+_PLACE_S = 5.0
 # Between two questions that are asked one after the other.
 _BREATH_S = 0.1
 _NODES_S = 10.0
@@ -206,7 +208,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     async def _wait_for_node(self) -> str:
         """Wait until the job runs; the name of its node. A port that is told ends the wait: it runs."""
         assert self._port is not None
-        said = ""
+        said, stood = "", None
         give_up_at = time.monotonic() + self.queue_timeout
         while True:
             job = None
@@ -224,6 +226,11 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                 wait = describe_wait(job)
                 if wait != said:
                     self._progress.say(said := wait)
+                with contextlib.suppress(SlurmError):
+                    place = await self._queue.find_place(self.job_id, max_age_s=_PLACE_S)
+                    if place is not None and place != stood:
+                        stood = place
+                        self._progress.say(describe_place(job, place, now=time.time()))
             if time.monotonic() > give_up_at:
                 await self._cancel()
                 raise self.failure(
