@@ -18,11 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import aiohttp
 import hubs
 from hub_process import HubProcess
 from slurm_cluster import NODES, SlurmCluster, running_cluster
-from slurm_hubs import prepare_state, write_config
+from slurm_hubs import prepare_state, running_slurm_hub
 
 _WATCHED_S = 20
 
@@ -76,11 +75,8 @@ async def main(rounds: int, pending: int) -> None:
         folder = Path(work)
         hubs.add_machine(folder / "machines", state, "mini")
         prepare_state(state)
-        config, url = write_config(folder, state, folder / "machines", cluster)
-        async with aiohttp.ClientSession() as http:
-            hub = HubProcess(config, url, http)
-            await hub.start()
-            names = ["alice", *(f"user{number}" for number in range(pending))]
+        async with running_slurm_hub(folder, state, folder / "machines", cluster) as hub:
+            names = [f"user{number}" for number in range(pending)]
             for name in names:
                 await hub.ask("POST", f"/users/{name}")
             jobs, desktops = [], []
@@ -90,7 +86,7 @@ async def main(rounds: int, pending: int) -> None:
             idle, quick = await watch(hub)
             fill = ("sbatch", "--parsable", "-c4", "-t60", "--output=/dev/null", "--wrap", "sleep 3000")
             blockers = [cluster.run(*fill).strip() for _ in range(NODES)]
-            starts = [asyncio.create_task(hub.ask("POST", f"/users/{name}/server")) for name in names[1:]]
+            starts = [asyncio.create_task(hub.ask("POST", f"/users/{name}/server")) for name in names]
             await asyncio.wait(starts, timeout=60)
             await asyncio.sleep(5)
             waiting = len(cluster.run("squeue", "-h", "-t", "pending", "-o", "%i").split())

@@ -4,13 +4,31 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from jupyterhub.utils import random_port
 
 # Of a service that may do everything the tests do.
 TOKEN = "a-token-for-the-test"
+
+_CONFIG = """
+import sys
+sys.path[:0] = {path!r}
+{merged}
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.db_url = "sqlite:///{state}/hub.sqlite"
+c.JupyterHub.cookie_secret = b"0" * 32
+c.JupyterHub.bind_url = "http://127.0.0.1:{proxy_port}"
+c.JupyterHub.hub_port = {port}
+c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}, "admin": True}}]
+c.JupyterHub.load_roles = [
+    {{"name": "test", "services": ["test"],
+      "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
+]
+"""
 
 
 class HubProcess:
@@ -56,3 +74,26 @@ class HubProcess:
             while (server := await self.server())[key] != value:
                 await asyncio.sleep(0.1)
         return server
+
+
+@contextlib.asynccontextmanager
+async def running_hub_process(
+    folder: Path, merged: str, *, path: Sequence[str], state: Path, host: str = "127.0.0.1"
+) -> AsyncIterator[HubProcess]:
+    """A hub with the user alice, configured in `folder` by the lines `merged`, which import from `path`."""
+    port = random_port()
+    config = folder / "jupyterhub_config.py"
+    config.write_text(
+        _CONFIG.format(
+            path=list(path), merged=merged, state=state, proxy_port=random_port(), port=port, token=TOKEN
+        )
+    )
+    async with aiohttp.ClientSession() as http:
+        hub = HubProcess(config, f"http://{host}:{port}", http)
+        await hub.start()
+        await hub.ask("POST", "/users/alice")
+        yield hub
+        with contextlib.suppress(Exception):
+            await hub.ask("DELETE", "/users/alice/server")
+            await hub.wait_for_server("stopped", True)
+        hub.kill()

@@ -10,58 +10,23 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from hub_process import TOKEN, HubProcess
-from jupyterhub.utils import random_port
+from hub_process import HubProcess, running_hub_process
 
 import qemuspawner
 from qemuspawner.hub.sessions.process import KnownProcess
 
 TESTS = Path(__file__).parent.parent
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
-CONFIG = """
-import sys
-sys.path[:0] = {path!r}
-import hubs
-c.merge(hubs.hub_config({state!r}, {machines!r}, cmd={cmd!r}, environment={environment!r}))
-c.JupyterHub.authenticator_class = "dummy"
-c.JupyterHub.db_url = "sqlite:///{state}/hub.sqlite"
-c.JupyterHub.cookie_secret = b"0" * 32
-c.JupyterHub.bind_url = "http://127.0.0.1:{proxy_port}"
-c.JupyterHub.hub_port = {port}
-c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}, "admin": True}}]
-c.JupyterHub.load_roles = [
-    {{"name": "test", "services": ["test"],
-      "scopes": ["admin:users", "admin:servers", "admin:server_state", "read:servers"]}}
-]
-"""
 
 
 @pytest.fixture
 async def hub_process(state_dir: Path, machines_dir: Path, tmp_path: Path) -> AsyncIterator[HubProcess]:
     root = str(Path(qemuspawner.__file__).parent.parent)
-    port = random_port()
-    config = tmp_path / "jupyterhub_config.py"
-    config.write_text(
-        CONFIG.format(
-            path=[str(TESTS), root],
-            state=str(state_dir),
-            machines=str(machines_dir),
-            cmd=STANDIN,
-            environment={"QEMUSPAWNER_STANDIN": "slow", "PYTHONPATH": root},
-            proxy_port=random_port(),
-            port=port,
-            token=TOKEN,
-        )
-    )
-    async with aiohttp.ClientSession() as http:
-        hub = HubProcess(config, f"http://127.0.0.1:{port}", http)
-        await hub.start()
-        await hub.ask("POST", "/users/alice")
+    environment = {"QEMUSPAWNER_STANDIN": "slow", "PYTHONPATH": root}
+    folders = f"{str(state_dir)!r}, {str(machines_dir)!r}"
+    merged = f"import hubs; c.merge(hubs.hub_config({folders}, cmd={STANDIN!r}, environment={environment!r}))"
+    async with running_hub_process(tmp_path, merged, path=[str(TESTS), root], state=state_dir) as hub:
         yield hub
-        with contextlib.suppress(Exception):
-            await hub.ask("DELETE", "/users/alice/server")
-            await hub.wait_for_server("stopped", True)
-        hub.kill()
 
 
 async def test_a_session_outlives_its_killed_hub(hub_process: HubProcess) -> None:

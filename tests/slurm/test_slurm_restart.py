@@ -10,7 +10,7 @@ import hubs
 import pytest
 from hub_process import HubProcess
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, write_config
+from slurm_hubs import prepare_state, running_slurm_hub
 
 
 @pytest.fixture
@@ -23,16 +23,8 @@ async def hub_process(
 ) -> AsyncIterator[HubProcess]:
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     prepare_state(state_dir)
-    config, url = write_config(tmp_path, state_dir, machines_dir, cluster)
-    async with aiohttp.ClientSession() as http:
-        hub = HubProcess(config, url, http)
-        await hub.start()
-        await hub.ask("POST", "/users/alice")
+    async with running_slurm_hub(tmp_path, state_dir, machines_dir, cluster) as hub:
         yield hub
-        with contextlib.suppress(Exception):
-            await hub.ask("DELETE", "/users/alice/server")
-            await hub.wait_for_server("stopped", True)
-        hub.kill()
     cluster.run("scancel", "--user", hubs.sessions_account())
 
 
