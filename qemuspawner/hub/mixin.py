@@ -5,64 +5,34 @@ import contextlib
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jupyterhub import orm
-from jupyterhub.scopes import has_scope, scope_definitions
+from jupyterhub.scopes import scope_definitions
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import make_ssl_context, url_escape_path, url_path_join
 from msgspec import structs
-from sqlalchemy import inspect
-from traitlets import Bool, Enum, Integer, List, TraitError, Unicode, Union, default, observe, validate
+from traitlets import Bool, Enum, Integer, TraitError, Unicode, Union, default, validate
 from traitlets.config import LoggingConfigurable
 
-from qemuspawner import paths, scopes
+from qemuspawner import scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
 from qemuspawner.hub import metrics, routes  # noqa: F401 - for what it adds to the hub
-from qemuspawner.hub.admission.admission import Admission, ShortageError
-from qemuspawner.hub.admission.claims import ClaimsCapacity
-from qemuspawner.hub.admission.drains import DrainedError, HeedsDrains
-from qemuspawner.hub.desktops.cards import ShowsCards
-from qemuspawner.hub.desktops.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
-from qemuspawner.hub.desktops.shown import ShownDesktop, show_kept, show_saved
 from qemuspawner.hub.folders import FolderTraits
-from qemuspawner.hub.form import form
-from qemuspawner.hub.form.choices import describe_obstacles
-from qemuspawner.hub.form.favourites import list_favourites
+from qemuspawner.hub.form.asks import AsksOptions
 from qemuspawner.hub.form.fields import quote
-from qemuspawner.hub.form.options import (
-    FIELDS,
-    ONCE,
-    Options,
-    RefusedOptionsError,
-    allowed_machines,
-    check_options,
-    without_once,
-)
-from qemuspawner.hub.form.settings import expand_setting, list_settings
-from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.languages import speak_languages
-from qemuspawner.hub.limits import Limits, LimitTraits
-from qemuspawner.hub.notices.announcements import HeedsAnnouncements, UnreadError
 from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
-from qemuspawner.hub.proposals.mine import MyProposals
-from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.refusals import Refuses, is_asking
-from qemuspawner.hub.runs.advice import Advice, give_advice
 from qemuspawner.hub.runs.upkeep import keep_up
 from qemuspawner.hub.sessions.accounts import AccountTraits
 from qemuspawner.hub.sessions.activity import trust_sessions
 from qemuspawner.hub.sessions.follow import Progress, ask_session, follow_session
 from qemuspawner.hub.sessions.known import Known
-from qemuspawner.hub.sessions.warmer import Missing, warmer
-from qemuspawner.machine import Allow, Machine
-from qemuspawner.machines.catalogue import Catalogue, load_all_machines
-from qemuspawner.machines.templates import find_template_obstacle
-from qemuspawner.saved import used_mib
+from qemuspawner.hub.sessions.warms import WarmsUp
+from qemuspawner.machine import Allow
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 from qemuspawner.texts import Text
 from qemuspawner.units import parse_mib, parse_seconds, render_seconds
@@ -96,26 +66,13 @@ _LEAST_S = 60
 _OWN_TOKEN_S = 600
 
 
-class _LaunchLinkError(Exception):
-    """A link with options shows them in the form, and starts nothing."""
-
-    # Without a message JupyterHub shows the form as if nothing had happened.
-    jupyterhub_message = ""
-
-
 class QemuSpawnerMixin(
-    Refuses,
+    AsksOptions,
     PolicyTraits,
-    ProposalTraits,
-    LimitTraits,
-    TermsTraits,
     FolderTraits,
     AccountTraits,
     Notifies,
-    ClaimsCapacity,
-    HeedsDrains,
-    HeedsAnnouncements,
-    ShowsCards,
+    WarmsUp,
     _Below,  # type: ignore[misc]
 ):
     """Options, form, specification, progress and tokens.
@@ -123,14 +80,6 @@ class QemuSpawnerMixin(
     The spawner below it in the class order starts, polls and stops the process.
     """
 
-    machines = List(
-        Unicode(),
-        default_value=[str(paths.EXAMPLE_MACHINES)],
-        help="""Folders of machines: each has a folder NAME with machine.toml for every machine.
-
-        Where two folders have a machine of the same name, the first one counts.
-        """,
-    ).tag(config=True)
     state_dir = Unicode(
         "/var/lib/qemuspawner",
         help="""The host's state folder: images/ of the machines, and sessions/ while they run.
@@ -154,60 +103,12 @@ class QemuSpawnerMixin(
         True,
         help="""Whether QEMU runs in namespaces of its own, where it sees its own files and no network.""",
     ).tag(config=True)
-    templates = Bool(
-        True, help="Whether desktops start from a template of their machine and size, where there is one."
-    ).tag(config=True)
-    warm_missing = Bool(
-        False,
-        help="""Whether the hub makes a template of what had to boot cold.
-
-        In the background and one at a time; it needs memory and CPUs of the host, beside the desktops.
-        """,
-    ).tag(config=True)
-    templates_disk = Union(
-        [Integer(), Unicode()],
-        default_value=20 * 1024,
-        help="""How much of the disk such templates may take: MiB, or text like "20 GiB"; 0: no limit.""",
-    ).tag(config=True)
-    suspend_on = List(
-        Enum(["idle", "lifetime", "stop"]),
-        default_value=["idle", "lifetime", "stop"],
-        help="""What puts a desktop to sleep instead of ending it.
-
-        "idle": nobody used it; "lifetime": its time is over; "stop": it is stopped on the hub.
-        """,
-    ).tag(config=True)
-    keep_for = Union(
-        [Integer(), Unicode()],
-        default_value=14 * 86400,
-        help="""How long sleeping desktops and checkpoints are kept: seconds, or "14 d"; 0: for ever.""",
-    ).tag(config=True)
-    saved_quota = Union(
-        [Integer(), Unicode()],
-        default_value=20 * 1024,
-        help="""What a user's sleeping desktops and checkpoints may take: MiB, or "20 GiB"; 0: no limit.
-
-        "disk" in `quotas` says something else for some.
-        Beyond it no new desktop starts and no checkpoint is made. Putting a desktop to sleep always works.
-        """,
-    ).tag(config=True)
-    checkpoint_every = Union(
-        [Integer(), Unicode()],
-        default_value=0,
-        help="""How often a desktop makes a checkpoint by itself: seconds, or text like "1 h"; 0: never.""",
-    ).tag(config=True)
     max_image = Union(
         [Integer(), Unicode()],
         default_value=256 * 1024,
         help="""How large an image may be that an administrator adds on the hub: MiB, or "64 GiB".""",
     ).tag(config=True)
-    max_checkpoints = Integer(10, min=0, help="How many checkpoints a desktop may have.").tag(config=True)
 
-    # Logged once for the whole hub, not at each form.
-    _logged_problems: ClassVar[set[str]] = set()
-    _sweeper: ClassVar[Sweeper] = Sweeper()
-
-    _options: Options | None = None
     _session: dict[str, object]
     _progress: Progress
     _made_token: tuple[str, float] = ("", float("-inf"))  # until when, by time.monotonic
@@ -281,395 +182,12 @@ class QemuSpawnerMixin(
             *(f"{scope}!server" for scope in (scopes.VIEW, scopes.CONTROL) if scope in scope_definitions),
         ]
 
-    # Options
-
-    @default("options_form")
-    def _default_options_form(self) -> Callable[["QemuSpawnerMixin"], Awaitable[str]]:
-        return QemuSpawnerMixin._render_form
-
-    @default("options_from_form")
-    def _default_options_from_form(self) -> Callable[[Mapping[str, list[Any]]], dict[str, object]]:
-        return self._options_from_form
-
-    @default("apply_user_options")
-    def _default_apply_user_options(
-        self,
-    ) -> Callable[["QemuSpawnerMixin", Mapping[str, object]], Awaitable[None]]:
-        return QemuSpawnerMixin._apply_options
-
-    async def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
-        """A link with `opt-` parameters fills in the form: were it a start, any site could cause one."""
-        options, problems = form.unpack_link(query)
-        try:
-            options = dict(expand_setting(self.records, options, user=self.user.name))
-            self._check(options, await self.my_proposals())
-        except RefusedOptionsError as exc:
-            problems.update(exc.problems)
-        self._entry = form.Entry(options=options, problems=problems, from_link=True, server_name=self.name)
-        raise _LaunchLinkError
-
-    def _options_from_form(self, data: Mapping[str, list[Any]]) -> dict[str, object]:
-        options = form.unpack_form(data)
-        self._entry = form.Entry(options=options, server_name=self.name)
-        return options
-
-    @observe("handler")
-    def _forget_what_was_for_one_start(self, change: Mapping[str, Any]) -> None:
-        """Options can be stored without a start; JupyterHub notes a request here before it reads them."""
-        if change["new"] is None or self.orm_spawner is None:
-            return
-        self.note_reader(change["new"])
-        stored = self.orm_spawner.user_options or {}
-        if not stored.keys().isdisjoint(ONCE):
-            self._store_options(without_once(stored))
-
-    async def _apply_options(self, user_options: Mapping[str, object]) -> None:
-        """Check the options of this start, wherever they came from.
-
-        JupyterHub has stored them already: refused ones are taken back, or the next start would use them.
-        """
-        self._options = None
-        asked_for = user_options
-        try:
-            user_options = expand_setting(self.records, user_options, user=self.user.name)
-            goes_on = "branch" in user_options or bool(self._find_kept(self.name))
-            proposals = await self.proposals_for_start(user_options, goes_on=goes_on)
-            options = self._check(user_options, proposals)
-            self._check_permission(options, user_options)
-            self._check_terms(user_options.get("terms"))
-            self.plan_invitation(options, proposals)
-        except RefusedOptionsError as exc:
-            self._note_problems(asked_for, exc.problems)
-            self._store_options({})
-            raise self.refusal(exc, reason="options") from None
-        self._store_options(options.stored())
-        try:
-            self.check_acknowledged()
-            self.check_drained()
-            if not options.goes_on:
-                # What is deleted first takes no place.
-                await self.check_disk(but=self.session_id if options.sleeping == "discard" else "")
-            self._options = self.claim(options)
-        except UnreadError as exc:
-            raise self.refusal(exc, reason="announcement", status_code=403) from None
-        except DrainedError as exc:
-            raise self.refusal(exc, reason="drain", status_code=503) from None
-        except ShortageError as exc:
-            shortage = exc.shortage
-            self._note_problems(asked_for, {shortage.field: exc.text})
-            raise self.refusal(exc, reason=shortage.reason, status_code=409) from None
-        except QemuSpawnerError as exc:
-            raise self.refusal(exc, reason="quota", status_code=500) from None
-
-    def _note_problems(self, user_options: Mapping[str, object], problems: Mapping[str, str]) -> None:
-        """Have the form show them, where these options were typed into it."""
-        if self._entry is not None and self._entry.options == user_options:
-            self._entry = replace(self._entry, problems=problems)
-
-    def _check_permission(self, options: Options, user_options: Mapping[str, object]) -> None:
-        """Who may start a server may neither delete nor copy what is kept by that alone.
-
-        Raises:
-            RefusedOptionsError: Whoever asked for this start may not have that done.
-        """
-        if options.sleeping == "discard" and not self._is_permitted("delete:servers"):
-            raise RefusedOptionsError(
-                {
-                    "sleeping": Text(
-                        "The option 'sleeping' is 'discard'; you may start this desktop, but not delete what "
-                        "is kept of it."
-                    )
-                }
-            )
-        source, _, _ = str(user_options.get("branch", "")).rpartition("/")
-        if options.branch and not self._is_permitted("access:servers", source):
-            raise RefusedOptionsError(
-                {"branch": Text("The option 'branch' names a checkpoint of a desktop that you may not open.")}
-            )
-
-    def _check_terms(self, given: object) -> None:
-        """Have the user's own start accept the terms; nobody else can do that for them, and need not.
-
-        Raises:
-            RefusedOptionsError: They are still to be accepted.
-        """
-        asking = getattr(self.handler, "current_user", None)
-        if asking is not None and asking.name != self.user.name:
-            return
-        if problem := self.find_terms_problem(given):
-            raise RefusedOptionsError({"terms": problem})
-        if given is not None:
-            self.accept_terms()
-
-    def _is_permitted(self, scope: str, server_name: str | None = None) -> bool:
-        """Whether the request that is noted here has this scope for a server; this one, by default."""
-        name = self.name if server_name is None else server_name
-        # Without a request JupyterHub itself is at work.
-        return self.handler is None or bool(self.handler.has_scope(f"{scope}!server={self.user.name}/{name}"))
-
-    def _check(self, user_options: Mapping[str, object], proposals: MyProposals) -> Options:
-        return check_options(
-            user_options,
-            machines=self._my_machines(self._catalogue()),
-            limits=self._limits,
-            kept=self._find_kept(self.name),
-            find_kept=self._find_kept,
-            proposals=proposals,
-        )
-
-    async def check_setting(self, given: Mapping[str, object]) -> dict[str, object]:
-        """Options as they are saved under a name, from a form's fields or a program's.
-
-        Raises:
-            RefusedOptionsError: They cannot be accepted as they are now.
-        """
-        options = form.unpack_form({name: [value] for name, value in given.items()})
-        checked = check_options(
-            without_once(options),
-            machines=self._my_machines(self._catalogue()),
-            limits=self._limits,
-            startable=False,
-            proposals=await self.my_proposals(),
-        )
-        stored = checked.stored()
-        return {name: stored[name] for name in FIELDS if name in stored}
-
-    def note_about(self, about: Mapping[str, object]) -> None:
-        """The running desktop got another name or other notes, which its session has accepted."""
-        told = {name: about[name] for name in ("name", "notes") if name in about}
-        self._store_options({**self.user_options, **told})
-
-    def _store_options(self, options: dict[str, object]) -> None:
-        self.user_options = self.orm_spawner.user_options = options
-        self._database.commit()
-
-    async def _render_form(self) -> str:
-        catalogue = self._catalogue()
-        entry = self._entry or form.Entry(options=without_once(self.user_options))
-        self._entry = None
-        self._sweeper.sweep(self._state_paths)
-        # After an error the form is the default server's, whichever was asked for.
-        asked_for = self.name if is_asking(self.handler) else entry.server_name
-        kept = self._find_kept(self.name if asked_for is None else asked_for)
-        if entry.server_name not in (None, kept.server_name):
-            entry = replace(entry, options=without_once(entry.options))
-        branch = None if kept.suspended else self._find_branch(entry)
-        return form.render_form(
-            entry,
-            user=self.user.name,
-            language=self.form_language,
-            machines=self._my_machines(catalogue),
-            limits=self._limits,
-            favourites=self._noted(lambda: list_favourites(self.records, user=self.user.name, kind="machine"))
-            or (),
-            settings=self._noted(lambda: list_settings(self.records, user=self.user.name)) or (),
-            terms=form.Terms(version=self.terms_version, text=self.terms)
-            if self._noted(lambda: self.has_open_terms)
-            else None,
-            kept=kept,
-            desktop=show_kept(kept, self.pictures),
-            branch=branch,
-            suspend_on=self.suspend_on,
-            keep_s=self.keep_for,
-            now=self._look_for_form(),
-            quotas=await self.describe_quotas(),
-            proposals=await self.shown_proposals(entry.options),
-            advice=self.find_advice(server_name=kept.server_name).get(kept.server_name),
-            catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
-        )
-
-    def find_obstacles(self) -> dict[str, str]:
-        """Each choice of the form, and what stands against its start now."""
-        machines = self._my_machines(self._catalogue())
-        return dict(describe_obstacles(machines, self._limits, self._look_for_form()))
-
-    def _look_for_form(self) -> Admission:
-        try:
-            return self.look()
-        except QemuSpawnerError:
-            # The administrator's quotas cannot be read, which a start says.
-            return form.ROOM
-
-    @property
-    def _entry(self) -> form.Entry | None:
-        """What the user typed last, until it is shown again.
-
-        It is kept with the user, since JupyterHub renders the form after an error for the user's default
-        server, whichever was asked for.
-        """
-        return getattr(self.user, "_qemuspawner_entry", None)
-
-    @_entry.setter
-    def _entry(self, entry: form.Entry | None) -> None:
-        self.user._qemuspawner_entry = entry
-
-    def _catalogue(self) -> Catalogue:
-        catalogue = load_all_machines(self._state_paths, self.machine_folders)
-        for problem in catalogue.problems:
-            if str(problem) not in self._logged_problems:
-                self._logged_problems.add(str(problem))
-                self.log.warning("Not offered: %s", problem)
-        return catalogue
-
-    def _my_machines(self, catalogue: Catalogue) -> dict[str, Machine]:
-        groups = {group.name for group in self.user.groups}
-        return allowed_machines(
-            catalogue.machines, user=self.user.name, groups=groups, is_admin=self.user.admin
-        )
-
-    @property
-    def machine_folders(self) -> list[Path]:
-        """Those of the trait `machines`."""
-        return [Path(folder).absolute() for folder in self.machines]
-
-    @property
-    def host_command(self) -> list[str]:
-        """The administrator's command, with this hub's folders."""
-        program = Path(sys.executable).with_name("qemuspawner")
-        folders = [f"--machines={folder}" for folder in self.machine_folders]
-        return [str(program), f"--state={self.state_dir}", *folders]
-
-    @property
-    def _limits(self) -> Limits:
-        groups = {group.name for group in self.user.groups}
-        return self.find_limits(
-            user=self.user.name,
-            groups=groups,
-            admin=self.user.admin,
-            gpus=self.find_gpu_models(),
-            sudo=self.find_sudo(groups=groups),
-        )
-
-    # What is kept while the desktop does not run; the hub's templates call some of these
-
-    def _find_kept(self, server_name: str) -> Kept:
-        """What is kept of a server of this user, and is not running."""
-        return load_kept(self._state_paths, user=self.user.name, server_name=server_name)
-
-    def _find_branch(self, entry: form.Entry) -> form.Branch | None:
-        """The checkpoint that the form is about; its link or what was typed says it."""
-        option = entry.options.get("branch")
-        if not isinstance(option, str):
-            return None
-        server_name, _, name = option.rpartition("/")
-        kept = self._find_kept(server_name)
-        saved = kept.find_checkpoint(name)
-        if saved is None or saved.spec is None or not self._is_permitted("access:servers", server_name):
-            return None
-        shown = show_saved(kept.session_id, saved, self.pictures)
-        return form.Branch(option=option, server_name=server_name, spec=saved.spec, shown=shown)
-
-    def sleeping_desktop(self, scopes: Collection[str]) -> ShownDesktop | None:
-        """What sleeps here, for the page of a server that is not running; for somebody with these scopes.
-
-        JupyterHub shows that page also to who has access to another one of the user's servers.
-        """
-        if not self._is_within("access:servers", scopes):
-            return None
-        kept = self._find_kept(self.name)
-        if not kept.suspended:
-            return None
-        # The page shows no checkpoints.
-        return show_kept(replace(kept, checkpoints=()), self.pictures)
-
-    def may_be_started_by(self, scopes: Collection[str]) -> bool:
-        """Whether somebody with these scopes may start this server on the hub's pages."""
-        return self._is_within("servers", scopes)
-
-    def may_be_shared_by(self, granted: Collection[str]) -> bool:
-        """Whether somebody with these scopes may share this server, as either role, on the hub's pages."""
-        wanted = ("shares", "access:servers", scopes.VIEW, scopes.CONTROL)
-        return all(self._is_within(scope, granted) for scope in wanted)
-
-    def _is_within(self, scope: str, scopes: Collection[str]) -> bool:
-        wanted = f"{scope}!server={self.user.name}/{self.name}"
-        return bool(has_scope(wanted, set(scopes), db=self._database))
-
-    async def describe_saved(self) -> dict[str, object]:
-        """The same for scripts."""
-        kept, used = await asyncio.to_thread(self._find_all_kept)
-        return {
-            "saved": [
-                {
-                    "session_id": one.session_id,
-                    "server": one.server_name,
-                    "name": saved.name,
-                    "kind": saved.kind,
-                    "title": saved.title,
-                    "machine": saved.machine_id,
-                    "saved_at": saved.saved_at,
-                    "expires": saved.expires,
-                    "size_bytes": saved.size_bytes,
-                    "memory": saved.memory,
-                    "problem": saved.problem,
-                }
-                for one in kept
-                for saved in one.saved
-            ],
-            "used_mib": used,
-            "quota_mib": self.disk_quota_mib,
-        }
-
-    async def delete_saved(self, session_id: str, name: str = "") -> bool | None:
-        """Delete what is kept of one of this user's sessions; False where it runs, None where nothing is."""
-        kept, _ = await asyncio.to_thread(self._find_all_kept)
-        names = {saved.name for one in kept if one.session_id == session_id for saved in one.saved}
-        if not names or (name and name not in names):
-            return None
-        self.log.info("%s: deleting %s of %s", session_id, name or "all that is kept", self.user.name)
-        return await asyncio.to_thread(delete_kept, self._state_paths.session(session_id), name=name)
-
-    async def delete_forever(self) -> None:
-        """JupyterHub deletes this server, or its user."""
-        deleted = await asyncio.to_thread(delete_kept, self._state_paths.session(self.session_id))
-        left = [] if deleted or not self._find_kept(self.name) else [self.session_id]
-        if not self.name:
-            # The default server goes with its user only, and with them what forgotten servers left.
-            left = await asyncio.to_thread(delete_all, self._state_paths, self.user.name)
-        for one in left:
-            self.log.warning("%s: what is kept cannot be deleted; does it run?", one)
-
-    def _find_all_kept(self) -> tuple[list[Kept], int]:
-        state, user = self._state_paths, self.user.name
-        return list_kept(state, user), used_mib(state, user)
-
-    async def desktop_cards(self, *, ask: bool = False) -> dict[str, Any]:
-        self._sweeper.sweep(self._state_paths)
-        found = await super().desktop_cards(ask=ask)
-        advice = self.find_advice()
-        for card in found["cards"]:
-            # What goes on from something kept has the size of that.
-            given = advice.get(card["server"]) if card["state"] == "off" else None
-            card["advice"] = given.described() if given else None
-        return found
-
-    def find_advice(self, *, server_name: str | None = None) -> dict[str, Advice]:
-        """For the user's servers, or this one, by name: from what they used when they ran last."""
-        runs = self.find_last_uses(server=server_name)
-        machines = self._my_machines(self._catalogue()) if runs else {}
-        found = {
-            name: give_advice(
-                run.usage, cpus=run.cpus, memory_mib=run.memory_mib, machine=machines.get(run.machine)
-            )
-            for name, run in runs.items()
-            if run.usage is not None
-        }
-        return {name: advice for name, advice in found.items() if advice is not None}
-
     # The session's specification
-
-    @property
-    def session_id(self) -> str:
-        return paths.session_id(self.user.name, self.name)
 
     @property
     def known(self) -> Known:
         """What the hub knows of the session, without asking it; empty where none was started."""
         return Known.of(self._session)
-
-    @property
-    def _state_paths(self) -> paths.StatePaths:
-        return paths.StatePaths.of(self.state_dir)
 
     def make_spec(self) -> SessionSpec:
         """What this start asks of its session.
@@ -779,11 +297,6 @@ class QemuSpawnerMixin(
         self.orm_spawner.state = self.get_state()
         self._database.commit()
 
-    @property
-    def _database(self) -> Any:
-        """The hub's session of SQLAlchemy; `Spawner.db` is deprecated."""
-        return inspect(self.orm_spawner).session
-
     # Start
 
     def begin_session(self, spec: SessionSpec, *, node: str) -> None:
@@ -832,7 +345,7 @@ class QemuSpawnerMixin(
         self.note_deadline(status)
         metrics.STARTS.labels(status.way).observe(max(status.now - status.started, 0))
         if status.way == "cold":
-            self._warm_up()
+            self._warm_up(self._options)
 
     async def _wait_for_desktop(self) -> SessionStatus:
         try:
@@ -850,30 +363,6 @@ class QemuSpawnerMixin(
         if status.state != "running":
             raise self.failure(status.message or Text("The desktop ended before it was ready."), status.hint)
         return status
-
-    def _warm_up(self) -> None:
-        """Have a template made of what has just booted cold, where that is wanted and possible."""
-        options = self._options
-        if not self.warm_missing or not self.templates or options is None or options.goes_on:
-            return
-        machine = options.machine
-        if find_template_obstacle(machine):
-            return
-        missing = Missing(machine_id=machine.id, cpus=options.cpus, memory_mib=options.memory_mib)
-        warmer().request(missing, [*self._warm_command, *missing.arguments, *self._warm_arguments()])
-
-    @property
-    def _warm_command(self) -> list[str]:
-        return [*self.host_command, "warm"]
-
-    def _warm_arguments(self) -> list[str]:
-        arguments = ["--nice", "--accelerator", self.accelerator]
-        if self.templates_disk:
-            arguments += ["--max-disk", str(self.templates_disk)]
-        if not self.jail:
-            arguments.append("--no-jail")
-        arguments.append("--allow-tcg" if self.allow_tcg else "--no-allow-tcg")
-        return arguments
 
     async def _last_status(self) -> SessionStatus | None:
         """The first status that decides the start; None where the session ends without one."""

@@ -131,7 +131,7 @@ async def test_it_ends_with_the_hub(program: Program) -> None:
 def warmed(program: Program, monkeypatch: pytest.MonkeyPatch) -> Warmer:
     """The hub's warmer, with the stand-in for its command."""
     warmer = Warmer()
-    monkeypatch.setattr("qemuspawner.hub.mixin.warmer", lambda: warmer)
+    monkeypatch.setattr("qemuspawner.hub.sessions.warms.warmer", lambda: warmer)
     real = QemuSpawnerMixin._warm_command
     monkeypatch.setattr(
         QemuSpawnerMixin, "_warm_command", property(lambda self: program.command(*real.fget(self)))
