@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from playwright.async_api import Browser, Download, Page, async_playwright
 from yarl import URL
 
+# A moment as pages show it; one that is not today, as near midnight, has its date.
+MOMENT = r"(?:\w+ \d+, \d{4}, )?\d+:\d\d\s[AP]M"
 LogIn = Callable[..., Awaitable[Page]]
 
 _LAUNCH = {

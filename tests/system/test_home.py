@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import live
 import pytest
 import pytest_asyncio
-from chromium import LogIn
+from chromium import MOMENT, LogIn
 from playwright.async_api import Dialog, Locator, Page, expect
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -56,7 +56,7 @@ async def test_a_desktop_from_its_card(hub: live.LiveHub, log_in: LogIn) -> None
     desk = card(page, "“desk”")
     await expect(desk).to_contain_text("running")
     await expect(desk).to_contain_text("Painter · 1 CPU, 64 MiB")
-    await expect(desk).to_contain_text(re.compile(r"Falls asleep in 59 min, at \d+:\d\d"))
+    await expect(desk).to_contain_text(re.compile(f"Falls asleep in 59 min, at {MOMENT}"))
     await expect(card(page, "Your default desktop")).to_contain_text("not running")
     await has_picture(desk)
     await shoot(page, "home-cards")
