@@ -19,8 +19,9 @@ from qemuspawner.qemu.vm import DRIVERS
 from qemuspawner.saved import Saved
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
+from qemuspawner.session.life import Ending
 from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.session.supervisor import Ending, Supervisor
+from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.spec import SessionSpec, SessionStatus
 
 LOG = logging.LoggerAdapter(logging.getLogger(__name__))

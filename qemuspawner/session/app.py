@@ -19,6 +19,7 @@ from qemuspawner.session.audit import Audit
 from qemuspawner.session.ending import report_end
 from qemuspawner.session.files import Files
 from qemuspawner.session.hub import Hub
+from qemuspawner.session.life import Ending
 from qemuspawner.session.logins import Logins
 from qemuspawner.session.people import People
 from qemuspawner.session.relay import Relay, Viewer
@@ -27,7 +28,7 @@ from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, St
 from qemuspawner.session.shares import Shares
 from qemuspawner.session.sound import Sound
 from qemuspawner.session.stopping import StopSignal
-from qemuspawner.session.supervisor import Ending, Supervisor
+from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.session.thumbnails import Thumbnails
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import LISTEN_VARIABLE
