@@ -10,6 +10,8 @@ STATE ?= $(HOME)/.local/state/qemuspawner
 endif
 PORT ?= 8000
 TESTS ?= tests
+# So many processes run the tests; 0: in one, as a debugger needs it.
+PROCESSES ?= 2
 
 # Absolute: it goes into scripts that are run from anywhere.
 override STATE := $(abspath $(STATE))
@@ -20,7 +22,7 @@ TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 .PHONY: help demo test test-gpu check golden messages wheel clean
 
 help: ## list what can be made
-	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)]"
+	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-10s%s\n' "$$name" "$$text"; done
 
 demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
@@ -30,7 +32,8 @@ demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
 test: ## install everything, build the demo machine, run the tests (or those named by TESTS)
 	@scripts/setup test
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
-		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest $(TESTS)
+		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest -n $(PROCESSES) \
+		--no-loadscope-reorder $(TESTS)
 
 # Apart from the others: it takes 3 to 6 minutes without KVM, as guests run by emulated virtualization in an emulated host.
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,35 @@ import hubs
 import pytest
 import warming
 from playwright.async_api import Browser
+from xdist.scheduler import LoadScopeScheduling
+
+# What takes long comes first, so that no process is left with it at the end.
+_LONG = ("system", "slurm", "machines", "session", "hub")
+
+
+@functools.cache
+def _belongs_to(module: Path) -> str:
+    """Modules of one name run in one process: what they share is costly to make, or can be there once."""
+    if module.parent.name == "slurm":
+        return "slurm"
+    return "warm" if "warm_state" in module.read_text() else str(module)
+
+
+class _Together(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return _belongs_to(self.config.rootpath / nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.path.parent.name
+        return _belongs_to(item.path) != "warm", _LONG.index(folder) if folder in _LONG else len(_LONG)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
