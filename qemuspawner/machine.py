@@ -104,7 +104,8 @@ class Build(_Table, frozen=True, kw_only=True):
     """How `qemuspawner machines build` makes the image with mmdebstrap."""
 
     suite: Name
-    packages: tuple[Name, ...]
+    base: str = ""  # the machine whose build this one goes on from: its packages, files and script come first
+    packages: tuple[Name, ...] = ()
     exclude: tuple[Name, ...] = ()  # path globs that dpkg leaves out
     files: str = ""  # a folder beside machine.toml, laid over the new root folder before the packages come
     script: str = ""  # a file beside machine.toml, run on the host with the new root folder as its argument

@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from qemuspawner.cli.tables import print_table
 from qemuspawner.machine import Machine
 from qemuspawner.machines.build import build_machine, find_image_state
 from qemuspawner.machines.catalogue import Catalogue, digest_fits, load_all_machines, missing_files
+from qemuspawner.machines.recipe import find_recipe
 from qemuspawner.paths import StatePaths
 from qemuspawner.units import render_mib, render_seconds
 
@@ -54,7 +55,7 @@ def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path
                 "name": machine.name,
                 "version": machine.version,
                 "hidden": machine.hidden,
-                "image": _image_state(machine, state),
+                "image": _image_state(machine, state, catalogue.machines),
                 "cpus": list(machine.cpus.offered),
                 "memory_mib": [int(size) for size in machine.memory.offered],
                 "gpu": machine.gpu.need,
@@ -70,7 +71,7 @@ def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path
                 (
                     machine.id,
                     machine.name + (" (hidden)" if machine.hidden else ""),
-                    _image_state(machine, state),
+                    _image_state(machine, state, catalogue.machines),
                     ", ".join(map(str, machine.cpus.offered)),
                     ", ".join(map(render_mib, machine.memory.offered)),
                 )
@@ -82,14 +83,16 @@ def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path
 
 
 def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    catalogue = load_all_machines(state, folders)
     machine = find_machine(arguments.id, folders, state)
+    state_of_image = _image_state(machine, state, catalogue.machines)
     rows = [
         ("id", machine.id),
         ("name", machine.name),
         ("description", machine.description),
         ("version", machine.version),
         ("folder", machine.folder),
-        ("image", f"{machine.image.file} ({machine.image.format}, {_image_state(machine, state)})"),
+        ("image", f"{machine.image.file} ({machine.image.format}, {state_of_image})"),
         ("url", machine.image.url),
         ("firmware", machine.firmware),
         ("display", machine.display),
@@ -132,7 +135,7 @@ def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Pa
 def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
     machine = find_machine(arguments.id, folders, state)
     build_machine(
-        machine,
+        find_recipe(machine, load_all_machines(state, folders).machines),
         images=state.images,
         sessions=state.sessions,
         progress=lambda text: print(text, flush=True),
@@ -150,9 +153,9 @@ def _network(machine: Machine) -> str:
     return " ".join(filter(None, words))
 
 
-def _image_state(machine: Machine, state: StatePaths) -> str:
+def _image_state(machine: Machine, state: StatePaths, machines: Mapping[str, Machine]) -> str:
     if machine.build is not None:
-        return find_image_state(machine, images=state.images)
+        return find_image_state(find_recipe(machine, machines), images=state.images)
     return "missing" if missing_files(machine) else "present"
 
 

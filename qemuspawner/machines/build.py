@@ -4,7 +4,6 @@ Needs root, but no loop device and no mount on the host. The finished files take
 in one rename each; a session that runs on the old image keeps it, and so does one that is suspended.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,8 +18,10 @@ from typing import Literal
 import msgspec
 
 from qemuspawner.errors import HostError, MachineError
-from qemuspawner.machine import Build, Machine, encode_unit
+from qemuspawner.machine import Machine
 from qemuspawner.machines.old_images import keep_image
+from qemuspawner.machines.recipe import Recipe
+from qemuspawner.machines.software import list_software, write_software
 from qemuspawner.machines.writing import locked_folder, make_folder
 from qemuspawner.units import render_mib
 
@@ -29,8 +30,6 @@ Progress = Callable[[str], None]
 MANIFEST = "image.json"
 LOG = "build.log"
 
-# Counts up when the steps below change what they make of the same recipe.
-_RECIPE_VERSION = 1
 _WORK_PREFIX = ".build-"
 _QUIET_S = 10  # no step stays silent for longer
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
@@ -49,12 +48,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 ImageState = Literal["current", "stale", "missing"]
 
 
-def find_image_state(machine: Machine, *, images: Path) -> ImageState:
-    """Whether the image of a machine with a [build] table is there and fits its recipe."""
-    manifest = load_manifest(images / machine.id)
-    if manifest is None or not all(path.is_file() for path in _outputs(machine)):
+def find_image_state(recipe: Recipe, *, images: Path) -> ImageState:
+    """Whether the image of this recipe's machine is there and fits it."""
+    manifest = load_manifest(images / recipe.machine.id)
+    if manifest is None or not all(path.is_file() for path in recipe.outputs):
         return "missing"
-    return "current" if manifest.recipe == recipe_digest(machine) else "stale"
+    return "current" if manifest.recipe == recipe.digest() else "stale"
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -65,27 +64,8 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def recipe_digest(machine: Machine) -> str:
-    """The digest of everything that a build reads from the machine's folder.
-
-    What Debian's mirror offers on the day is no part of it: rebuild with force for updates.
-    """
-    build = _build_of(machine)
-    names = [path.name for path in _outputs(machine)]
-    digest = hashlib.sha256()
-    digest.update(
-        msgspec.json.encode([_RECIPE_VERSION, build, machine.image.format, names], enc_hook=encode_unit)
-    )
-    folder = Path(machine.folder)
-    for path in _recipe_files(folder, build):
-        content = path.read_bytes()
-        digest.update(f"\0{path.relative_to(folder)}\0{len(content)}\0".encode())
-        digest.update(content)
-    return f"sha256:{digest.hexdigest()}"
-
-
 def build_machine(
-    machine: Machine,
+    recipe: Recipe,
     *,
     images: Path,
     progress: Progress,
@@ -93,20 +73,20 @@ def build_machine(
     force: bool = False,
     mirror: str = "",
 ) -> bool:
-    """Make the image, kernel and initrd of `machine` in `images/ID/`; False where they were up to date.
+    """Make the image, kernel and initrd of a machine in `images/ID/`; False where they were up to date.
 
     What desktops in the folder `sessions` stand on is kept beside the new files. `mirror` is an apt
     repository to take the packages from, in place of Debian's.
 
     Raises:
-        MachineError: No [build] table, not root, another build under way, or a step failed; the log is named.
+        MachineError: Not root, another build under way, or a step failed; the log is named.
         HostError: A tool is missing or the disk is too full.
     """
-    build = _build_of(machine)
-    if not force and find_image_state(machine, images=images) == "current":
+    machine = recipe.machine
+    if not force and find_image_state(recipe, images=images) == "current":
         progress(f"The image of '{machine.id}' is up to date.")
         return False
-    _check_host(machine, build, images)
+    _check_host(recipe, images)
     target = images / machine.id
     make_folder(target)
     with _lock(target, machine), _work_folder(target) as work:
@@ -114,40 +94,22 @@ def build_machine(
         log.unlink(missing_ok=True)
         started = time.monotonic()
         run = _Steps(machine=machine, log=log, progress=progress)
-        recipe = recipe_digest(machine)
-        root = _install_packages(machine, build, work, run, mirror=mirror)
-        disk = _make_disk(root, build, work, run, recipe=recipe)
+        digest = recipe.digest()
+        root = _install_packages(recipe, work, run, mirror=mirror)
+        software = list_software(root, recipe)
+        disk = _make_disk(root, recipe, work, run, digest=digest)
         if sessions is not None:
             keep_image(machine, sessions)
-        _put_in_place(machine, target, disk, recipe=recipe)
+        write_software(target, software)
+        _put_in_place(machine, target, disk, digest=digest)
         log.unlink()
         size = render_mib(Path(machine.image.file).stat().st_size >> 20)
         progress(f"'{machine.id}' was built in {time.monotonic() - started:.0f} s: {size}.")
     return True
 
 
-def _build_of(machine: Machine) -> Build:
-    if machine.build is None:
-        raise MachineError(
-            f"'{machine.id}' has no [build] table.",
-            hint="Put its image into the machine's image folder by hand, or add the table.",
-        )
-    return machine.build
-
-
-def _outputs(machine: Machine) -> tuple[Path, ...]:
-    image = machine.image
-    return tuple(Path(name) for name in (image.file, image.kernel, image.initrd) if name)
-
-
-def _recipe_files(folder: Path, build: Build) -> list[Path]:
-    files = [folder / build.script] if build.script else []
-    if build.files:
-        files += [path for path in (folder / build.files).rglob("*") if path.is_file()]
-    return sorted(files)
-
-
-def _check_host(machine: Machine, build: Build, images: Path) -> None:
+def _check_host(recipe: Recipe, images: Path) -> None:
+    machine, build = recipe.machine, recipe.build
     if os.geteuid() != 0:
         raise MachineError(
             f"Building '{machine.id}' needs root: its files belong to root inside the image.",
@@ -246,30 +208,33 @@ class _Steps:
             self.tell(f"  {line}")
 
 
-def _install_packages(machine: Machine, build: Build, work: Path, run: _Steps, *, mirror: str) -> Path:
-    """A folder with the packages installed and the recipe's files and script applied."""
+def _install_packages(recipe: Recipe, work: Path, run: _Steps, *, mirror: str) -> Path:
+    """A folder with the packages installed and the recipe's files and scripts applied."""
     root = work / "root"
-    folder = Path(machine.folder)
     hooks = []
-    if build.files:
-        hooks.append(f"--essential-hook={_stage_files(folder / build.files, work)}")
-    if build.script:
-        script = work / "customize"
-        shutil.copyfile(folder / build.script, script)
-        script.chmod(0o755)
-        hooks.append(f"--customize-hook={script}")
-    run.tell(f"Installing {len(build.packages)} packages and what they need from Debian {build.suite}")
+    for number, layer in enumerate(recipe.layers):
+        part = work / f"layer-{number}"
+        part.mkdir()
+        if layer.files:
+            hooks.append(f"--essential-hook={_stage_files(layer.files, part)}")
+        if layer.script:
+            script = part / "customize"
+            shutil.copyfile(layer.script, script)
+            script.chmod(0o755)
+            hooks.append(f"--customize-hook={script}")
+    packages, suite = recipe.packages, recipe.build.suite
+    run.tell(f"Installing {len(packages)} packages and what they need from Debian {suite}")
     run.run(
         [
             "mmdebstrap",
             "--verbose",
             "--variant=minbase",
-            f"--include={','.join(build.packages)}",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in build.exclude),
+            f"--include={','.join(packages)}",
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.exclude),
             "--dpkgopt=force-confold",  # the recipe's own configuration files stay
             '--aptopt=Acquire::Retries "3"',
             *hooks,
-            build.suite,
+            suite,
             str(root),
             *([mirror] if mirror else []),
         ]
@@ -293,16 +258,16 @@ def _stage_files(files: Path, work: Path) -> Path:
     return hook
 
 
-def _make_disk(root: Path, build: Build, work: Path, run: _Steps, *, recipe: str) -> Path:
+def _make_disk(root: Path, recipe: Recipe, work: Path, run: _Steps, *, digest: str) -> Path:
     """The root folder as a file system without partitions, in a qcow2."""
     for path in (root / "boot").iterdir():
         # QEMU is given them; in the image they would only be in the way.
         shutil.move(path, work / path.name)
     raw = work / "disk.raw"
     with raw.open("wb") as file:
-        file.truncate(build.disk << 20)
+        file.truncate(recipe.build.disk << 20)
     # The same recipe gives the same identifiers: two builds differ in what Debian changed alone.
-    identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, recipe))
+    identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, digest))
     run.tell("Writing the file system")
     run.run(
         [
@@ -318,7 +283,7 @@ def _make_disk(root: Path, build: Build, work: Path, run: _Steps, *, recipe: str
     return disk
 
 
-def _put_in_place(machine: Machine, target: Path, disk: Path, *, recipe: str) -> None:
+def _put_in_place(machine: Machine, target: Path, disk: Path, *, digest: str) -> None:
     """Rename the results over the old files; until the new manifest is there, the image counts as missing."""
     work = disk.parent
     finished = {machine.image.file: disk}
@@ -332,7 +297,7 @@ def _put_in_place(machine: Machine, target: Path, disk: Path, *, recipe: str) ->
                 )
             finished[name] = found[0]
     manifest = Manifest(
-        recipe=recipe,
+        recipe=digest,
         built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         size_bytes=disk.stat().st_size,
     )

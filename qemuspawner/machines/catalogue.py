@@ -25,6 +25,7 @@ import msgspec
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Cpus, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
 from qemuspawner.machines.lines import find_line
+from qemuspawner.machines.recipe import find_recipe
 from qemuspawner.paths import MACHINE_FILE, StatePaths
 from qemuspawner.units import render_mib, render_seconds
 
@@ -101,6 +102,14 @@ def load_catalogue(folders: Sequence[Path], images: Path, *, replacing: Path | N
                 problems.append(_problem(path, "", reason))
                 continue
             machines[machine.id] = machine
+    for machine in list(machines.values()):
+        if machine.build is not None and machine.build.base:
+            try:
+                find_recipe(machine, machines)
+            except MachineError as exc:
+                reason = _lower(exc.message.removesuffix("."))
+                problems.append(_problem(Path(machine.folder), "build.base", reason))
+                del machines[machine.id]
     by_name = sorted(machines.values(), key=lambda machine: (machine.name.casefold(), machine.id))
     return Catalogue(machines={machine.id: machine for machine in by_name}, problems=tuple(problems))
 
@@ -501,7 +510,7 @@ def _check_build(machine: Machine, build: Build, folder: Path, said: dict[str, A
                 f"image.{key}",
                 "what is built lies in the machine's image folder: a name without '/' is needed",
             )
-    if not build.packages:
+    if not build.packages and not build.base:
         yield "build.packages", "it is empty"
     for key, name, is_right, kind in (
         ("build.script", build.script, _is_file, "file"),

@@ -12,8 +12,10 @@ import pytest
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
 from qemuspawner.machines import build
-from qemuspawner.machines.build import build_machine, find_image_state, load_manifest, recipe_digest
-from qemuspawner.machines.catalogue import load_machine, missing_files
+from qemuspawner.machines.build import build_machine, find_image_state, load_manifest
+from qemuspawner.machines.catalogue import load_catalogue, load_machine, missing_files
+from qemuspawner.machines.recipe import Recipe, find_recipe
+from qemuspawner.machines.software import Program, list_software, load_software, write_software
 from qemuspawner.paths import EXAMPLE_MACHINES
 
 RECIPE = """
@@ -92,14 +94,14 @@ def content_of(folder: Path) -> list[str]:
 
 def test_the_demo_machine_is_built_and_current(demo: Machine, demo_images: Path) -> None:
     assert missing_files(demo) == []
-    assert find_image_state(demo, images=demo_images) == "current"
+    assert find_image_state(find_recipe(demo, {}), images=demo_images) == "current"
 
 
 def test_the_manifest_tells_the_recipe_and_the_size(demo: Machine, demo_images: Path) -> None:
     manifest = load_manifest(demo_images / demo.id)
 
     assert manifest is not None
-    assert manifest.recipe == recipe_digest(demo)
+    assert manifest.recipe == find_recipe(demo, {}).digest()
     assert manifest.size_bytes == Path(demo.image.file).stat().st_size
 
 
@@ -118,10 +120,10 @@ def test_an_image_that_is_up_to_date_is_not_built_again(
     machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
     told: list[str] = []
 
-    assert build_machine(machine, images=images, progress=told.append) is False
+    assert build_machine(find_recipe(machine, {}), images=images, progress=told.append) is False
     assert told == ["The image of 'tiny' is up to date."]
 
 
@@ -130,8 +132,8 @@ def test_a_build_leaves_image_kernel_and_manifest_alone(
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
 
-    assert build_machine(machine, images=images, progress=silent) is True
-    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "vmlinuz"]
+    assert build_machine(find_recipe(machine, {}), images=images, progress=silent) is True
+    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "software.json", "vmlinuz"]
 
 
 def test_a_build_says_how_far_it_is(
@@ -140,7 +142,7 @@ def test_a_build_says_how_far_it_is(
     use_mmdebstrap(FAKE_MMDEBSTRAP)
     told: list[str] = []
 
-    build_machine(machine, images=images, progress=told.append)
+    build_machine(find_recipe(machine, {}), images=images, progress=told.append)
 
     assert told[:4] == [
         "Installing 1 packages and what they need from Debian bookworm",
@@ -155,34 +157,35 @@ def test_a_changed_recipe_makes_the_image_stale(
     changed: str, machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
     path = Path(machine.folder) / changed
     before = path.read_text() if path.exists() else ""
 
     path.write_text(before.replace("bookworm", "trixie") + "# changed\n")
 
-    assert find_image_state(load_machine(path.parents[changed.count("/")], images), images=images) == "stale"
+    changed_machine = load_machine(path.parents[changed.count("/")], images)
+    assert find_image_state(find_recipe(changed_machine, {}), images=images) == "stale"
 
 
 def test_a_changed_description_leaves_the_image_current(
     machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
     path = Path(machine.folder) / "machine.toml"
 
     path.write_text(path.read_text().replace("Tiny", "Very tiny"))
 
-    assert find_image_state(load_machine(path.parent, images), images=images) == "current"
+    assert find_image_state(find_recipe(load_machine(path.parent, images), {}), images=images) == "current"
 
 
 def test_a_session_keeps_the_image_it_has_open(
     machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
     with Path(machine.image.kernel).open() as in_use:
-        build_machine(machine, images=images, progress=silent, force=True)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent, force=True)
 
         assert in_use.read() == "kernel\n"
         assert os.fstat(in_use.fileno()).st_ino != Path(machine.image.kernel).stat().st_ino
@@ -194,7 +197,7 @@ def test_a_failed_build_leaves_its_log_and_names_it(
     use_mmdebstrap('#!/bin/sh\nfor root; do :; done; mkdir "$root"; echo "E: no such package" >&2; exit 1\n')
 
     with pytest.raises(MachineError, match="failed in mmdebstrap: E: no such package") as caught:
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
     assert content_of(images / "tiny") == ["build.log"]
     assert str(images / "tiny/build.log") in caught.value.hint
@@ -204,13 +207,13 @@ def test_a_failed_build_leaves_the_old_image(
     machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], tmp_path: Path
 ) -> None:
     use_mmdebstrap(FAKE_MMDEBSTRAP)
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
     (tmp_path / "bin/mmdebstrap").write_text("#!/bin/sh\nexit 1\n")
 
     with pytest.raises(MachineError):
-        build_machine(machine, images=images, progress=silent, force=True)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent, force=True)
 
-    assert find_image_state(machine, images=images) == "current"
+    assert find_image_state(find_recipe(machine, {}), images=images) == "current"
 
 
 def test_an_interrupted_build_leaves_nothing(
@@ -224,7 +227,7 @@ def test_an_interrupted_build_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_machine(machine, images=images, progress=interrupt)
+        build_machine(find_recipe(machine, {}), images=images, progress=interrupt)
 
     assert content_of(images / "tiny") == ["build.log"]
 
@@ -235,9 +238,9 @@ def test_remains_of_a_killed_build_go_with_the_next(
     use_mmdebstrap(FAKE_MMDEBSTRAP)
     (images / "tiny/.build-killed/root").mkdir(parents=True)
 
-    build_machine(machine, images=images, progress=silent)
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
-    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "vmlinuz"]
+    assert content_of(images / "tiny") == ["disk.qcow2", "image.json", "software.json", "vmlinuz"]
 
 
 def test_two_builds_of_one_machine_are_one_too_many(
@@ -251,7 +254,7 @@ def test_two_builds_of_one_machine_are_one_too_many(
         other.stdout.readline()
 
         with pytest.raises(MachineError, match="'tiny' is being built already"):
-            build_machine(machine, images=images, progress=silent)
+            build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
         other.kill()
 
@@ -262,14 +265,14 @@ def test_a_recipe_without_a_kernel_is_refused(
     use_mmdebstrap(FAKE_MMDEBSTRAP.replace("vmlinuz-6.1", "README"))
 
     with pytest.raises(MachineError, match=r"brought 0 files /boot/vmlinuz-\*"):
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
 
 def test_building_needs_root(machine: Machine, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     with pytest.raises(MachineError) as caught:
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
     assert "sudo qemuspawner machines build tiny" in caught.value.hint
 
@@ -281,7 +284,7 @@ def test_a_missing_tool_is_named_with_its_package(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
     with pytest.raises(HostError, match="'mmdebstrap' was not found"):
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
 
 def test_a_full_disk_is_said_before_anything_is_done(
@@ -291,7 +294,7 @@ def test_a_full_disk_is_said_before_anything_is_done(
     monkeypatch.setattr(build.shutil, "disk_usage", lambda _path: _Full())
 
     with pytest.raises(HostError, match="takes up to 16 MiB; 3 MiB are free"):
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
     assert not images.exists()
 
@@ -304,4 +307,165 @@ def test_a_machine_without_a_recipe_cannot_be_built(write_machine: Callable[...,
     machine = load_machine(write_machine(), images)
 
     with pytest.raises(MachineError, match=r"'mini' has no \[build\] table"):
-        build_machine(machine, images=images, progress=silent)
+        build_machine(find_recipe(machine, {}), images=images, progress=silent)
+
+
+# A build that goes on from another machine's
+
+DERIVED = """
+name = "Derived"
+firmware = "direct"
+[image]
+file = "disk.qcow2"
+format = "qcow2"
+kernel = "vmlinuz"
+[build]
+suite = "bookworm"
+base = "BASE"
+script = "customize.sh"
+files = "files"
+disk = "16 MiB"
+packages = ["silx"]
+"""
+
+# Does what the hooks say, and notes what it was asked for.
+HOOKED_MMDEBSTRAP = """#!/bin/sh
+for root; do :; done
+mkdir -p "$root/boot"
+echo kernel > "$root/boot/vmlinuz-6.1"
+printf '%s\\n' "$@" > "$root/asked"
+for word; do
+    case $word in --essential-hook=*|--customize-hook=*) "${word#*=}" "$root" ;; esac
+done
+cp -r "$root" "$KEEP"
+"""
+
+
+@pytest.fixture
+def derived(machine: Machine, write_machine: Callable[..., Path], images: Path) -> Recipe:
+    (Path(machine.folder) / "customize.sh").write_text('#!/bin/sh\necho lower >> "$1/scripts"\n')
+    (Path(machine.folder) / "files/etc/motd").write_text("tiny\n")
+    folder = write_machine(DERIVED.replace("BASE", "tiny"), name="derived")
+    (folder / "customize.sh").write_text('#!/bin/sh\necho upper >> "$1/scripts"\n')
+    (folder / "files/etc").mkdir(parents=True)
+    (folder / "files/etc/hostname").write_text("derived\n")
+    return find_recipe(load_machine(folder, images), {"tiny": machine})
+
+
+def test_a_build_goes_on_from_its_base(
+    derived: Recipe,
+    images: Path,
+    use_mmdebstrap: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_mmdebstrap(HOOKED_MMDEBSTRAP)
+    monkeypatch.setenv("KEEP", str(tmp_path / "kept"))
+
+    build_machine(derived, images=images, progress=silent)
+
+    kept = tmp_path / "kept"
+    assert "--include=linux-image-amd64,silx" in (kept / "asked").read_text()
+    assert (kept / "etc/motd").read_text() == "tiny\n"
+    assert (kept / "etc/hostname").read_text() == "derived\n"
+    assert (kept / "scripts").read_text() == "lower\nupper\n"
+
+
+def test_a_changed_base_makes_the_image_stale(
+    derived: Recipe, images: Path, use_mmdebstrap: Callable[[str], None]
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    build_machine(derived, images=images, progress=silent)
+    assert find_image_state(derived, images=images) == "current"
+
+    (derived.layers[0].folder / "files/etc/motd").write_text("changed\n")
+
+    assert find_image_state(derived, images=images) == "stale"
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("nobody", "there is no machine 'nobody', which 'derived' names as build.base"),
+        ("derived", "build.base of 'derived' goes round in a circle: derived -> derived"),
+        ("plain", "'plain' has no [build] table, and 'derived' names it as build.base"),
+    ],
+)
+def test_a_base_that_cannot_be_built_on_is_a_problem_of_the_machine(
+    base: str, reason: str, write_machine: Callable[..., Path], images: Path
+) -> None:
+    folder = write_machine(
+        DERIVED.replace("BASE", base).replace('script = "customize.sh"', ""), name="derived"
+    )
+    (folder / "files").mkdir()
+    write_machine('name = "Plain"\n[image]\nfile = "x"\nformat = "raw"\n', name="plain")
+
+    catalogue = load_catalogue([folder.parent], images)
+
+    assert list(catalogue.machines) == ["plain"]
+    assert [problem.reason for problem in catalogue.problems] == [reason]
+    assert catalogue.problems[0].key == "build.base"
+
+
+# What is in a built image
+
+STATUS = """\
+Package: silx
+Status: install ok installed
+Version: 1.1.0+dfsg-5
+Section: science
+Architecture: all
+Maintainer: x <x@example.org>
+Description: Toolbox for X-Ray data analysis
+
+Package: libhidden
+Status: install ok installed
+Version: 1
+Section: libs
+Architecture: all
+Maintainer: x <x@example.org>
+Description: Nobody looks for it
+
+Package: linux-image-amd64
+Status: install ok installed
+Version: 6.1
+Section: kernel
+Architecture: all
+Maintainer: x <x@example.org>
+Description: Linux
+"""
+
+ENTRY = """[Desktop Entry]
+Type=Application
+Name=silx view
+Comment=View data files
+Exec=silx view %F
+"""
+
+
+def test_the_software_is_what_the_package_database_says(derived: Recipe, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "var/lib/dpkg/info").mkdir(parents=True)
+    (root / "var/lib/dpkg/status").write_text(STATUS)
+    (root / "var/lib/dpkg/info/silx.list").write_text("/usr/share/applications/silx-view.desktop\n")
+    applications = root / "usr/share/applications"
+    applications.mkdir(parents=True)
+    (applications / "silx-view.desktop").write_text(ENTRY)
+    (applications / "hidden.desktop").write_text(ENTRY + "NoDisplay=true\n")
+    (applications / "broken.desktop").write_bytes(b"\xff\xfe[")
+
+    found = list_software(root, derived)
+
+    assert found == [
+        Program(name="silx view", version="1.1.0+dfsg-5", summary="View data files", package="silx")
+    ]
+    write_software(tmp_path, found)
+    assert load_software(tmp_path) == tuple(found)
+
+
+def test_the_demo_image_tells_its_software(demo_images: Path) -> None:
+    names = {program.name: program for program in load_software(demo_images / "debian-desktop")}
+
+    assert names["Mousepad"].package == "mousepad"
+    assert names["Mousepad"].version.startswith("0.")
+    assert "linux-image-amd64" not in names

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -34,6 +35,7 @@ from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.languages import Language
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import icon_uri
+from qemuspawner.machines.software import load_software
 from qemuspawner.paths import TEMPLATES
 from qemuspawner.resolutions import RESOLUTIONS
 from qemuspawner.spec import SessionSpec
@@ -297,7 +299,7 @@ def _card(
         "hidden": machine.hidden,
         "icon": icon_uri(machine),
         "obstacle": obstacle,
-        "programs": machine.programs,
+        "programs": _programs(machine),
         "choices": _card_choices(choices, preferred),
         "lacks": list(find_guest_obstacles(machine, limits)),
         "network": _NETWORKS[limits.networks.of(machine).mode],
@@ -310,6 +312,19 @@ def _card(
             "lifetime": _choices(lifetimes | {preferred.lifetime_s}, preferred.lifetime_s, render_seconds),
         },
     }
+
+
+def _programs(machine: Machine) -> list[dict[str, object]]:
+    """What machine.toml names, and then what the package database of a built image has."""
+    shown = {
+        program.name.casefold(): {"name": program.name, "gpu": program.gpu, "about": ""}
+        for program in machine.programs
+    }
+    if machine.build is not None:
+        for program in load_software(Path(machine.image.file).parent):
+            about = f"{program.version}: {program.summary}" if program.summary else program.version
+            shown.setdefault(program.name.casefold(), {"name": program.name, "gpu": False, "about": about})
+    return list(shown.values())
 
 
 def _card_choices(choices: Iterable[Choice], preferred: Options) -> list[dict[str, object]]:
