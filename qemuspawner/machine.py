@@ -24,6 +24,8 @@ class Seconds(int):
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Label = Annotated[str, Meta(min_length=1, max_length=60)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+Architecture = Literal["x86_64", "aarch64"]
+MachineType = Literal["q35", "pc", "virt"]
 ImageFormat = Literal["qcow2", "raw", "iso", "vmdk", "vdi", "vhd", "vhdx", "qed"]
 
 
@@ -123,7 +125,8 @@ class Machine(_Table, frozen=True, kw_only=True):
     version: Annotated[str, Meta(max_length=50)] = ""
     software: Annotated[tuple[Label | Software, ...], Meta(max_length=100)] = ()
     hidden: bool = False  # not offered to anybody
-    machine_type: Literal["q35", "pc"] = "q35"
+    architecture: Architecture = "x86_64"
+    machine_type: MachineType = "q35"  # after loading "virt", where another architecture knows no other
     firmware: Literal["bios", "uefi", "direct"] = "bios"
     display: Literal["virtio", "std", "qxl", "bochs", "cirrus", "vmware"] = "std"
     agent: bool = False  # the guest runs qemu-guest-agent; the desktop is ready when it answers

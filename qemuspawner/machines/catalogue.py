@@ -359,6 +359,7 @@ def _complete(machine: Machine, folder: Path, images: Path) -> Machine:
     cpus, memory, lifetime = machine.cpus, machine.memory, machine.lifetime
     return msgspec.structs.replace(
         machine,
+        machine_type="virt" if machine.architecture == "aarch64" else machine.machine_type,
         id=folder.name,
         folder=str(folder.absolute()),
         # An absolute path stays: the administrator's images may lie anywhere.
@@ -397,6 +398,7 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
         yield "home", "files are exchanged by the guest agent: set agent = true, or leave it out"
     if machine.gpu.need != "none" and machine.machine_type != "q35":
         yield "gpu.need", 'GPUs are PCI Express devices: set machine_type = "q35", or leave it out'
+    yield from _check_architecture(machine, table)
     for key in ("cloud_init", "sudo"):
         if getattr(machine, key) and not machine.agent:
             yield key, "the guest is told by its agent: set agent = true, or leave it out"
@@ -423,6 +425,30 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
             yield "icon", _os_reason(exc)
         except ValueError as exc:
             yield "icon", str(exc)
+
+
+# A board of ARM's has neither the PC's graphics nor its disks, and no BIOS.
+_ARM_DISPLAYS = ("virtio", "bochs")
+_ARM_UEFI_MEMORY = Mib(128)
+
+
+def _check_architecture(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
+    is_arm = machine.architecture == "aarch64"
+    if is_arm != (said.get("machine_type", machine.machine_type) == "virt"):
+        fitting = "virt" if is_arm else '"q35" or "pc"'
+        yield "machine_type", f'"{said["machine_type"]}" is no board of {machine.architecture}: {fitting} is'
+    if not is_arm:
+        return
+    if machine.firmware == "bios":
+        yield "firmware", 'aarch64 has no BIOS: set firmware = "uefi" or "direct"'
+    if machine.display not in _ARM_DISPLAYS:
+        fitting = ", ".join(_ARM_DISPLAYS)
+        yield "display", f'"{machine.display}" is of PCs; with aarch64 it is one of {fitting}'
+    if machine.firmware == "uefi" and machine.memory.offered[0] < _ARM_UEFI_MEMORY:
+        least, size = render_mib(_ARM_UEFI_MEMORY), render_mib(machine.memory.offered[0])
+        yield "memory.offered", f"with {size} the UEFI firmware of aarch64 does not start; it needs {least}"
+    if machine.image.bus == "sata":
+        yield "image.bus", '"sata" is of PCs; with aarch64 it is one of virtio, nvme, scsi'
 
 
 def _check_lifetime(lifetime: Lifetime) -> Iterator[Wrong]:

@@ -98,6 +98,11 @@ def find_template_obstacle(machine: Machine) -> str:
         return Text(
             "'{name}' has no guest agent, which has to make each copy its user's own.", name=machine.name
         )
+    if machine.architecture == "aarch64":
+        return Text(
+            "'{name}' is an aarch64 machine, whose copies QEMU does not tell that they are copies.",
+            name=machine.name,
+        )
     if machine.has_lan:
         return Text(
             "'{name}' is put onto a network where each copy needs an address of its own.", name=machine.name

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qemuspawner.machine import Architecture
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET
 from qemuspawner.qemu.passing import function_args, port_args
 from qemuspawner.qemu.vm import DirectKernel, Disk, Export, Lan, Memory, Uefi, Vm, node_name
@@ -26,7 +27,8 @@ _SPARE_SLOT = 0x10
 # TCG caches translated code, by default up to 1 GiB a VM. A desktop fills whatever it gets and is no faster
 # above 64; with 32 it boots 40 % slower.
 TCG_CACHE_MIB = 64
-TCG_CPU = "max"
+# ARM's own way to sign pointers takes most of the time of a program that uses it.
+TCG_CPUS: dict[Architecture, str] = {"x86_64": "max", "aarch64": "max,pauth-impdef=on"}
 
 _DISPLAYS: dict[str, dict[str, object]] = {
     "virtio": {"driver": "virtio-vga"},
@@ -35,6 +37,11 @@ _DISPLAYS: dict[str, dict[str, object]] = {
     "bochs": {"driver": "bochs-display"},
     "cirrus": {"driver": "cirrus-vga"},
     "vmware": {"driver": "vmware-svga"},
+}
+# Those that need no PC.
+_ARM_DISPLAYS: dict[str, dict[str, object]] = {
+    "virtio": {"driver": "virtio-gpu-pci"},
+    "bochs": {"driver": "bochs-display"},
 }
 
 
@@ -46,14 +53,15 @@ def qemu_args(vm: Vm) -> list[str]:
     args += firmware_args(vm.firmware)
     # 0 is taken by a kernel given with -kernel.
     for index, disk in enumerate(vm.disks, start=1):
-        args += disk_args(disk, boot_index=index)
-    args += display_args(vm.display, sound=vm.sound)
-    args += input_args(vm.display)
+        args += disk_args(disk, boot_index=index, is_pc=vm.is_pc)
+    args += display_args(vm.display, is_pc=vm.is_pc, sound=vm.sound)
+    args += input_args(vm.display, is_pc=vm.is_pc)
     args += network_args(restrict=not vm.network)
     if vm.lan is not None:
         args += lan_args(vm.lan)
     args += entropy_args()
-    args += identity_args()
+    if vm.is_pc:
+        args += identity_args()
     args += serial_args()
     args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
     if vm.sound:
@@ -62,7 +70,7 @@ def qemu_args(vm: Vm) -> list[str]:
     args += spare_port_args(vm.spare_ports)
     args += export_args(vm.exports)
     args += control_args()
-    args += panic_args()
+    args += panic_args(is_pc=vm.is_pc)
     if vm.incoming:
         args += ["-incoming", "defer"]
     # Nothing of the guest runs before its walls were looked at.
@@ -78,9 +86,12 @@ def machine_args(vm: Vm) -> list[str]:
     if vm.accelerator == "kvm":
         accelerator, cpu = "kvm", "host"
     else:
-        accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", TCG_CPU
+        accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", TCG_CPUS[vm.architecture]
+    board: str = vm.machine_type
+    if not vm.is_pc:
+        board += ",gic-version=host" if vm.accelerator == "kvm" else ",gic-version=max"
     return [
-        *("-machine", f"{vm.machine_type},memory-backend=memory0"),
+        *("-machine", f"{board},memory-backend=memory0"),
         *("-accel", accelerator),
         *("-cpu", cpu),
         *("-smp", str(vm.cpus)),
@@ -130,16 +141,19 @@ def _raw_file(node: str, path: Path, *, read_only: bool) -> dict[str, object]:
     }
 
 
-def disk_args(disk: Disk, *, boot_index: int) -> list[str]:
+def disk_args(disk: Disk, *, boot_index: int, is_pc: bool = True) -> list[str]:
     """A disk with its whole graph spelled out: QEMU follows no file name found inside an image."""
     device: dict[str, object] = {"drive": disk.node, "id": f"{disk.id}-device", "bootindex": boot_index}
     if disk.cdrom:
         file = {"driver": "file", "filename": str(disk.path)}
         node = {"driver": disk.driver, "node-name": disk.node, "read-only": True, "file": file}
-        return [
-            *json_option("-blockdev", node),
-            *json_option("-device", {"driver": "ide-cd", "bus": "ide.1", **device}),
-        ]
+        if is_pc:
+            drive = json_option("-device", {"driver": "ide-cd", "bus": "ide.1", **device})
+        else:
+            # Beside a disk whose controller is called scsi0.
+            drive = json_option("-device", {"driver": "virtio-scsi-pci", "id": "discs0"})
+            drive += json_option("-device", {"driver": "scsi-cd", "bus": "discs0.0", **device})
+        return [*json_option("-blockdev", node), *drive]
     node = overlay_node(disk.node, disk.path) | {"backing": _backing_node(disk)}
     # A full host disk pauses the VM instead of failing the guest's writes: nothing is lost.
     device |= {"werror": "stop", "rerror": "stop"}
@@ -207,19 +221,19 @@ def _base_node(disk: Disk) -> dict[str, object]:
     return base
 
 
-def display_args(display: str, *, sound: bool) -> list[str]:
+def display_args(display: str, *, is_pc: bool, sound: bool) -> list[str]:
     # force-shared: no client can throw the others out. lossy: motion as JPEG, 33 instead of 4 fps.
     server = f"unix:{VNC_SOCKET},share=force-shared,lossy=on"
     if sound:
         server += f",audiodev={SOUND}"
     return [
-        *json_option("-device", _DISPLAYS[display] | {"id": "display0"}),
+        *json_option("-device", (_DISPLAYS if is_pc else _ARM_DISPLAYS)[display] | {"id": "display0"}),
         *("-display", "none"),
         *("-vnc", server),
     ]
 
 
-def input_args(display: str) -> list[str]:
+def input_args(display: str, *, is_pc: bool) -> list[str]:
     """An absolute pointer, so that the guest's and the browser's lie on each other.
 
     A guest with virtio graphics has virtio input as well; every other one knows USB and a PS/2 keyboard.
@@ -232,6 +246,7 @@ def input_args(display: str) -> list[str]:
     return [
         *json_option("-device", {"driver": "qemu-xhci", "id": "usb0"}),
         *json_option("-device", {"driver": "usb-tablet", "bus": "usb0.0"}),
+        *([] if is_pc else json_option("-device", {"driver": "usb-kbd", "bus": "usb0.0"})),
     ]
 
 
@@ -307,12 +322,13 @@ def sound_args() -> list[str]:
     ]
 
 
-def panic_args() -> list[str]:
+def panic_args(*, is_pc: bool) -> list[str]:
     """A device by which a guest's system says that it has crashed.
 
     It is paused then: running on it could say so without end, faster than anybody reads it.
     """
-    return [*json_option("-device", {"driver": "pvpanic"}), *("-action", "panic=pause")]
+    driver = "pvpanic" if is_pc else "pvpanic-pci"
+    return [*json_option("-device", {"driver": driver}), *("-action", "panic=pause")]
 
 
 def gpu_args(vm: Vm) -> list[str]:

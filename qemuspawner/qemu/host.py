@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import platform
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
@@ -12,25 +14,39 @@ from pathlib import Path
 from typing import Literal
 
 from qemuspawner.errors import HostError
+from qemuspawner.machine import Architecture
 from qemuspawner.qemu.jail import tie_to_parent
 from qemuspawner.qemu.vm import Accelerator
 from qemuspawner.spec import SESSION_OVERHEAD_MIB
 from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
-QEMU = "qemu-system-x86_64"
+QEMUS: dict[Architecture, str] = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
+_PACKAGES: dict[Architecture, str] = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 OLDEST_QEMU = (7, 2)
 
 # Where distributions put the UEFI firmware and its empty variables (Debian, Fedora, Arch).
-_UEFI = (
-    (Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")),
-    (Path("/usr/share/edk2/ovmf/OVMF_CODE.fd"), Path("/usr/share/edk2/ovmf/OVMF_VARS.fd")),
-    (Path("/usr/share/edk2/x64/OVMF_CODE.4m.fd"), Path("/usr/share/edk2/x64/OVMF_VARS.4m.fd")),
-)
+_OVMF, _EDK2 = Path("/usr/share/OVMF"), Path("/usr/share/edk2")
+_AAVMF = Path("/usr/share/AAVMF")
+_UEFI: dict[Architecture, tuple[tuple[Path, Path], ...]] = {
+    "x86_64": (
+        (_OVMF / "OVMF_CODE_4M.fd", _OVMF / "OVMF_VARS_4M.fd"),
+        (_EDK2 / "ovmf/OVMF_CODE.fd", _EDK2 / "ovmf/OVMF_VARS.fd"),
+        (_EDK2 / "x64/OVMF_CODE.4m.fd", _EDK2 / "x64/OVMF_VARS.4m.fd"),
+    ),
+    "aarch64": (
+        (_AAVMF / "AAVMF_CODE.fd", _AAVMF / "AAVMF_VARS.fd"),
+        (_EDK2 / "aarch64/QEMU_EFI-pflash.raw", _EDK2 / "aarch64/vars-template-pflash.raw"),
+        (_EDK2 / "aarch64/QEMU_CODE.fd", _EDK2 / "aarch64/QEMU_VARS.fd"),
+    ),
+}
+_UEFI_PACKAGES: dict[Architecture, str] = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
 
-# A guest of one disk sector: it writes 0x31 to QEMU's debug port, and QEMU exits with 2 * 0x31 + 1.
-_PROBE_GUEST = bytes([0xB0, 0x31, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
-_PROBE_EXIT_CODE = 99
+# A PC's guest of one disk sector: it writes 0x31 to QEMU's debug port, and QEMU exits with 2 * 0x31 + 1.
+_PC_GUEST = bytes([0xB0, 0x31, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
+_PC_EXIT_CODE = 99
+# ARM's: mov w0, #8; movk w0, #0x8400, lsl #16; hvc #0, which is PSCI's SYSTEM_OFF (Arm DEN 0022).
+_ARM_GUEST = struct.pack("<3I", 0x52800100, 0x72B08000, 0xD4000002)
 _PROBE_TIMEOUT_S = 3
 _BELIEVE_NO_S = 3600
 
@@ -44,21 +60,23 @@ class Qemu:
     """The QEMU program of this host."""
 
     program: Path
+    architecture: Architecture  # of its guests
     version: tuple[int, int, int]
     build: str  # the version in its own words, with the distribution's part
 
 
-def find_qemu() -> Qemu:
-    """The QEMU on PATH.
+def find_qemu(architecture: Architecture = "x86_64") -> Qemu:
+    """The QEMU on PATH for guests of this architecture.
 
     Raises:
         HostError: There is none, it does not run, or it is older than 7.2.
     """
-    found = shutil.which(QEMU)
+    name = QEMUS[architecture]
+    found = shutil.which(name)
     if found is None:
         raise HostError(
-            Text("{qemu} was not found on this host.", qemu=QEMU),
-            hint=Text("Install QEMU (Debian: qemu-system-x86, qemu-utils)."),
+            Text("{qemu} was not found on this host.", qemu=name),
+            hint=Text("Install QEMU (Debian: {package}, qemu-utils).", package=_PACKAGES[architecture]),
         )
     # QEMU looks for its firmware beside itself, and in the jail there are no links to it, such as /bin.
     program = str(Path(found).resolve())
@@ -84,16 +102,17 @@ def find_qemu() -> Qemu:
                 oldest=oldest,
             )
         )
-    return Qemu(program=Path(program), version=(major, minor, micro), build=build)
+    return Qemu(program=Path(program), architecture=architecture, version=(major, minor, micro), build=build)
 
 
-def find_uefi() -> tuple[Path, Path]:
-    """UEFI's code and its empty variables."""
-    for code, variables in _UEFI:
+def find_uefi(architecture: Architecture = "x86_64") -> tuple[Path, Path]:
+    """UEFI's code and its empty variables, for guests of this architecture."""
+    for code, variables in _UEFI[architecture]:
         if code.is_file() and variables.is_file():
             return code, variables
     raise HostError(
-        Text("No UEFI firmware was found on this host."), hint=Text("Install OVMF (Debian: ovmf).")
+        Text("No UEFI firmware for {architecture} was found on this host.", architecture=architecture),
+        hint=Text("Install it (Debian: {package}).", package=_UEFI_PACKAGES[architecture]),
     )
 
 
@@ -105,7 +124,7 @@ def choose_accelerator(
     Raises:
         HostError: KVM is wanted or required and does not work here.
     """
-    if wanted != "tcg" and kvm_works(qemu, probes):
+    if wanted != "tcg" and is_native(qemu.architecture) and kvm_works(qemu, probes):
         return "kvm"
     if wanted == "tcg" and not allow_tcg:
         raise HostError(
@@ -125,6 +144,11 @@ def choose_accelerator(
             ),
         )
     return "tcg"
+
+
+def is_native(architecture: Architecture) -> bool:
+    """Whether the host has such processors itself; others it can only emulate."""
+    return platform.machine() == architecture
 
 
 def kvm_works(qemu: Qemu, probes: Path) -> bool:
@@ -170,18 +194,30 @@ def _cannot_note(exc: OSError) -> HostError:
 
 
 def _probe_kvm(qemu: Qemu) -> bool:
+    return probe(qemu, "kvm", cpu="host")
+
+
+def probe(qemu: Qemu, accelerator: Accelerator, *, cpu: str) -> bool:
+    """Whether the smallest of guests runs to its end."""
+    is_pc = qemu.architecture == "x86_64"
     with tempfile.NamedTemporaryFile(prefix="qemuspawner-probe-") as guest:
-        guest.write(_PROBE_GUEST)
+        guest.write(_PC_GUEST if is_pc else _ARM_GUEST)
         guest.truncate(1 << 20)
         guest.flush()
         command = [
             *(str(qemu.program), "-nodefaults", "-no-user-config", "-display", "none"),
-            *("-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "32"),
-            *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
-            *("-blockdev", '{"driver":"raw","node-name":"probe","read-only":true,'
-              f'"file":{{"driver":"file","filename":"{guest.name}"}}}}'),
-            *("-device", "virtio-blk-pci,drive=probe,bootindex=0"),
-        ]  # fmt: skip
+            *("-accel", accelerator, "-cpu", cpu, "-m", "32"),
+        ]
+        if is_pc:
+            command += [
+                *("-machine", "q35", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+                *("-blockdev", '{"driver":"raw","node-name":"probe","read-only":true,'
+                  f'"file":{{"driver":"file","filename":"{guest.name}"}}}}'),
+                *("-device", "virtio-blk-pci,drive=probe,bootindex=0"),
+            ]  # fmt: skip
+        else:
+            gic = "host" if accelerator == "kvm" else "max"
+            command += ["-machine", f"virt,gic-version={gic}", "-kernel", guest.name]
         try:
             done = subprocess.run(
                 tie_to_parent(command, parent_pid=os.getpid()),
@@ -192,7 +228,7 @@ def _probe_kvm(qemu: Qemu) -> bool:
             )
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == _PROBE_EXIT_CODE
+    return done.returncode == (_PC_EXIT_CODE if is_pc else 0)
 
 
 def check_memory(memory_mib: int) -> None:

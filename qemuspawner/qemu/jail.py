@@ -31,7 +31,7 @@ MAX_OPEN_FILES = 4096
 _IF_PARENT_LIVES = 'trap "" XFSZ; test "$PPID" = "$0" && exec "$@"'
 
 # QEMU finds its firmware and its libraries there, whatever the distribution.
-_FIRMWARE = ("qemu", "seabios", "ipxe", "ovmf", "OVMF", "edk2")
+_FIRMWARE = ("qemu", "seabios", "ipxe", "ovmf", "OVMF", "edk2", "AAVMF", "qemu-efi-aarch64")
 
 
 def tie_to_parent(

@@ -14,7 +14,7 @@ from msgspec import structs
 from qemuspawner.errors import VmError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
-from qemuspawner.qemu.command import TCG_CPU, qemu_args
+from qemuspawner.qemu.command import TCG_CPUS, qemu_args
 from qemuspawner.qemu.host import Qemu, find_uefi
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved
@@ -62,7 +62,7 @@ def fingerprint(
     return Fingerprint(
         qemu=qemu.build,
         accelerator=accelerator,
-        cpu=_host_cpu() if accelerator == "kvm" else TCG_CPU,
+        cpu=_host_cpu() if accelerator == "kvm" else TCG_CPUS[machine.architecture],
         machine=f"sha256:{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}",
         image=image_identity(image),
         cpus=cpus,
@@ -88,7 +88,7 @@ def _firmware_identity(machine: Machine) -> str:
     """Which UEFI code it is: what is restored goes on in it, and reads the rest of it at its next boot."""
     if machine.firmware != "uefi":
         return machine.firmware
-    code, _ = find_uefi()
+    code, _ = find_uefi(machine.architecture)
     status = code.stat()
     return f"{code.name}:{status.st_size}:{status.st_mtime_ns}"
 

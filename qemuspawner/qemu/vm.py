@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qemuspawner.machine import ImageFormat, Machine
+from qemuspawner.machine import Architecture, ImageFormat, Machine, MachineType
 from qemuspawner.paths import SessionPaths
 from qemuspawner.vfio import CONTROL, Passed
 
@@ -94,7 +94,8 @@ class Vm:
     """One virtual machine. Sockets lie in QEMU's working directory: `vnc`, `qmp` and `qga`."""
 
     name: str  # our own id, never a user's text
-    machine_type: Literal["q35", "pc"]
+    architecture: Architecture
+    machine_type: MachineType
     accelerator: Accelerator
     cpus: int
     memory: Memory
@@ -111,6 +112,11 @@ class Vm:
     exports: tuple[Export, ...] = ()
     gpus: tuple[Passed, ...] = ()
     late_gpus: bool = False  # it has a port for them, and they are plugged in when it runs
+
+    @property
+    def is_pc(self) -> bool:
+        """Whether it has what all PCs have: their graphics, disks and generation id."""
+        return self.architecture == "x86_64"
 
     @property
     def devices(self) -> tuple[Path, ...]:
@@ -174,6 +180,7 @@ def make_vm(
         firmware = Uefi(code=uefi_code, variables=paths.firmware_vars)
     return Vm(
         name=paths.root.name,
+        architecture=machine.architecture,
         machine_type=machine.machine_type,
         accelerator=accelerator,
         cpus=cpus,
@@ -190,7 +197,7 @@ def make_vm(
         gpus=gpus,
         late_gpus=can_plug_gpus(machine) and (incoming or not gpus),
         # Without an agent nobody in the guest could mount a folder. A "pc" has free slots as it is.
-        spare_ports=SPARE_PORTS if machine.agent and machine.machine_type == "q35" else 0,
+        spare_ports=SPARE_PORTS if machine.agent and machine.machine_type != "pc" else 0,
         exports=exports,
     )
 

@@ -121,7 +121,7 @@ def prepare(
     """
     report(Text("Checking the host and the machine's image"), 5)
     state = StatePaths.of(spec.state_dir)
-    qemu = find_qemu()
+    qemu = find_qemu(spec.machine.architecture)
     if spec.jail:
         check_jail()
     accelerator = choose_accelerator(
@@ -306,7 +306,7 @@ def start_vm(
     _empty(paths.vm)
     uefi_code = None
     if spec.machine.firmware == "uefi":
-        uefi_code, empty_variables = find_uefi()
+        uefi_code, empty_variables = find_uefi(spec.machine.architecture)
         kept = plan.folder.firmware_vars if plan.folder is not None else empty_variables
         shutil.copyfile(kept, paths.firmware_vars)
     layers = _make_disk(spec, paths, plan)

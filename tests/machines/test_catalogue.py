@@ -18,6 +18,8 @@ NAME = 'name = "M"\n'
 IMAGE = '[image]\nfile = "disk.qcow2"\nformat = "qcow2"\n'
 DIRECT = 'name = "M"\nfirmware = "direct"\n[image]\nfile = "d"\nkernel = "k"\nformat = "qcow2"\n'
 BUILD = DIRECT + '[build]\nsuite = "s"\npackages = ["p"]\n'
+ARM = NAME + 'architecture = "aarch64"\n'
+ARM_UEFI = f'{ARM}firmware = "uefi"\ndisplay = "virtio"\n{IMAGE}'
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
@@ -38,6 +40,12 @@ def test_a_machine_needs_only_a_name_and_an_image(write_machine: WriteMachine, i
     machine = load_machine(write_machine(), images)
 
     assert (machine.id, machine.name, machine.cpus.default) == ("mini", "Minimal", 1)
+
+
+def test_an_arm_machine_has_its_one_board(write_machine: WriteMachine, images: Path) -> None:
+    machine = load_machine(write_machine(ARM_UEFI), images)
+
+    assert (machine.architecture, machine.machine_type) == ("aarch64", "virt")
 
 
 def test_machines_are_listed_by_name(write_machine: WriteMachine, images: Path) -> None:
@@ -133,6 +141,12 @@ def test_every_wrong_key_is_reported_at_once(write_machine: WriteMachine, images
         (f'{NAME}{IMAGE}[ports]\n"Web Server" = 80\n', "ports.Web Server", "a port's name must be"),
         (f'{NAME}{IMAGE}[ports]\nweb = 70000\n', "ports[...]", "<= 65535"),
         (f'{NAME}{IMAGE}[gpu]\nneed = "maybe"\n', "gpu.need", "'maybe' is not one of none, optional"),
+        (ARM_UEFI.replace("[image]", 'machine_type = "q35"\n[image]'), "machine_type", "of aarch64: virt is"),
+        (f'{NAME}machine_type = "virt"\n{IMAGE}', "machine_type", '"virt" is no board of x86_64: "q35" or'),
+        (ARM_UEFI.replace('"uefi"', '"bios"'), "firmware", "aarch64 has no BIOS"),
+        (f'{ARM}firmware = "uefi"\ndisplay = "std"\n{IMAGE}', "display", "it is one of virtio, bochs"),
+        (ARM_UEFI + 'bus = "sata"\n', "image.bus", '"sata" is of PCs'),
+        (ARM_UEFI + '[memory]\noffered = ["64 MiB"]\n', "memory.offered", "it needs 128 MiB"),
         (f'name = "a\\nb"\n{IMAGE}', "name", "cannot be shown"),
         (f'{NAME}cpus = 4\n{IMAGE}', "cpus", "it must be a table, such as [cpus]"),
         ('name = "M"\n', "image", "it is missing"),

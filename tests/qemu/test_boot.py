@@ -15,8 +15,11 @@ from qemuspawner.session.prepare import Prepared
 
 
 @contextlib.asynccontextmanager
-async def running(state: Path, **machine: Any) -> AsyncIterator[tuple[Guest, Prepared]]:
-    async with vms.running_guest(vms.make_spec(state, vms.make_machine(**machine))) as both:
+async def running(
+    state: Path, *, memory_mib: int = 64, **machine: Any
+) -> AsyncIterator[tuple[Guest, Prepared]]:
+    spec = vms.make_spec(state, vms.make_machine(**machine), memory_mib=memory_mib)
+    async with vms.running_guest(spec) as both:
         yield both
 
 
@@ -27,6 +30,16 @@ async def wait_for_colour(guest: Guest, colour: tuple[int, int, int]) -> None:
             if picture.getpixel((picture.width // 2, picture.height // 2)) == colour:
                 return
             await asyncio.sleep(0.1)
+
+
+async def wait_for_firmware(guest: Guest) -> None:
+    """It draws something, and not in the size of QEMU's words about an unused display."""
+    async with asyncio.timeout(60):
+        while True:
+            picture = await vms.screen(guest)
+            if picture.size != (640, 480) and picture.convert("L").getextrema()[1] > 100:
+                return
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "qed", "iso"])
@@ -62,13 +75,20 @@ async def test_every_display_shows_a_bios_guest(display: str, tmp_path: Path) ->
 
 
 async def test_uefi_firmware_starts(tmp_path: Path) -> None:
-    """The firmware draws something on a display that was black."""
     disk = guests.make_disk(tmp_path / "disk")
 
     async with running(tmp_path, firmware="uefi", image={"file": str(disk), "format": "raw"}) as (guest, _):
-        async with asyncio.timeout(60):
-            while (await vms.screen(guest)).convert("L").getextrema()[1] < 100:
-                await asyncio.sleep(0.2)
+        await wait_for_firmware(guest)
+
+
+async def test_an_arm_guest_starts(tmp_path: Path) -> None:
+    """Another processor, board and firmware, in the same jail."""
+    disk = guests.make_disk(tmp_path / "disk")
+    board = {"architecture": "aarch64", "machine_type": "virt", "firmware": "uefi", "display": "virtio"}
+
+    image = {"file": str(disk), "format": "raw"}
+    async with running(tmp_path, memory_mib=256, image=image, **board) as (guest, _):
+        await wait_for_firmware(guest)
 
 
 async def test_the_base_image_is_not_written_and_the_directory_goes(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "r
 EMULATED = {**DIRECT, "cmdline_tcg": "norandmaps"}
 DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True, "sound": True}
 
+ARM = {"architecture": "aarch64", "machine_type": "virt"}
+
 PCI = Path("/sys/devices/pci0000:00")
 CARD = Passed(
     name="0000:65:00.0",
@@ -77,6 +79,9 @@ CASES = {
     "gpu-port": vm(**OPTIONAL),
     "gpu-plugged-later": vm(**OPTIONAL, gpus=(CARD,), incoming=True),
     "gpus-at-boot": vm(**OPTIONAL, gpus=(CARD, PART)),
+    "arm-direct-desktop-kvm": vm(EMULATED, **ARM, **DESKTOP),
+    "arm-uefi-tcg": vm(accelerator="tcg", firmware="uefi", display="bochs", **ARM),
+    "arm-iso-with-disk": vm({"format": "iso", "disk": "8 GiB", "bus": "scsi"}, display="virtio", **ARM),
     "gpu-required": vm(gpu={"need": "required"}, gpus=(PART,)),
 }
 

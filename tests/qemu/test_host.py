@@ -1,11 +1,13 @@
 """What this host offers, and what it refuses in a sentence."""
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from qemuspawner.errors import HostError
+from qemuspawner.machine import Architecture
 from qemuspawner.qemu import host
 from qemuspawner.qemu.host import (
     Qemu,
@@ -16,12 +18,13 @@ from qemuspawner.qemu.host import (
     find_qemu,
     find_uefi,
     kvm_works,
+    probe,
 )
 
 
 def fake_qemu(folder: Path, script: str) -> Path:
     """A program named as QEMU's on a PATH of its own."""
-    program = folder / host.QEMU
+    program = folder / host.QEMUS["x86_64"]
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return program
@@ -30,7 +33,7 @@ def fake_qemu(folder: Path, script: str) -> Path:
 def test_this_hosts_qemu_is_found() -> None:
     qemu = find_qemu()
 
-    assert qemu.program.name == host.QEMU
+    assert qemu.program.name == host.QEMUS["x86_64"]
     assert qemu.version >= (7, 2, 0)
 
 
@@ -75,7 +78,7 @@ def test_kvm_works_where_a_guest_really_ran(
 ) -> None:
     """The guest's own exit code counts; a QEMU that hangs is given up."""
     monkeypatch.setattr(os, "access", lambda *_: True)
-    qemu = Qemu(program=fake_qemu(tmp_path, script), version=(7, 2, 0), build="7.2.0")
+    qemu = Qemu(program=fake_qemu(tmp_path, script), architecture="x86_64", version=(7, 2, 0), build="7.2.0")
 
     assert kvm_works(qemu, tmp_path / "probes") is works
 
@@ -86,7 +89,9 @@ def test_the_answer_about_kvm_is_remembered(tmp_path: Path, monkeypatch: pytest.
     program = fake_qemu(tmp_path, f"echo asked >> {tmp_path}/log; exit 99")
 
     for version in ((7, 2, 0), (7, 2, 0), (8, 0, 0)):
-        kvm_works(Qemu(program=program, version=version, build=""), tmp_path / "probes")
+        kvm_works(
+            Qemu(program=program, architecture="x86_64", version=version, build=""), tmp_path / "probes"
+        )
 
     assert (tmp_path / "log").read_text() == "asked\nasked\n"
 
@@ -124,3 +129,26 @@ def test_uefi_firmware_is_found_with_empty_variables() -> None:
 
     assert code.is_file()
     assert variables.is_file()
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_guest_of_the_probe_runs_to_its_end(architecture: Architecture) -> None:
+    """Else a host whose KVM works would be taken for one without."""
+    assert probe(find_qemu(architecture), "tcg", cpu="max")
+
+
+def test_other_processors_are_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KVM, which works here, has nothing to do with them."""
+    monkeypatch.setattr(host, "kvm_works", lambda *_: True)
+    qemus = [find_qemu(architecture) for architecture in ("x86_64", "aarch64")]
+
+    chosen = [choose_accelerator("auto", allow_tcg=True, qemu=qemu, probes=tmp_path) for qemu in qemus]
+
+    native = platform.machine()
+    assert chosen == ["kvm" if qemu.architecture == native else "tcg" for qemu in qemus]
+
+
+def test_uefi_firmware_is_found_for_arm() -> None:
+    code, variables = find_uefi("aarch64")
+
+    assert code.stat().st_size == variables.stat().st_size == 64 << 20

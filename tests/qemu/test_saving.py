@@ -111,8 +111,8 @@ def fingerprint_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     firmware = (tmp_path / "code.fd", tmp_path / "vars.fd")
     for path in firmware:
         path.touch()
-    monkeypatch.setattr(host, "_UEFI", (firmware,))
-    qemu = Qemu(program=Path("qemu"), version=(7, 2, 0), build="7.2.0")
+    monkeypatch.setattr(host, "_UEFI", {"x86_64": (firmware,)})
+    qemu = Qemu(program=Path("qemu"), architecture="x86_64", version=(7, 2, 0), build="7.2.0")
 
     def make(*, image: dict[str, Any] | None = None, **keys: Any) -> Fingerprint:
         files = {"file": str(disk), "format": "qcow2", **(image or {})}
