@@ -44,6 +44,7 @@ class Image(_Table, frozen=True, kw_only=True):
     initrd: str = ""
     cmdline: Annotated[str, Meta(max_length=1000)] = ""
     cmdline_tcg: Annotated[str, Meta(max_length=1000)] = ""  # added to it where the guest is emulated
+    drivers: str = ""  # an ISO beside the image, in a drive of its own: what an installation needs
     bus: Literal["virtio", "sata", "nvme", "scsi"] = "virtio"
     disk: Mib = Mib(0)  # size of the writable disk; 0: the image's own, or none beside an ISO
 
@@ -128,6 +129,9 @@ class Machine(_Table, frozen=True, kw_only=True):
     architecture: Architecture = "x86_64"
     machine_type: MachineType = "q35"  # after loading "virt", where another architecture knows no other
     firmware: Literal["bios", "uefi", "direct"] = "bios"
+    secure_boot: bool = False  # UEFI starts only what Microsoft's keys have signed
+    tpm: bool = False  # the guest gets a TPM 2.0
+    system: Literal["linux", "windows", "other"] = "linux"  # what the guest is told in its own terms
     display: Literal["virtio", "std", "qxl", "bochs", "cirrus", "vmware"] = "std"
     agent: bool = False  # the guest runs qemu-guest-agent; the desktop is ready when it answers
     clipboard: bool = False  # the guest runs spice-vdagent

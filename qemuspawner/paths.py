@@ -149,6 +149,11 @@ class SessionPaths:
         return self.vm / "vars.fd"
 
     @property
+    def tpm(self) -> Path:
+        """What the VM's TPM keeps: of its own process, and out of QEMU's reach."""
+        return self.root / "tpm"
+
+    @property
     def layers(self) -> Path:
         """The frozen disks under the overlay, out of QEMU's reach; further names of what was saved."""
         return self.root / "layers"
@@ -201,6 +206,10 @@ class SavedPaths:
     @property
     def firmware_vars(self) -> Path:
         return self.root / "vars.fd"
+
+    @property
+    def tpm_state(self) -> Path:
+        return self.root / "tpm"
 
     @property
     def picture(self) -> Path:

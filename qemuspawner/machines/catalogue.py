@@ -153,7 +153,7 @@ def read_text(folder: Path) -> str:
 def missing_files(machine: Machine) -> list[Path]:
     """The image files that a session would need and that are not there."""
     image = machine.image
-    paths = [Path(name) for name in (image.file, image.kernel, image.initrd) if name]
+    paths = [Path(name) for name in (image.file, image.kernel, image.initrd, image.drivers) if name]
     return [path for path in paths if not _is_file(path)]
 
 
@@ -368,6 +368,7 @@ def _complete(machine: Machine, folder: Path, images: Path) -> Machine:
             file=_absolute(own, image.file),
             kernel=_absolute(own, image.kernel),
             initrd=_absolute(own, image.initrd),
+            drivers=_absolute(own, image.drivers),
         ),
         cpus=Cpus(default=cpus.default, offered=tuple(sorted({*cpus.offered, cpus.default}))),
         memory=Memory(default=memory.default, offered=tuple(sorted({*memory.offered, memory.default}))),
@@ -399,6 +400,10 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
     if machine.gpu.need != "none" and machine.machine_type != "q35":
         yield "gpu.need", 'GPUs are PCI Express devices: set machine_type = "q35", or leave it out'
     yield from _check_architecture(machine, table)
+    if machine.secure_boot and not (machine.firmware == "uefi" and machine.machine_type == "q35"):
+        yield "secure_boot", 'it needs firmware = "uefi" and machine_type = "q35"'
+    if machine.tpm and machine.machine_type != "q35":
+        yield "tpm", 'it needs machine_type = "q35"'
     for key in ("cloud_init", "sudo"):
         if getattr(machine, key) and not machine.agent:
             yield key, "the guest is told by its agent: set agent = true, or leave it out"
@@ -489,7 +494,7 @@ def _check_presets(machine: Machine) -> Iterator[Wrong]:
 
 def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
     image = machine.image
-    for key in ("file", "kernel", "initrd"):
+    for key in ("file", "kernel", "initrd", "drivers"):
         name = said.get(key, "")
         if ".." in Path(name).parts or "\0" in name:
             yield f"image.{key}", f"{_quote(name)} leads out of the machine's image folder"

@@ -103,6 +103,8 @@ def find_template_obstacle(machine: Machine) -> str:
             "'{name}' is an aarch64 machine, whose copies QEMU does not tell that they are copies.",
             name=machine.name,
         )
+    if machine.tpm:
+        return Text("'{name}' has a TPM, and each copy needs secrets of its own in it.", name=machine.name)
     if machine.has_lan:
         return Text(
             "'{name}' is put onto a network where each copy needs an address of its own.", name=machine.name

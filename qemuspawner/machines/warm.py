@@ -438,7 +438,7 @@ def _start(order: _Order, paths: SessionPaths, memory: int) -> "subprocess.Popen
     paths.vm.mkdir(mode=0o700)
     uefi_code = None
     if machine.firmware == "uefi":
-        uefi_code, empty_variables = find_uefi(machine.architecture)
+        uefi_code, empty_variables = find_uefi(machine.architecture, secure=machine.secure_boot)
         shutil.copyfile(empty_variables, paths.firmware_vars)
     if machine.image.format != "iso" or machine.image.disk:
         create_overlay(paths.overlay(0), machine.image)

@@ -21,6 +21,12 @@ NETWORK = "net0"
 _LAN = "lan0"
 SOUND = "sound0"
 SOUND_RATE_HZ = 48000
+TPM = "tpm0"
+# What Windows knows of Hyper-V, and is faster with. Source: QEMU docs/system/i386/hyperv.rst.
+HYPERV = (
+    "hv_relaxed=on", "hv_vapic=on", "hv_spinlocks=0x1fff", "hv_vpindex=on", "hv_runtime=on", "hv_time=on",
+    "hv_synic=on", "hv_stimer=on", "hv_frequencies=on", "hv_tlbflush=on", "hv_ipi=on",
+)  # fmt: skip
 # Of QEMU's board; far from those that it hands out itself, from 1 on.
 _SPARE_SLOT = 0x10
 
@@ -62,6 +68,8 @@ def qemu_args(vm: Vm) -> list[str]:
     args += entropy_args()
     if vm.is_pc:
         args += identity_args()
+    if vm.tpm is not None:
+        args += tpm_args(vm.tpm)
     args += serial_args()
     args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
     if vm.sound:
@@ -84,19 +92,23 @@ def json_option(option: str, value: Mapping[str, object]) -> list[str]:
 
 def machine_args(vm: Vm) -> list[str]:
     if vm.accelerator == "kvm":
-        accelerator, cpu = "kvm", "host"
+        # By emulation QEMU has none of Hyper-V's.
+        accelerator, cpu = "kvm", ",".join(["host", *(HYPERV if vm.windows else ())])
     else:
         accelerator, cpu = f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}", TCG_CPUS[vm.architecture]
     board: str = vm.machine_type
     if not vm.is_pc:
         board += ",gic-version=host" if vm.accelerator == "kvm" else ",gic-version=max"
+    if isinstance(vm.firmware, Uefi) and vm.firmware.secure:
+        board += ",smm=on"
     return [
         *("-machine", f"{board},memory-backend=memory0"),
         *("-accel", accelerator),
         *("-cpu", cpu),
         *("-smp", str(vm.cpus)),
         *("-m", f"{vm.memory.size_mib}M"),
-        *("-rtc", "base=utc"),
+        # Windows takes the clock for local time, and the host's is what its people see.
+        *("-rtc", "base=localtime" if vm.windows else "base=utc"),
     ]
 
 
@@ -123,8 +135,11 @@ def firmware_args(firmware: DirectKernel | Uefi | None) -> list[str]:
             if initrd:
                 args += ["-initrd", str(initrd)]
             return [*args, "-append", cmdline]
-        case Uefi(code=code, variables=variables):
+        case Uefi(code=code, variables=variables, secure=secure):
             return [
+                # Only the firmware itself, in the mode that smm=on gives it, may write its variables.
+                *(("-global", "driver=cfi.pflash01,property=secure,value=on") if secure else ()),
+                *(("-global", "ICH9-LPC.disable_s3=1") if secure else ()),
                 *json_option("-blockdev", _raw_file("uefi-code", code, read_only=True)),
                 *json_option("-blockdev", _raw_file("uefi-vars", variables, read_only=False)),
                 *("-machine", "pflash0=uefi-code,pflash1=uefi-vars"),
@@ -148,11 +163,12 @@ def disk_args(disk: Disk, *, boot_index: int, is_pc: bool = True) -> list[str]:
         file = {"driver": "file", "filename": str(disk.path)}
         node = {"driver": disk.driver, "node-name": disk.node, "read-only": True, "file": file}
         if is_pc:
-            drive = json_option("-device", {"driver": "ide-cd", "bus": "ide.1", **device})
+            bus = "ide.2" if disk.id == "drivers0" else "ide.1"
+            drive = json_option("-device", {"driver": "ide-cd", "bus": bus, **device})
         else:
-            # Beside a disk whose controller is called scsi0.
-            drive = json_option("-device", {"driver": "virtio-scsi-pci", "id": "discs0"})
-            drive += json_option("-device", {"driver": "scsi-cd", "bus": "discs0.0", **device})
+            controller_id = f"{disk.id}-controller"
+            drive = json_option("-device", {"driver": "virtio-scsi-pci", "id": controller_id})
+            drive += json_option("-device", {"driver": "scsi-cd", "bus": f"{controller_id}.0", **device})
         return [*json_option("-blockdev", node), *drive]
     node = overlay_node(disk.node, disk.path) | {"backing": _backing_node(disk)}
     # A full host disk pauses the VM instead of failing the guest's writes: nothing is lost.
@@ -280,6 +296,15 @@ def entropy_args() -> list[str]:
 def identity_args() -> list[str]:
     """A number that is another one in each copy of a saved VM: the guest's kernel renews its randomness."""
     return json_option("-device", {"driver": "vmgenid", "guid": "auto"})
+
+
+def tpm_args(descriptor: int) -> list[str]:
+    """A TPM 2.0, whose process is at the other end of an inherited socket."""
+    return [
+        *("-chardev", f"socket,id={TPM},fd={descriptor}"),
+        *("-tpmdev", f"emulator,id={TPM},chardev={TPM}"),
+        *json_option("-device", {"driver": "tpm-crb", "tpmdev": TPM}),
+    ]
 
 
 def serial_args() -> list[str]:

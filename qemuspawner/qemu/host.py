@@ -40,6 +40,10 @@ _UEFI: dict[Architecture, tuple[tuple[Path, Path], ...]] = {
         (_EDK2 / "aarch64/QEMU_CODE.fd", _EDK2 / "aarch64/QEMU_VARS.fd"),
     ),
 }
+_SECURE_UEFI = (
+    (_OVMF / "OVMF_CODE_4M.ms.fd", _OVMF / "OVMF_VARS_4M.ms.fd"),
+    (_EDK2 / "ovmf/OVMF_CODE.secboot.fd", _EDK2 / "ovmf/OVMF_VARS.secboot.fd"),
+)
 _UEFI_PACKAGES: dict[Architecture, str] = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
 
 # A PC's guest of one disk sector: it writes 0x31 to QEMU's debug port, and QEMU exits with 2 * 0x31 + 1.
@@ -105,9 +109,12 @@ def find_qemu(architecture: Architecture = "x86_64") -> Qemu:
     return Qemu(program=Path(program), architecture=architecture, version=(major, minor, micro), build=build)
 
 
-def find_uefi(architecture: Architecture = "x86_64") -> tuple[Path, Path]:
-    """UEFI's code and its empty variables, for guests of this architecture."""
-    for code, variables in _UEFI[architecture]:
+def find_uefi(architecture: Architecture = "x86_64", *, secure: bool = False) -> tuple[Path, Path]:
+    """UEFI's code and its empty variables, for guests of this architecture.
+
+    With `secure` those hold Microsoft's keys, and only what these have signed is started.
+    """
+    for code, variables in _SECURE_UEFI if secure else _UEFI[architecture]:
         if code.is_file() and variables.is_file():
             return code, variables
     raise HostError(

@@ -16,6 +16,7 @@ from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
 from qemuspawner.qemu.command import TCG_CPUS, qemu_args
 from qemuspawner.qemu.host import Qemu, find_uefi
+from qemuspawner.qemu.tpm import MAX_STATE_BYTES
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved
 from qemuspawner.texts import Text
@@ -48,7 +49,13 @@ def fingerprint(
     # The files' own names are elsewhere on another host, and in the command line.
     plain = structs.replace(
         machine,
-        image=structs.replace(image, file="image", kernel="kernel" if image.kernel else "", initrd=""),
+        image=structs.replace(
+            image,
+            file="image",
+            kernel="kernel" if image.kernel else "",
+            initrd="",
+            drivers="drivers" if image.drivers else "",
+        ),
     )
     vm = make_vm(
         plain,
@@ -57,6 +64,7 @@ def fingerprint(
         cpus=cpus,
         memory=Memory(size_mib=memory_mib),
         uefi_code=Path("uefi"),
+        tpm=0 if machine.tpm else None,
     )
     seen = [*_guest_options(qemu_args(vm)), image.format, str(image.disk), _firmware_identity(machine)]
     return Fingerprint(
@@ -88,14 +96,15 @@ def _firmware_identity(machine: Machine) -> str:
     """Which UEFI code it is: what is restored goes on in it, and reads the rest of it at its next boot."""
     if machine.firmware != "uefi":
         return machine.firmware
-    code, _ = find_uefi(machine.architecture)
+    code, _ = find_uefi(machine.architecture, secure=machine.secure_boot)
     status = code.stat()
     return f"{code.name}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def image_identity(image: Image) -> str:
     """Which files a machine starts from, as text. Raises OSError where one is missing."""
-    return " ".join(_identity(Path(name)) for name in (image.file, image.kernel, image.initrd) if name)
+    names = (image.file, image.kernel, image.initrd, image.drivers)
+    return " ".join(_identity(Path(name)) for name in names if name)
 
 
 def _identity(path: Path) -> str:
@@ -122,7 +131,9 @@ def size_only(path: Path) -> FileDigest:
     return FileDigest(size_bytes=path.stat().st_size, digest="")
 
 
-def collect_disks(target: SavedPaths, disks: Sequence[Path], firmware_vars: Path) -> dict[str, FileDigest]:
+def collect_disks(
+    target: SavedPaths, disks: Sequence[Path], firmware_vars: Path, tpm_state: Path
+) -> dict[str, FileDigest]:
     """Give what was frozen a second name in `target`: it takes no room there, and outlives its first one.
 
     Where the files lie now QEMU may write, and one that was broken into may have put anything in their place.
@@ -144,6 +155,9 @@ def collect_disks(target: SavedPaths, disks: Sequence[Path], firmware_vars: Path
     if os.path.lexists(firmware_vars):
         copy_from_qemu(firmware_vars, target.firmware_vars, max_bytes=_MAX_FIRMWARE_BYTES)
         files[target.firmware_vars.name] = digest_file(target.firmware_vars)
+    if os.path.lexists(tpm_state):
+        copy_from_qemu(tpm_state, target.tpm_state, max_bytes=MAX_STATE_BYTES)
+        files[target.tpm_state.name] = digest_file(target.tpm_state)
     return files
 
 

@@ -79,6 +79,7 @@ class Uefi:
 
     code: Path
     variables: Path
+    secure: bool = False  # it starts only what is signed, and keeps the guest from changing its variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ class Vm:
     spare_ports: int = 0  # where devices can be plugged while it runs
     exports: tuple[Export, ...] = ()
     gpus: tuple[Passed, ...] = ()
+    tpm: int | None = None  # the descriptor by which QEMU speaks to it
+    windows: bool = False  # the guest is told of its host in Windows' terms
     late_gpus: bool = False  # it has a port for them, and they are plugged in when it runs
 
     @property
@@ -155,6 +158,7 @@ def make_vm(
     lan: Lan | None = None,
     gpus: tuple[Passed, ...] = (),
     exports: tuple[Export, ...] = (),
+    tpm: int | None = None,
 ) -> Vm:
     """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`.
 
@@ -165,7 +169,7 @@ def make_vm(
     overlay = Disk(id="disk0", path=paths.overlay(len(layers)), driver="qcow2", layers=layers, bus=image.bus)
     if image.format == "iso":
         disc = Disk(id="disc0", path=base, driver="raw", cdrom=True)
-        disks = (overlay, disc) if image.disk else (disc,)
+        disks: tuple[Disk, ...] = (overlay, disc) if image.disk else (disc,)
     else:
         disks = (replace(overlay, backing=base, backing_driver=DRIVERS[image.format]),)
     firmware: DirectKernel | Uefi | None = None
@@ -177,7 +181,9 @@ def make_vm(
     elif machine.firmware == "uefi":
         if uefi_code is None:
             raise AssertionError("The caller finds the UEFI firmware.")
-        firmware = Uefi(code=uefi_code, variables=paths.firmware_vars)
+        firmware = Uefi(code=uefi_code, variables=paths.firmware_vars, secure=machine.secure_boot)
+    if image.drivers:
+        disks += (Disk(id="drivers0", path=Path(image.drivers), driver="raw", cdrom=True),)
     return Vm(
         name=paths.root.name,
         architecture=machine.architecture,
@@ -199,6 +205,8 @@ def make_vm(
         # Without an agent nobody in the guest could mount a folder. A "pc" has free slots as it is.
         spare_ports=SPARE_PORTS if machine.agent and machine.machine_type != "pc" else 0,
         exports=exports,
+        tpm=tpm,
+        windows=machine.system == "windows",
     )
 
 

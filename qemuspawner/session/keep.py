@@ -20,6 +20,7 @@ from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.host import DISK_RESERVE_MIB
 from qemuspawner.qemu.image import merge_layer
 from qemuspawner.qemu.saving import collect_disks, digest_file, size_only, sync_file
+from qemuspawner.qemu.tpm import STATE_FILE
 from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.saved import (
     Fingerprint,
@@ -214,7 +215,7 @@ class Keeper:
         automatic: bool = False,
         memory: Literal["streamed", "lost"] = "streamed",
     ) -> Saved:
-        files = collect_disks(draft, disks, self.paths.firmware_vars)
+        files = collect_disks(draft, disks, self.paths.firmware_vars, self.paths.tpm / STATE_FILE)
         if memory != "lost":
             sync_file(draft.state)
             files[draft.state.name] = digest_file(draft.state)

@@ -39,6 +39,7 @@ from qemuspawner.qemu.network import Outside, plan_network
 from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
+from qemuspawner.qemu.tpm import opened_tpm, put_state
 from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
@@ -306,7 +307,7 @@ def start_vm(
     _empty(paths.vm)
     uefi_code = None
     if spec.machine.firmware == "uefi":
-        uefi_code, empty_variables = find_uefi(spec.machine.architecture)
+        uefi_code, empty_variables = find_uefi(spec.machine.architecture, secure=spec.machine.secure_boot)
         kept = plan.folder.firmware_vars if plan.folder is not None else empty_variables
         shutil.copyfile(kept, paths.firmware_vars)
     layers = _make_disk(spec, paths, plan)
@@ -327,6 +328,11 @@ def start_vm(
             shared = make_memory(spec.memory_mib)
             opened.callback(os.close, shared)
             memory = replace(memory, descriptor=shared, private=False)
+        tpm = None
+        if spec.machine.tpm:
+            kept_tpm = plan.folder.tpm_state if plan.folder is not None else None
+            state_file = put_state(paths.tpm, kept_tpm)
+            tpm = opened.enter_context(opened_tpm(state_file, jail=spec.jail, stack=stack))
         vm = make_vm(
             spec.machine,
             paths,
@@ -340,10 +346,11 @@ def start_vm(
             lan=lan,
             gpus=host.gpus,
             exports=folders.exports,
+            tpm=tpm,
         )
         report(Text("Starting the virtual machine"), 25)
         at = lan.descriptor if lan is not None else None
-        inherited = [number for number in (memory.descriptor, state, at) if number is not None]
+        inherited = [number for number in (memory.descriptor, state, at, tpm) if number is not None]
         command = [str(host.qemu.program), *qemu_args(vm)]
         if spec.jail:
             exported = open_folders if vm.exports else []

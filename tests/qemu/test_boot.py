@@ -81,6 +81,26 @@ async def test_uefi_firmware_starts(tmp_path: Path) -> None:
         await wait_for_firmware(guest)
 
 
+async def test_a_guest_as_windows_wants_it_starts_and_keeps_its_tpm(tmp_path: Path) -> None:
+    """Secure boot, and a TPM into which the firmware measures what it starts: the same when awake again."""
+    disk = guests.make_disk(tmp_path / "disk")
+    machine = vms.make_machine(
+        firmware="uefi", secure_boot=True, tpm=True, system="windows",
+        image={"file": str(disk), "format": "raw", "drivers": str(guests.make_disk(tmp_path / "iso", "iso"))},
+    )  # fmt: skip
+    spec = vms.make_spec(tmp_path, machine)
+    async with vms.running_guest(spec) as (guest, prepared):
+        await wait_for_firmware(guest)
+        assert (await guest.qemu.execute("query-tpm"))[0]["model"] == "tpm-crb"
+        state = (prepared.paths.tpm / "state").read_bytes()
+        await vms.suspend(guest, prepared)
+    assert len(state) > 1000
+
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert prepared.started.plan.way == "woken"
+        assert (prepared.paths.tpm / "state").read_bytes()[-1000:] == state[-1000:]
+
+
 async def test_an_arm_guest_starts(tmp_path: Path) -> None:
     """Another processor, board and firmware, in the same jail."""
     disk = guests.make_disk(tmp_path / "disk")

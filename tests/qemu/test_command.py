@@ -38,6 +38,7 @@ def vm(
         cpus=2,
         memory=Memory(size_mib=2048),
         uefi_code=Path("/firmware/code.fd"),
+        tpm=17 if keys.get("tpm") else None,
         gpus=gpus,
         incoming=incoming,
     )
@@ -47,6 +48,13 @@ DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "r
 EMULATED = {**DIRECT, "cmdline_tcg": "norandmaps"}
 DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True, "sound": True}
 
+WINDOWS: dict[str, Any] = {
+    "system": "windows",
+    "firmware": "uefi",
+    "secure_boot": True,
+    "tpm": True,
+    "agent": True,
+}
 ARM = {"architecture": "aarch64", "machine_type": "virt"}
 
 PCI = Path("/sys/devices/pci0000:00")
@@ -79,6 +87,8 @@ CASES = {
     "gpu-port": vm(**OPTIONAL),
     "gpu-plugged-later": vm(**OPTIONAL, gpus=(CARD,), incoming=True),
     "gpus-at-boot": vm(**OPTIONAL, gpus=(CARD, PART)),
+    "windows-kvm": vm({"drivers": "/images/virtio-win.iso"}, **WINDOWS),
+    "windows-tcg": vm(accelerator="tcg", **WINDOWS),
     "arm-direct-desktop-kvm": vm(EMULATED, **ARM, **DESKTOP),
     "arm-uefi-tcg": vm(accelerator="tcg", firmware="uefi", display="bochs", **ARM),
     "arm-iso-with-disk": vm({"format": "iso", "disk": "8 GiB", "bus": "scsi"}, display="virtio", **ARM),

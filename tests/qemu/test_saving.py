@@ -49,7 +49,7 @@ def test_what_was_frozen_gets_a_second_name(target: SavedPaths, vm: Path) -> Non
     (vm / "disk-0.qcow2").write_bytes(b"disk")
     (vm / "vars.fd").write_bytes(b"variables")
 
-    files = collect_disks(target, [vm / "disk-0.qcow2"], vm / "vars.fd")
+    files = collect_disks(target, [vm / "disk-0.qcow2"], vm / "vars.fd", vm / "tpm")
 
     assert target.layer(0).samefile(vm / "disk-0.qcow2")
     assert target.firmware_vars.read_bytes() == b"variables"
@@ -61,7 +61,7 @@ def test_a_disk_that_is_none_is_not_kept(trap: Callable[[Path], None], target: S
     trap(vm / "disk-0.qcow2")
 
     with pytest.raises(VmError, match=r"'disk-0\.qcow2' lies something else"):
-        collect_disks(target, [vm / "disk-0.qcow2"], vm / "vars.fd")
+        collect_disks(target, [vm / "disk-0.qcow2"], vm / "vars.fd", vm / "tpm")
     assert list(target.root.iterdir()) == []
 
 
@@ -72,15 +72,24 @@ def test_variables_that_are_none_are_not_kept(
     trap(vm / "vars.fd")
 
     with pytest.raises(VmError, match=r"'vars\.fd' lies something else"):
-        collect_disks(target, [], vm / "vars.fd")
+        collect_disks(target, [], vm / "vars.fd", vm / "tpm")
     assert list(target.root.iterdir()) == []
+
+
+def test_a_state_of_the_tpm_is_kept_with_the_disk(target: SavedPaths, vm: Path) -> None:
+    (vm / "tpm").write_bytes(b"secrets")
+
+    files = collect_disks(target, [], vm / "vars.fd", vm / "tpm")
+
+    assert list(files) == ["tpm"]
+    assert target.tpm_state.read_bytes() == b"secrets"
 
 
 def test_a_link_to_nothing_is_no_missing_file(target: SavedPaths, vm: Path) -> None:
     (vm / "vars.fd").symlink_to("nowhere")
 
     with pytest.raises(VmError, match="something else"):
-        collect_disks(target, [], vm / "vars.fd")
+        collect_disks(target, [], vm / "vars.fd", vm / "tpm")
 
 
 def test_variables_of_gigabytes_are_not_kept(target: SavedPaths, vm: Path) -> None:
@@ -88,7 +97,7 @@ def test_variables_of_gigabytes_are_not_kept(target: SavedPaths, vm: Path) -> No
     os.truncate(vm / "vars.fd", (64 << 20) + 1)
 
     with pytest.raises(VmError, match="larger than 64 MiB"):
-        collect_disks(target, [], vm / "vars.fd")
+        collect_disks(target, [], vm / "vars.fd", vm / "tpm")
 
 
 @pytest.mark.parametrize("trap", TRAPS)
