@@ -109,6 +109,7 @@ class Build(_Table, frozen=True, kw_only=True):
     suite: Name
     base: str = ""  # the machine whose build this one goes on from: its packages, files and script come first
     packages: tuple[Name, ...] = ()
+    container: Annotated[str, Meta(max_length=1000)] = ""  # an OCI image that runs in the machine
     exclude: tuple[Name, ...] = ()  # path globs that dpkg leaves out
     files: str = ""  # a folder beside machine.toml, laid over the new root folder before the packages come
     script: str = ""  # a file beside machine.toml, run on the host with the new root folder as its argument

@@ -19,6 +19,7 @@ import msgspec
 
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
+from qemuspawner.machines import container
 from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.recipe import Recipe
 from qemuspawner.machines.software import list_software, write_software
@@ -96,6 +97,7 @@ def build_machine(
         run = _Steps(machine=machine, log=log, progress=progress)
         digest = recipe.digest()
         root = _install_packages(recipe, work, run, mirror=mirror)
+        _add_containers(recipe, root, work, run)
         software = list_software(root, recipe)
         disk = _make_disk(root, recipe, work, run, digest=digest)
         if sessions is not None:
@@ -115,7 +117,8 @@ def _check_host(recipe: Recipe, images: Path) -> None:
             f"Building '{machine.id}' needs root: its files belong to root inside the image.",
             hint=f"Try 'sudo qemuspawner machines build {machine.id}', with the same --state.",
         )
-    for tool, package in _TOOLS.items():
+    needed = _TOOLS | (container.TOOLS if recipe.has_container else {})
+    for tool, package in needed.items():
         if shutil.which(tool, path=_TOOL_PATH) is None:
             raise HostError(
                 f"'{tool}' was not found on this host.", hint=f"Install it: apt install {package}."
@@ -240,6 +243,15 @@ def _install_packages(recipe: Recipe, work: Path, run: _Steps, *, mirror: str) -
         ]
     )
     return root
+
+
+def _add_containers(recipe: Recipe, root: Path, work: Path, run: _Steps) -> None:
+    """The uppermost layer's container; one is what a machine runs."""
+    layer = next((layer for layer in reversed(recipe.layers) if layer.build.container), None)
+    if layer is not None:
+        run.tell("Unpacking the container image")
+        _, tag = container.split_tag(layer.build.container)
+        container.add_container(root, layer.container, tag, work, run.run)
 
 
 def _stage_files(files: Path, work: Path) -> Path:

@@ -24,6 +24,7 @@ import msgspec
 
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Cpus, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
+from qemuspawner.machines.container import find_container_problem
 from qemuspawner.machines.lines import find_line
 from qemuspawner.machines.recipe import find_recipe
 from qemuspawner.paths import MACHINE_FILE, StatePaths
@@ -543,6 +544,8 @@ def _check_build(machine: Machine, build: Build, folder: Path, said: dict[str, A
             )
     if not build.packages and not build.base:
         yield "build.packages", "it is empty"
+    if build.container and (reason := find_container_problem(build.container, folder)):
+        yield "build.container", reason
     for key, name, is_right, kind in (
         ("build.script", build.script, _is_file, "file"),
         ("build.files", build.files, Path.is_dir, "folder"),

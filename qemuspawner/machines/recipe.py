@@ -9,6 +9,7 @@ import msgspec
 
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Machine, encode_unit
+from qemuspawner.machines.container import PACKAGE, split_tag
 
 # Counts up when the steps of a build change what they make of the same recipe.
 _VERSION = 1
@@ -30,11 +31,21 @@ class Layer:
     def script(self) -> Path | None:
         return self.folder / self.build.script if self.build.script else None
 
+    @property
+    def container(self) -> Path | str:
+        """A layout or archive beside machine.toml, or where else it comes from; "" where there is none."""
+        text = self.build.container
+        return self.folder / split_tag(text)[0] if text and not text.startswith("docker://") else text
+
     def list_files(self) -> list[Path]:
         """Everything that a build reads, but machine.toml."""
         files = [self.script] if self.script else []
-        if self.files:
-            files += [path for path in self.files.rglob("*") if path.is_file()]
+        folders = [self.files] if self.files else []
+        if isinstance(self.container, Path):
+            folders.append(self.container)
+        for folder in folders:
+            found = folder.rglob("*") if folder.is_dir() else [folder]
+            files += [path for path in found if path.is_file()]
         return sorted(files)
 
 
@@ -51,7 +62,14 @@ class Recipe:
 
     @property
     def packages(self) -> list[str]:
-        return list(dict.fromkeys(name for layer in self.layers for name in layer.build.packages))
+        names = [name for layer in self.layers for name in layer.build.packages]
+        if self.has_container:
+            names.append(PACKAGE)
+        return list(dict.fromkeys(names))
+
+    @property
+    def has_container(self) -> bool:
+        return any(layer.build.container for layer in self.layers)
 
     @property
     def exclude(self) -> list[str]:

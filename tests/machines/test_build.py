@@ -69,21 +69,6 @@ def machine(write_machine: Callable[..., Path], images: Path) -> Machine:
     return load_machine(folder, images)
 
 
-@pytest.fixture
-def use_mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Build as root, with a script in mmdebstrap's place."""
-
-    def use(script: str) -> None:
-        tool = tmp_path / "bin/mmdebstrap"
-        tool.parent.mkdir()
-        tool.write_text(script)
-        tool.chmod(0o755)
-        monkeypatch.setattr(build, "_TOOL_PATH", f"{tool.parent}:{os.environ['PATH']}:/usr/sbin")
-        monkeypatch.setattr(os, "geteuid", lambda: 0)
-
-    return use
-
-
 def silent(_text: str) -> None:
     pass
 
