@@ -19,7 +19,7 @@ export STATE PORT
 BIN := $(STATE)/venv/bin
 TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
-.PHONY: help demo test test-gpu check golden messages wheel clean
+.PHONY: help demo test test-gpu test-builds check golden messages wheel clean
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
@@ -39,6 +39,13 @@ test: ## install everything, build the demo machine, run the tests (or those nam
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM
 	@scripts/setup test
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" $(BIN)/pytest tests/nested/gpu.py
+
+# Apart from the others, too: gigabytes of packages are downloaded and installed.
+test-builds: ## as test, but build the machine photon-science and one with a container, and use them
+	@scripts/setup test
+	$(BIN)/qemuspawner --state "$(STATE)" --machines machines machines build photon-science
+	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
+		$(BIN)/pytest tests/builds/photon.py tests/builds/container.py
 
 check: ## check format, style and types
 	@scripts/setup check

@@ -16,17 +16,9 @@ SOFTWARE = "software.json"
 
 # Packages that are named in a recipe to make a system of it: nobody looks for them.
 _SYSTEM = {
-    "admin",
-    "kernel",
-    "libs",
-    "fonts",
+    "admin", "fonts", "gnome", "kernel", "libs", "localization", "net", "perl", "shells", "sound", "utils",
     "x11",
-    "localization",
-    "net",
-    "shells",
-    "perl",
-    "sound",
-}
+}  # fmt: skip
 _MAX_SUMMARY = 200
 
 
@@ -132,6 +124,8 @@ def _read_entry(path: Path) -> configparser.SectionProxy | None:
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError):
         return None
     is_shown = entry.get("Type") == "Application" and entry.get("NoDisplay", "false") != "true"
+    # The desktop's own settings are nobody's reason either.
+    is_shown = is_shown and "Settings" not in entry.get("Categories", "").split(";")
     return entry if is_shown and entry.get("Name") else None
 
 
