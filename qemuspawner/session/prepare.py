@@ -46,6 +46,7 @@ from qemuspawner.session.directory import claim
 from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
 from qemuspawner.session.folders import FolderPlan, check_required, plan_folders
 from qemuspawner.session.gpus import take_gpus
+from qemuspawner.session.job_gpus import JOB_VARIABLE, find_job_devices
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
 from qemuspawner.vfio import Passed
@@ -130,7 +131,7 @@ def prepare(
     )
     # A predecessor that the hub has lost gives way here, and gives its memory and its GPUs back.
     paths = stack.enter_context(claim(state, spec.session_id))
-    gpus = take_gpus(spec, state.gpus, stack)
+    gpus = _take_gpus(spec, state, paths, stack)
     host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus)
     spec, plan = choose(spec, paths, host)
     _check_supported(spec)
@@ -153,6 +154,16 @@ def prepare(
         )
         started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
     return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started)
+
+
+def _take_gpus(
+    spec: SessionSpec, state: StatePaths, paths: SessionPaths, stack: contextlib.ExitStack
+) -> tuple[Passed, ...]:
+    if spec.gpus is None or spec.gpu_devices or JOB_VARIABLE not in os.environ:
+        return take_gpus(spec, state.gpus, stack)
+    # Slurm gives them to one job at a time. Locks in the state folder would be those of all nodes.
+    devices = find_job_devices(os.environ)
+    return take_gpus(structs.replace(spec, gpu_devices=devices), paths.root / "gpus", stack)
 
 
 def boot_instead(spec: SessionSpec, exc: VmError) -> Plan:
