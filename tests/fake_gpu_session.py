@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from qemuspawner.machine import Architecture
 from qemuspawner.qemu import host
 from qemuspawner.qemu.host import Qemu
 from qemuspawner.session import gpus, job_gpus, main, prepare
@@ -19,10 +20,10 @@ def run(root: Path) -> None:
     gpus.allow_locking = lambda _memory_mib: None
     prepare.find_job_devices = functools.partial(job_gpus.find_job_devices, file=root / "gpus.toml")
 
-    def find_qemu() -> Qemu:
+    def find_qemu(architecture: Architecture) -> Qemu:
         # The environment is the session's only now; a job has no PATH.
         os.environ["PATH"] = f"{root}/bin:{os.environ.get('PATH', os.defpath)}"
-        return host.find_qemu()
+        return host.find_qemu(architecture)
 
     prepare.find_qemu = find_qemu
     main()

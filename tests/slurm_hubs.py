@@ -1,5 +1,7 @@
 """Hubs whose desktops are jobs on a cluster of the tests."""
 
+import asyncio
+import html
 import os
 import shutil
 import sys
@@ -32,6 +34,22 @@ def slurm_config(state: Path, machines: Path, cluster: SlurmCluster, **spawner: 
         }
     )
     return config
+
+
+async def refused_by_form(hub: hubs.Hub, person: hubs.Person, **fields: str) -> str:
+    """What somebody reads whose start by the form is refused.
+
+    After a second JupyterHub shows the page of a start that goes on; what is wrong stands there then.
+    """
+    answer = await hub.submit_form(person, **fields)
+    if answer.status == 302:
+        spawner = hub.spawner(person.name)
+        async with asyncio.timeout(60):
+            while spawner.pending:
+                await asyncio.sleep(0.05)
+        answer = await person.request("GET", hub.url / "spawn-pending" / person.name)
+    assert answer.status in (400, 500, 503), answer.text
+    return html.unescape(answer.text)
 
 
 def prepare_state(state: Path) -> None:

@@ -21,6 +21,7 @@ from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs.runs import KeepsRuns
+from qemuspawner.hub.slurm.offers import OffersCluster
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
@@ -45,6 +46,7 @@ TRAITS = [
         QemuSpawnerMixin,
         QemuSpawner,
         QemuSlurmSpawner,
+        OffersCluster,
         ProposalSource,
         TomlProposals,
         GroupProposals,

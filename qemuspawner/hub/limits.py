@@ -7,6 +7,7 @@ from typing import Any
 from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
 
 from qemuspawner.account import Sudo
+from qemuspawner.hub.admission.partitions import OfferedPartition, OfferedReservation
 from qemuspawner.hub.networks import Networks, NetworkTraits
 from qemuspawner.units import parse_mib, parse_seconds
 
@@ -21,11 +22,14 @@ class Limits:
     """The most a user is allowed, whatever a machine says; None is no limit."""
 
     lifetime_s: int | None = None
+    more_lifetimes_s: tuple[int, ...] = ()  # offered beside the machine's
     scripts: bool = False
     script_kib: int = 16
     sudo: Sudo = ""
     gpus: Mapping[str, int] = field(default_factory=dict)  # the most of each model that a desktop can get
     networks: Networks = field(default_factory=Networks)
+    partitions: tuple[OfferedPartition, ...] | None = None  # None: no cluster that is known
+    reservations: tuple[OfferedReservation, ...] = ()
 
 
 class LimitTraits(NetworkTraits):
@@ -93,9 +97,17 @@ class LimitTraits(NetworkTraits):
         return lifetimes
 
     def find_limits(
-        self, *, user: str, groups: Collection[str], admin: bool, gpus: Mapping[str, int], sudo: Sudo
+        self,
+        *,
+        user: str,
+        groups: Collection[str],
+        admin: bool,
+        gpus: Mapping[str, int],
+        sudo: Sudo,
+        partitions: tuple[OfferedPartition, ...] | None = None,
+        reservations: tuple[OfferedReservation, ...] = (),
     ) -> Limits:
-        """Those of a user who is in these groups, on a hub that has these GPUs."""
+        """Those of a user who is in these groups, on a hub that has these GPUs, or such a cluster."""
         mine = [
             seconds
             for role, seconds in self.max_lifetimes.items()
@@ -108,6 +120,8 @@ class LimitTraits(NetworkTraits):
             sudo=sudo,
             gpus=gpus,
             networks=self.find_networks(user=user, groups=groups, admin=admin),
+            partitions=partitions,
+            reservations=reservations,
         )
 
 

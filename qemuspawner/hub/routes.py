@@ -4,7 +4,7 @@
 from qemuspawner.hub.admission import quota_api
 from qemuspawner.hub.catalogue import images_api, machines_api, machines_page
 from qemuspawner.hub.desktops import api, pictures, share_api, staff_api
-from qemuspawner.hub.form import choices_api, favourites_api, settings_api, terms_api
+from qemuspawner.hub.form import choices_api, favourites_api, partitions_api, settings_api, terms_api
 from qemuspawner.hub.notices import announcements_api
 from qemuspawner.hub.proposals import api as proposals_api
 from qemuspawner.hub.runs import run_api, statistics_pages

@@ -16,7 +16,7 @@ from qemuspawner.hub.slurm.jobs import (
     parse_jobs,
     parse_places,
 )
-from qemuspawner.hub.slurm.nodes import count_fitting, parse_cluster
+from qemuspawner.hub.slurm.nodes import parse_cluster
 from qemuspawner.hub.slurm.script import make_arguments, make_script
 from qemuspawner.hub.slurm.words import parse_duration, parse_moment, write_duration
 
@@ -115,20 +115,59 @@ def test_no_jobs_are_an_empty_list() -> None:
     assert parse_jobs("") == {}
 
 
-def test_a_cluster_of_unlike_nodes_is_counted_node_by_node() -> None:
+def test_a_cluster_of_unlike_nodes_is_read_node_by_node() -> None:
     cluster = parse_cluster(SINFO)
-    desktop = [cluster.nodes[name] for name in cluster.partitions["desktop"].nodes]
 
     assert cluster.partitions["desktop"].is_default
+    assert cluster.partitions["desktop"].nodes == ("n1", "n2", "n3", "n4")
     assert cluster.partitions["short"].max_s == 300
     assert cluster.partitions["gpu"].max_s is None
+    assert cluster.nodes["n3"].gpus == {"t4": 2, "a100": 1}
     assert cluster.nodes["n3"].free_gpus == {"t4": 1, "a100": 1}
     assert cluster.nodes["n3"].address == "198.18.77.13"
     assert not cluster.nodes["n4"].in_service
-    assert count_fitting(desktop, cpus=2, memory_mib=2000) == 2
-    assert count_fitting(desktop, cpus=1, memory_mib=1500) == 3
-    assert count_fitting(desktop, cpus=1, memory_mib=100, gpus=1, model="a100") == 1
-    assert count_fitting(desktop, cpus=1, memory_mib=100, gpus=2) == 0
+
+
+@pytest.mark.parametrize(
+    ("gres", "used", "free"),
+    [
+        ("gpu:2", "gpu:1(IDX:0)", {"gpu": 1}),
+        ("gpu:3090:2(S:0-1)", "gpu:3090:2(IDX:0-1)", {"3090": 0}),
+        ("gpu:a100:4(S:0,2),craynetwork:1", "gpu:a100:1(IDX:0,2),craynetwork:0", {"a100": 3}),
+        ("gpu:a:1,gpu:b:1", "?", {"a": 1, "b": 1}),
+        ("gpus:a:1,mygpu:2", "", {}),
+        ("(null)", "gpu:0", {}),
+    ],
+)
+def test_gpus_are_counted_by_model(gres: str, used: str, free: dict[str, int]) -> None:
+    (node,) = parse_cluster(f"n1|p|idle|0/4/0/4|6000|0|{gres}|{used}|n1|1:00|\n").nodes.values()
+
+    assert node.free_gpus == free
+
+
+@pytest.mark.parametrize("state", ["down*", "drain", "maint", "idle~", "mix-", "futr", "brand_new", ""])
+def test_a_state_that_says_no_or_nothing_known_is_not_in_service(state: str) -> None:
+    (node,) = parse_cluster(f"n1|p|{state}|0/4/0/4|6000|0|(null)||n1|1:00|\n").nodes.values()
+
+    assert not node.in_service
+
+
+def test_a_number_that_cannot_be_read_is_nothing_free_and_the_others_count() -> None:
+    cluster = parse_cluster(
+        "n1|p|idle|N/A|N/A|N/A|(null)||10.0.0.1|n/a|\nn2|p|idle|0/4/0/4|6000|-|(null)||n2|later|\n"
+    )
+
+    assert [(node.free_cpus, node.free_memory_mib) for node in cluster.nodes.values()] == [(0, 0), (4, 0)]
+    assert cluster.nodes["n1"].address == "10.0.0.1"
+    assert cluster.partitions["p"].max_s is None
+
+
+@pytest.mark.parametrize(
+    "listed", [SINFO[:-20], SINFO.replace("|\n", "|new|\n"), "sinfo: error: slurm_load_partitions: x\n"]
+)
+def test_a_list_of_nodes_that_is_cut_off_or_has_other_columns_is_refused(listed: str) -> None:
+    with pytest.raises(ValueError, match="list of nodes"):
+        parse_cluster(listed)
 
 
 @given(st.text(max_size=200))

@@ -17,6 +17,7 @@ from traitlets import Dict, TraitError, Union, validate
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.admission.admission import Admission, ShortageError, used_up
 from qemuspawner.hub.admission.capacity import HostCapacity
+from qemuspawner.hub.admission.partitions import OfferedPartition, OfferedReservation
 from qemuspawner.hub.admission.promises import KeepsPromise, Need, Promise, list_promises
 from qemuspawner.hub.admission.quotas import KINDS, Kind, Quotas, Row, ShownRow, parse_quotas, show_row
 from qemuspawner.hub.form.options import Options
@@ -71,6 +72,20 @@ class ClaimsCapacity(KeepsPromise):
     async def capacity(self) -> list[HostCapacity]:
         """All hosts that desktops can start on, at most 10 s old."""
         return []
+
+    async def ask_place(self, *, most_s: float) -> None:
+        """Have what the next ones tell be up to date, which are asked often, if that takes no longer.
+
+        Raises:
+            QemuSpawnerError: Nothing is known of the place at all.
+        """
+
+    def find_partitions(self) -> tuple[OfferedPartition, ...] | None:
+        """What of a cluster this user may choose from; None where there is none, or it never answered."""
+        return None
+
+    def find_reservations(self) -> tuple[OfferedReservation, ...]:
+        return ()
 
     def find_gpu_models(self) -> dict[str, int]:
         """The most GPUs of each model that one desktop can have; none unless guests really get them."""

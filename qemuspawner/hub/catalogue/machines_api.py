@@ -102,8 +102,12 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
             text = Text("The request's body does not fit: {reason}.", reason=exc)
             raise http_error(self.request, 400, text) from exc
 
-    def describe(self, entry: Entry, uses: Mapping[str, Uses]) -> dict[str, object]:
-        limits = Limits(gpus=self.spawner.find_gpu_models())
+    async def find_limits(self) -> Limits:
+        """What a machine may need; not in a thread, as the hub's database may be asked."""
+        await self.spawner.look_around()
+        return Limits(gpus=self.spawner.find_gpu_models())
+
+    def describe(self, entry: Entry, uses: Mapping[str, Uses], limits: Limits) -> dict[str, object]:
         described = choose_language(self.request).say(_describe(entry, uses.get(entry.id), limits))
         return {**described, "job": self.describe_job(entry.id)}
 
@@ -113,12 +117,12 @@ class MachineHandler(APIHandler):  # type: ignore[misc]
 
     async def write_machine(self, entry: Entry) -> None:
         """The answer about one machine: with its text, its values and its versions."""
-        own = self.own
+        own, limits = self.own, await self.find_limits()
 
         def look() -> dict[str, object]:
             uses = find_uses(own.state, find_owner=find_owner)
             return {
-                **self.describe(entry, uses),
+                **self.describe(entry, uses, limits),
                 "text": entry.text,
                 "values": _values(entry),
                 "versions": [
@@ -165,12 +169,12 @@ class MachinesHandler(MachineHandler):
     @for_administrators
     async def get(self) -> None:
         """All machines, those that are broken or hidden too, and those that were removed."""
-        own = self.own
+        own, limits = self.own, await self.find_limits()
 
         def look() -> dict[str, object]:
             uses = find_uses(own.state, find_owner=find_owner)
             return {
-                "machines": [self.describe(entry, uses) for entry in own.list()],
+                "machines": [self.describe(entry, uses, limits) for entry in own.list()],
                 "removed": [
                     {
                         **msgspec.to_builtins(one),

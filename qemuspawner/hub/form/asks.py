@@ -1,5 +1,6 @@
 """What a user asks for: the form shown, and what comes back from it, a link or the REST API checked."""
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from qemuspawner.hub.form.options import (
     check_options,
     without_once,
 )
+from qemuspawner.hub.form.partition_view import find_size, show_fits, show_partitions
 from qemuspawner.hub.form.settings import expand_setting, list_settings
 from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.limits import Limits, LimitTraits
@@ -31,6 +33,10 @@ from qemuspawner.hub.proposals.mine import MyProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.refusals import Refuses, is_asking
 from qemuspawner.texts import Text
+
+# For a place's answer: of a start, and of who only looks at a page.
+_PATIENCE_S = 30
+_GLANCE_S = 2
 
 
 class _LaunchLinkError(Exception):
@@ -74,6 +80,7 @@ class AsksOptions(
     async def options_from_query(self, query: Mapping[str, list[Any]]) -> dict[str, object]:
         """A link with `opt-` parameters fills in the form: were it a start, any site could cause one."""
         options, problems = form.unpack_link(query)
+        await self.look_around()
         try:
             options = dict(expand_setting(self.records, options, user=self.user.name))
             self._check(options, await self.my_proposals())
@@ -104,6 +111,10 @@ class AsksOptions(
         """
         self._options = None
         asked_for = user_options
+        try:
+            await self.ask_place(most_s=_PATIENCE_S)
+        except QemuSpawnerError as exc:
+            raise self.refusal(exc, reason="host", status_code=503) from None
         try:
             user_options = expand_setting(self.records, user_options, user=self.user.name)
             goes_on = "branch" in user_options or bool(self._find_kept(self.name))
@@ -198,6 +209,7 @@ class AsksOptions(
             RefusedOptionsError: They cannot be accepted as they are now.
         """
         options = form.unpack_form({name: [value] for name, value in given.items()})
+        await self.look_around()
         checked = check_options(
             without_once(options),
             machines=self._my_machines(self._catalogue()),
@@ -218,6 +230,7 @@ class AsksOptions(
         self._database.commit()
 
     async def _render_form(self) -> str:
+        await self.look_around()
         catalogue = self._catalogue()
         entry = self._entry or form.Entry(options=without_once(self.user_options))
         self._entry = None
@@ -252,10 +265,31 @@ class AsksOptions(
             catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
         )
 
+    async def look_around(self) -> None:
+        """Have what is told of the place be as new as somebody may wait for who only looks at a page."""
+        with contextlib.suppress(QemuSpawnerError):
+            await self.ask_place(most_s=_GLANCE_S)
+
     def find_obstacles(self) -> dict[str, str]:
         """Each choice of the form, and what stands against its start now."""
         machines = self._my_machines(self._catalogue())
         return dict(describe_obstacles(machines, self._limits, self._look_for_form()))
+
+    def describe_partitions(self, fields: Mapping[str, list[Any]], *, server_name: str) -> dict[str, object]:
+        """Each partition of a cluster and each choice of the form, as it would do with these fields of it."""
+        asked = form.unpack_form(fields)
+        machines, limits = self._my_machines(self._catalogue()), self._limits
+        options = find_size(
+            asked,
+            machines=machines,
+            limits=limits,
+            kept=self._find_kept(server_name),
+            find_kept=self._find_kept,
+        )
+        return {
+            "partitions": [] if options is None else show_partitions(limits, options, asked=asked),
+            "choices": show_fits(machines.values(), limits, asked=asked),
+        }
 
     def _look_for_form(self) -> Admission:
         try:
@@ -286,6 +320,8 @@ class AsksOptions(
             admin=self.user.admin,
             gpus=self.find_gpu_models(),
             sudo=self.find_sudo(groups=groups),
+            partitions=self.find_partitions(),
+            reservations=self.find_reservations(),
         )
 
     def _find_branch(self, entry: form.Entry) -> form.Branch | None:

@@ -15,6 +15,7 @@ class ChoicesHandler(DesktopsHandler):
     async def get(self, user_name: str) -> None:
         """Each choice of the form with what stands against it, in a sentence; "" where it can start."""
         spawner: Any = self.find_spawner(user_name)
+        await spawner.look_around()
         said = choose_language(self.request).say(spawner.find_obstacles())
         self.write(json.dumps(said))
 

@@ -27,6 +27,13 @@ from qemuspawner.hub.form.options import (
     find_obstacle,
     max_lifetime_s,
 )
+from qemuspawner.hub.form.partition_option import PLACE_FIELDS
+from qemuspawner.hub.form.partition_view import (
+    forget_places,
+    show_fits,
+    show_partitions,
+    show_reservations,
+)
 from qemuspawner.hub.languages import teach_languages
 from qemuspawner.hub.limits import Limits
 from qemuspawner.hub.proposals.shown import ShownProposals
@@ -126,7 +133,10 @@ def unpack_form(form: Mapping[str, list[Any]]) -> dict[str, object]:
     lifetime = options.pop(KEPT_LIFETIME, None)
     goes_on = options.get("sleeping", "discard") != "discard" or "branch" in options
     if lifetime is not None and goes_on:
-        options = {name: value for name, value in options.items() if name not in (*FIELDS, "invite")}
+        given = (*FIELDS, "invite")
+        options = {
+            name: value for name, value in options.items() if name not in given or name in PLACE_FIELDS
+        }
         options["lifetime"] = lifetime
     return options
 
@@ -182,6 +192,9 @@ def render_form(
     theirs; `advice` is of the last run; `catalogue_problems` are for administrators.
     """
     machines = dict(sorted(machines.items(), key=lambda item: item[0] not in favourites))
+    # Sizes and times that there are somewhere; the partitions say where.
+    anywhere = forget_places(limits)
+    fits = show_fits(machines.values(), limits, asked=entry.options)
     obstacles = {name: find_obstacle(machine, limits) for name, machine in machines.items()}
     choices = {name: find_choices(machine, limits, now) for name, machine in machines.items()}
     # A machine that cannot start now, but sometimes, is chosen where nothing else is left.
@@ -195,7 +208,8 @@ def render_form(
             choices=choices[name],
             obstacle=obstacles[name],
             entry=entry if name == chosen else Entry(),
-            limits=limits,
+            limits=anywhere,
+            fits=fits,
         )
         | {"is_favourite": name in favourites}
         for name, machine in machines.items()
@@ -204,8 +218,8 @@ def render_form(
         user=user,
         cards=cards,
         chosen=next((card for card in cards if card["id"] == chosen), None),
-        asleep=_asleep(entry, kept, desktop, limits) if desktop is not None and kept else None,
-        branch=None if branch is None else {"of": branch, "lifetimes": _lifetimes(branch.spec, limits)},
+        asleep=_asleep(entry, kept, desktop, anywhere) if desktop is not None and kept else None,
+        branch=None if branch is None else {"of": branch, "lifetimes": _lifetimes(branch.spec, anywhere)},
         kept_lifetime=KEPT_LIFETIME,
         suspend_on=suspend_on,
         sleeps_when=_join(text for end, text in _ENDS.items() if end in suspend_on),
@@ -215,6 +229,11 @@ def render_form(
         proposals=proposals,
         kept_for=render_seconds(keep_s) if keep_s else "",
         quotas=list(quotas),
+        server_name=kept.server_name,
+        partitions=show_partitions(limits, _preferred(machines[chosen], entry, anywhere), asked=entry.options)
+        if chosen
+        else [],
+        reservations=show_reservations(limits, asked=entry.options.get("reservation")),
         texts=_texts(entry),
         keyboards=_named_choices({name: one.title for name, one in KEYBOARDS.items()}, entry, "keyboard"),
         resolutions=_named_choices({name: name for name in RESOLUTIONS}, entry, "resolution"),
@@ -263,8 +282,13 @@ def _lifetimes(spec: SessionSpec, limits: Limits) -> list[dict[str, object]]:
     """For what goes on from a session of this spec."""
     longest_s = max_lifetime_s(spec.machine, limits)
     preferred_s = min(spec.lifetime_s, longest_s)
-    lifetimes = {int(lifetime) for lifetime in spec.machine.lifetime.offered if lifetime <= longest_s}
+    lifetimes = _offered_lifetimes(spec.machine, limits)
     return _choices(lifetimes | {preferred_s}, preferred_s, render_seconds)
+
+
+def _offered_lifetimes(machine: Machine, limits: Limits) -> set[int]:
+    offered = (*map(int, machine.lifetime.offered), *limits.more_lifetimes_s)
+    return {lifetime for lifetime in offered if lifetime <= max_lifetime_s(machine, limits)}
 
 
 def _all_lack(machines: Iterable[Machine], limits: Limits) -> set[str]:
@@ -285,12 +309,18 @@ def _named_choices(titles: Mapping[str, str], entry: Entry, field: str) -> list[
 
 
 def _card(
-    machine: Machine, *, choices: Sequence[Choice], obstacle: str, entry: Entry, limits: Limits
+    machine: Machine,
+    *,
+    choices: Sequence[Choice],
+    obstacle: str,
+    entry: Entry,
+    limits: Limits,
+    fits: Mapping[str, str],
 ) -> dict[str, object]:
     """A machine as the template shows it."""
     preferred = _preferred(machine, entry, limits)
     longest_s = max_lifetime_s(machine, limits)
-    lifetimes = {int(lifetime) for lifetime in machine.lifetime.offered if lifetime <= longest_s}
+    lifetimes = _offered_lifetimes(machine, limits)
     return {
         "id": machine.id,
         "name": machine.name,
@@ -300,7 +330,7 @@ def _card(
         "icon": icon_uri(machine),
         "obstacle": obstacle,
         "programs": _programs(machine),
-        "choices": _card_choices(choices, preferred),
+        "choices": _card_choices(choices, preferred, fits),
         "lacks": list(find_guest_obstacles(machine, limits)),
         "network": _NETWORKS[limits.networks.of(machine).mode],
         "idle": render_seconds(machine.lifetime.idle) if machine.lifetime.idle else "",
@@ -327,7 +357,9 @@ def _programs(machine: Machine) -> list[dict[str, object]]:
     return list(shown.values())
 
 
-def _card_choices(choices: Iterable[Choice], preferred: Options) -> list[dict[str, object]]:
+def _card_choices(
+    choices: Iterable[Choice], preferred: Options, fits: Mapping[str, str]
+) -> list[dict[str, object]]:
     """The radio buttons of a card."""
     shown: list[dict[str, object]] = [
         {
@@ -337,6 +369,7 @@ def _card_choices(choices: Iterable[Choice], preferred: Options) -> list[dict[st
             "facts": _facts(choice.options) if choice.preset and choice.options else "",
             "sizes": _sizes(choice.options) if choice.preset and choice.options else None,
             "obstacle": choice.obstacle,
+            "fit": fits.get(choice.value, ""),
         }
         for choice in choices
     ]

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qemuspawner.account import find_sudo
 from qemuspawner.errors import OptionsError
 from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, script_of, text_of
+from qemuspawner.hub.admission.promises import Need
 from qemuspawner.hub.desktops.kept import NAME, NOTHING, Kept
 from qemuspawner.hub.form.fields import Field, all_of, any_of, in_range, one_of, parse_count, quote, show
 from qemuspawner.hub.form.gpu_option import gpu_field
+from qemuspawner.hub.form.partition_option import PLACE_FIELDS, Place, find_place
 from qemuspawner.hub.limits import MIN_LIFETIME_S, Limits
 from qemuspawner.hub.proposals.choice import check_proposal
 from qemuspawner.hub.proposals.mine import NO_PROPOSALS, MyProposals
@@ -25,6 +27,7 @@ from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_secon
 # What a new desktop is made of, and is remembered for the next one.
 FIELDS = (
     *("machine", "preset", "cpus", "memory", "gpu", "lifetime"),
+    *PLACE_FIELDS,
     *("name", "notes", "keyboard", "resolution", "script", "proposal"),
 )
 # What of these a preset says.
@@ -53,6 +56,9 @@ class Options:
     lifetime_s: int
     max_lifetime_s: int
     gpus: Gpus | None = None
+    partition: str = ""  # of a cluster; "" on one host
+    is_partition_chosen: bool = False  # by the user
+    reservation: str = ""
     name: str = ""
     notes: str = ""
     keyboard: str = ""
@@ -72,6 +78,8 @@ class Options:
             "keyboard": self.keyboard,
             "resolution": self.resolution,
             "script": self.script,
+            "partition": self.partition if self.is_partition_chosen else "",
+            "reservation": self.reservation,
         }
         return {
             "machine": self.machine.id,
@@ -192,6 +200,9 @@ def check_options(
         elif preset.gpu:
             # Whether there is such a one, the hub's hosts say.
             user_options = {"gpu": preset.gpu, **user_options}
+    place = find_place(user_options, limits, problems)
+    if place is not None and "lifetime" not in user_options:
+        limits = place.narrow(limits)
     values: dict[str, Any] = {}
     for option in find_fields(machine, limits, source=source, preset=preset or NO_PRESET):
         try:
@@ -201,7 +212,7 @@ def check_options(
     proposal, invite = check_proposal(user_options, proposals, source, problems)
     if problems:
         raise RefusedOptionsError(problems)
-    return Options(
+    options = Options(
         machine=machine,
         cpus=source.cpus if source is not None else values["cpus"],
         memory_mib=source.memory_mib if source is not None else values["memory"],
@@ -218,6 +229,30 @@ def check_options(
         proposal=proposal,
         invite=invite,
         goes_on=source is not None,
+    )
+    return options if place is None else _put(options, place)
+
+
+def _put(options: Options, place: Place) -> Options:
+    """The same in a partition in which it can run.
+
+    Raises:
+        RefusedOptionsError: There is none.
+    """
+    need = Need(cpus=options.cpus, memory_mib=options.memory_mib, gpus=options.gpus)
+    try:
+        partition = place.choose(need, lifetime_s=options.lifetime_s)
+    except ValueError as exc:
+        raise RefusedOptionsError({"partition": reason_of(exc)}) from None
+    longest_s = place.longest_s(partition)
+    return replace(
+        options,
+        partition=partition.name,
+        is_partition_chosen=place.is_chosen,
+        reservation=place.reservation.name if place.reservation else "",
+        max_lifetime_s=options.max_lifetime_s
+        if longest_s is None
+        else min(options.max_lifetime_s, longest_s),
     )
 
 

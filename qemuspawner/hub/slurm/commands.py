@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.hub.slurm import jobs, nodes
+from qemuspawner.hub.slurm import jobs, nodes, rules
 from qemuspawner.texts import Text
 
 # A controller that is down is said to be so after 9 to 18 s, one that hangs after 20 s.
 _TIMEOUT_S = 30
 _MAX_ANSWER_BYTES = 64 << 20
+_THERE = "--states=pending,configuring,running,suspended"
 # Slurm's own settings and where its programs are; the hub's environment has secrets.
 _ENVIRONMENT = ("PATH", "LANG", "TZ", "HOME", "USER", "LOGNAME", "SLURM_CONF")
 
@@ -46,13 +47,14 @@ class Slurm:
         return number
 
     async def list_jobs(self, *, user: str) -> dict[str, jobs.Job]:
-        """All of one account's jobs that Slurm still knows, also those that are over.
+        """All jobs of one account, "" of everybody, that Slurm still knows, also those that are over.
 
         Raises:
             SlurmError: Nobody knows how the jobs are; that is not to say that they are gone.
         """
         answer = await self._run(
-            *("squeue", "--noheader", "--all", "--states=all", f"--user={user}", f"--format={jobs.COLUMNS}")
+            *("squeue", "--noheader", "--all", "--states=all", f"--format={jobs.COLUMNS}"),
+            *([f"--user={user}"] if user else []),
         )
         try:
             return jobs.parse_jobs(answer)
@@ -71,15 +73,25 @@ class Slurm:
         )
         return jobs.parse_places(answer)
 
+    async def list_users(self) -> set[str]:
+        """Whose jobs wait or run.
+
+        Raises:
+            SlurmError: Slurm does not tell.
+        """
+        answer = await self._run("squeue", "--noheader", "--all", _THERE, "--format=%u")
+        return set(answer.split())
+
     async def list_tagged(self, *, user: str, hub: str) -> dict[str, str]:
-        """The jobs of one hub that wait or run, with the session of each; see `tag`.
+        """The jobs of one account and hub that wait or run, with the session of each; see `tag`.
+
+        Anybody may write anything into their own jobs' comments, so never ask for several accounts at once.
 
         Raises:
             SlurmError: Slurm does not tell.
         """
         answer = await self._run(
-            *("squeue", "--noheader", "--all", "--states=pending,configuring,running,suspended"),
-            *(f"--user={user}", "--format=%i|%k"),
+            *("squeue", "--noheader", "--all", _THERE, f"--user={user}", "--format=%i|%k"),
         )
         prefix = tag(hub, "")
         rows = (line.partition("|") for line in answer.splitlines())
@@ -88,14 +100,23 @@ class Slurm:
         }
 
     async def list_nodes(self) -> nodes.Cluster:
-        """All nodes and partitions.
+        """All nodes, partitions and reservations.
 
         Raises:
             SlurmError: Slurm does not tell.
         """
-        answer = await self._run("sinfo", "--noheader", "--Node", "--all", f"--Format={nodes.COLUMNS}")
+        show = ("scontrol", "--all", "--oneliner", "show")
+        listed, partitions, reservations = await asyncio.gather(
+            self._run("sinfo", "--noheader", "--Node", "--all", f"--Format={nodes.COLUMNS}"),
+            self._run(*show, "partition"),
+            self._run(*show, "reservation"),
+        )
         try:
-            return nodes.parse_cluster(answer)
+            return replace(
+                nodes.parse_cluster(listed),
+                rules=rules.parse_rules(partitions),
+                reservations=rules.parse_reservations(reservations),
+            )
         except ValueError as exc:
             raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
 

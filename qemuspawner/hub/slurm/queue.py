@@ -20,6 +20,7 @@ class _Shared(Generic[_Answer]):
         self._ask = ask
         self._asked_at = float("-inf")  # by time.monotonic()
         self._answer: _Answer | None = None
+        self._answered_at = float("-inf")
         self._error: SlurmError | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -39,10 +40,15 @@ class _Shared(Generic[_Answer]):
             raise self._error
         return cast(_Answer, self._answer)
 
+    def find_last(self, *, max_age_s: float = float("inf")) -> _Answer | None:
+        """The last answer that there was, asked for at most so long ago."""
+        return self._answer if time.monotonic() - self._answered_at <= max_age_s else None
+
     async def _put(self) -> None:
         asked_at = time.monotonic()
         try:
             self._answer, self._error = await self._ask(), None
+            self._answered_at = asked_at
         except SlurmError as exc:
             self._error = exc
         finally:
@@ -73,6 +79,10 @@ class Queue:
     async def cluster(self, *, max_age_s: float) -> Cluster:
         """Raises SlurmError where Slurm does not tell."""
         return await self._cluster.get(max_age_s=max_age_s)
+
+    def find_last_cluster(self, *, max_age_s: float = float("inf")) -> Cluster | None:
+        """As it was when Slurm told last; None where that is longer ago."""
+        return self._cluster.find_last(max_age_s=max_age_s)
 
 
 @functools.cache

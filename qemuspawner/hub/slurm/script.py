@@ -3,14 +3,9 @@
 import shlex
 from collections.abc import Sequence
 
-from qemuspawner.batch import JobDocument, write_document
+from qemuspawner.batch import SPARE_S, JobDocument, job_memory_mib, write_document
 from qemuspawner.hub.slurm.words import write_duration
 
-# What a job takes beside its guest's memory: QEMU, the session, and what the kernel counts for them.
-_LEAST_OVERHEAD_MIB = 512
-_OVERHEAD_PART = 10
-# The session ends by its own clock. Slurm's limit comes later, and by half a minute or more too late.
-_SPARE_S = 600
 # Before that limit the session is told, and has this long to end or to be saved.
 _NOTICE_S = 300
 
@@ -24,20 +19,20 @@ def make_arguments(
     lifetime_s: int,
     partition: str,
     reservation: str = "",
+    account: str = "",
     gres: str = "",
     log: str,
 ) -> list[str]:
     """Of values that were checked; each is an argument of its own, and no shell sees it."""
-    needed_mib = memory_mib + max(_LEAST_OVERHEAD_MIB, memory_mib // _OVERHEAD_PART)
-    wanted = {"partition": partition, "reservation": reservation, "gres": gres}
+    wanted = {"partition": partition, "reservation": reservation, "account": account, "gres": gres}
     return [
         f"--job-name=desktop-{session_id}",
         f"--comment={comment}",
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={cpus}",
-        f"--mem={needed_mib}M",
-        f"--time={write_duration(lifetime_s + _SPARE_S)}",
+        f"--mem={job_memory_mib(memory_mib)}M",
+        f"--time={write_duration(lifetime_s + SPARE_S)}",
         # A second start of a desktop that somebody may be using elsewhere would be worse than none.
         "--no-requeue",
         # The hub's environment has secrets, and Slurm stores what it is given.

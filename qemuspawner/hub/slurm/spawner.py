@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import ipaddress
+import os
+import pwd
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +16,17 @@ from jupyterhub.spawner import SpawnException
 from traitlets import Integer, List, Unicode, default
 
 from qemuspawner.batch import JobDocument
-from qemuspawner.hub.admission.capacity import Amount, HostCapacity
+from qemuspawner.errors import HostError
+from qemuspawner.hub.admission.capacity import HostCapacity
+from qemuspawner.hub.admission.partitions import OfferedPartition, OfferedReservation
 from qemuspawner.hub.mixin import QemuSpawnerMixin
+from qemuspawner.hub.sessions import account
 from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.hub.slurm import port_api  # noqa: F401 - for its route, and the one that it takes out
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError, tag
 from qemuspawner.hub.slurm.jobs import Job, describe_end, describe_place, describe_wait
-from qemuspawner.hub.slurm.nodes import Node
+from qemuspawner.hub.slurm.offers import JobOwner, OffersCluster, count_gpus, find_unix_groups
+from qemuspawner.hub.slurm.owners import Owners
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.reaper import begin_reaping
 from qemuspawner.hub.slurm.script import make_arguments, make_script
@@ -37,6 +43,8 @@ _PLACE_S = 5.0
 # Between two questions that are asked one after the other.
 _BREATH_S = 0.1
 _NODES_S = 10.0
+# What is older is not told as if it were so now.
+_CURRENT_S = 60.0
 # From the job's start until its session has told its port.
 _PORT_S = 60
 # From an orderly stop until the job is cancelled: the guest shuts down, or its memory is written.
@@ -44,21 +52,23 @@ _STOP_S = 300
 _CANCEL_S = 30
 
 
-class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
+class QemuSlurmSpawner(OffersCluster, QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     """Sessions are jobs of a Slurm cluster.
 
     batchspawner's own ways of asking Slurm are not used: they build shell commands out of what a user sends,
     take every error for the end of a job, and ask once for each session.
     """
 
-    partition = Unicode("", help="""The partition of the desktops; "" is Slurm's default one.""").tag(
-        config=True
-    )
-    reservation = Unicode("", help="A reservation that the desktops run in.").tag(config=True)
-    slurm_user = Unicode("root", help="The account that owns the jobs, as Slurm knows it.").tag(config=True)
+    slurm_user = Unicode(
+        "root",
+        help="""The account that owns the jobs, as Slurm knows it; "{username}" for each user's own.""",
+    ).tag(config=True)
     slurm_prefix = List(
         Unicode(),
-        help="""What goes before Slurm's commands, such as ["runuser", "-u", "qemuspawner", "--"].""",
+        help="""What goes before Slurm's commands, such as ["runuser", "-u", "qemuspawner", "--"].
+
+        With users' own accounts ["sudo", "-u", "{username}"], and only for commands about their own jobs.
+        """,
     ).tag(config=True)
     slurm_log = Unicode(
         "/dev/null", help="""Where jobs write what their sessions say, such as "/var/log/desktops/%j.log"."""
@@ -78,8 +88,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         # Without a user it is only asked for its traits.
         if self.user is not None and "db" in self.user.settings:
             begin_reaping(
-                self._slurm,
-                user=self.slurm_user,
+                self._owners,
                 hub=self._hub_id,
                 settings=self.user.settings,
                 log=self.log,
@@ -100,8 +109,8 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     async def _list_node_names(self) -> list[str]:
         """Of the nodes that a session may be on: hub and proxy look whether its certificate has one."""
         try:
-            nodes = (await self._queue.cluster(max_age_s=_NODES_S)).nodes_of(self.partition)
-        except SlurmError as exc:
+            nodes = (await self._queue.cluster(max_age_s=_NODES_S)).nodes_of(self._chosen_partition)
+        except (SlurmError, HostError) as exc:
             raise self.failure(exc.message, exc.hint) from exc
         return [
             name for node in nodes for name in (f"DNS:{node.name}", f"{_kind(node.address)}:{node.address}")
@@ -117,12 +126,63 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         return env
 
     @property
+    def _owners(self) -> Owners:
+        return Owners(user=self.slurm_user, prefix=tuple(self.slurm_prefix))
+
+    @property
     def _slurm(self) -> Slurm:
-        return Slurm(tuple(self.slurm_prefix))
+        """Raises HostError where the user has no account of their own."""
+        return self._owners.slurm_of(self.user.name)
 
     @property
     def _queue(self) -> Queue:
-        return queue_of(self._slurm, self.slurm_user)
+        return queue_of(*self._owners.watch)
+
+    # What there is to choose from
+
+    @property
+    def _job_owner(self) -> JobOwner:
+        name = self._owners.name_of(self.user.name)
+        return JobOwner(user=name, groups=find_unix_groups(name), account=self.slurm_account)
+
+    async def ask_place(self, *, most_s: float) -> None:
+        self._owners.name_of(self.user.name)
+        why: SlurmError | None = None
+        try:
+            async with asyncio.timeout(most_s):
+                await self._queue.cluster(max_age_s=_NODES_S)
+        except SlurmError as exc:
+            why = exc
+        except TimeoutError:
+            why = SlurmError(Text("The cluster does not answer."), hint=Text("Try again later."))
+        if why is not None and self._queue.find_last_cluster() is None:
+            raise why
+
+    def find_partitions(self) -> tuple[OfferedPartition, ...] | None:
+        cluster = self._queue.find_last_cluster()
+        if cluster is None:
+            return None
+        try:
+            owner = self._job_owner
+        except HostError:
+            # Which a start says.
+            return None
+        is_current = self._queue.find_last_cluster(max_age_s=_CURRENT_S) is not None
+        groups = {group.name for group in self.user.groups}
+        return self.offer_partitions(cluster, owner, groups, is_current=is_current)
+
+    def find_reservations(self) -> tuple[OfferedReservation, ...]:
+        cluster = self._queue.find_last_cluster()
+        if cluster is None:
+            return ()
+        try:
+            owner = self._job_owner
+        except HostError:
+            return ()
+        return self.offer_reservations(cluster, owner, {group.name for group in self.user.groups})
+
+    def find_gpu_models(self) -> dict[str, int]:
+        return count_gpus(self.find_partitions() or ()) if self.gpus else {}
 
     # State
 
@@ -141,17 +201,33 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         spec = self.make_spec()
         self.begin_session(spec, node="")
         try:
+            await asyncio.to_thread(self._prepare_folders, spec.session_id)
             await self._end_forgotten(spec.session_id)
             self._submitted_at = time.monotonic()
             self.job_id = await self._submit(spec)
             self.save_state()
             await self._reach_session()
-        except SlurmError as exc:
+        except (SlurmError, HostError) as exc:
             raise self.failure(
                 exc.message, exc.hint or Text("Try again; if it happens again, tell the administrator.")
             ) from exc
         await self.follow_start()
         return self.server.ip, self.server.port
+
+    def _prepare_folders(self, session_id: str) -> None:
+        """Make the session's folder its user's own, where others could else make one of that name first.
+
+        Raises:
+            HostError: The user has no account of their own.
+        """
+        if not self._owners.are_users or os.geteuid() != 0:
+            return
+        owner = pwd.getpwnam(self._owners.name_of(self.user.name))
+        try:
+            account.prepare_folders(self._state_paths, owner, session_id=session_id, shared=True)
+        except OSError as exc:
+            # On storage where this host's root is nobody, they are made by the job.
+            self.log.warning("%s: its folder is not made here: %s", session_id, exc)
 
     async def _reach_session(self) -> None:
         """Wait until the job has a node and its session a port there.
@@ -177,24 +253,30 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
 
     async def _end_forgotten(self, session_id: str) -> None:
         """End a former job of this server: a hub that was killed may not have noted that it submitted one."""
-        tagged = await self._slurm.list_tagged(user=self.slurm_user, hub=self._hub_id)
+        user = self._owners.name_of(self.user.name)
+        tagged = await self._slurm.list_tagged(user=user, hub=self._hub_id)
         for job_id in (number for number, session in tagged.items() if session == session_id):
             self.log.warning("%s: its former job %s is ended", session_id, job_id)
             self.job_id, self._submitted_at = job_id, time.monotonic()
             await self.stop()
         self.job_id = ""
 
+    @property
+    def _chosen_partition(self) -> str:
+        return self._options.partition if self._options is not None else self.partition
+
     async def _submit(self, spec: SessionSpec) -> str:
-        gres = f"gpu:{spec.gpus.model}:{spec.gpus.count}" if spec.gpus else ""
+        chosen = self._options.reservation if self._options is not None else ""
         arguments = make_arguments(
             session_id=spec.session_id,
             comment=tag(self._hub_id, spec.session_id),
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
             lifetime_s=spec.max_lifetime_s,
-            partition=self.partition,
-            reservation=self.reservation,
-            gres=gres,
+            partition=self._chosen_partition,
+            reservation=chosen or self.reservation,
+            account=self.slurm_account,
+            gres=self.write_gres(spec.gpus),
             log=self.slurm_log,
         )
         return await self._slurm.submit(arguments, make_script(self.cmd, self._make_document()))
@@ -333,7 +415,9 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
         except SlurmError as exc:
             self.log.warning("What the cluster has is not known: %s", exc.text)
             return []
-        return [_describe_node(node) for node in cluster.nodes_of(self.partition) if node.in_service]
+        names = dict.fromkeys(name for one in self.list_partitions(cluster) for name in one.nodes)
+        nodes = [cluster.nodes[name] for name in names]
+        return [self.describe_node(node) for node in nodes if node.in_service]
 
     async def stop(self, now: bool = False) -> None:
         """End the session in order, then its job; `now` at once."""
@@ -346,7 +430,7 @@ class QemuSlurmSpawner(QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
                 await self._wait_until_over(_STOP_S)
             await self._cancel()
             await self._wait_until_over(_CANCEL_S)
-        except SlurmError as exc:
+        except (SlurmError, HostError) as exc:
             raise self.failure(
                 exc.message, Text("The desktop may run on; try again when Slurm answers.")
             ) from exc
@@ -370,13 +454,3 @@ def _kind(address: str) -> str:
     except ValueError:
         return "DNS"
     return "IP"
-
-
-def _describe_node(node: Node) -> HostCapacity:
-    return HostCapacity(
-        host=node.name,
-        cpus=Amount(total=node.cpus, free=node.free_cpus),
-        memory_mib=Amount(total=node.memory_mib, free=node.free_memory_mib),
-        # Nothing is offered that a guest would not get: a job is not told yet which GPU is its own.
-        gpus={},
-    )
