@@ -78,10 +78,10 @@ async def click(guest: Guest, x: float, y: float) -> None:
         {"type": "abs", "data": {"axis": axis, "value": int(share * 0x7FFF)}}
         for axis, share in (("x", x), ("y", y))
     ]
-    await guest.qemu.execute("input-send-event", {"events": where})
+    await guest.qemu.execute("input-send-event", events=where)
     for down in (True, False):
         button = {"type": "btn", "data": {"button": "left", "down": down}}
-        await guest.qemu.execute("input-send-event", {"events": [button]})
+        await guest.qemu.execute("input-send-event", events=[button])
 
 
 @in_one_loop
