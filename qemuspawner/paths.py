@@ -21,6 +21,9 @@ FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done wit
 FOLDERS_SCRIPT = SHARE / "guest" / "folders.sh"  # what mounts and unmounts the host's folders in the guest
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 
+DEBIAN_PACKAGES = SHARE / "debian" / "packages"  # what a host needs of Debian, by what for
+SYSTEMD_UNITS = SHARE / "systemd"  # units to copy: the hub, its proxy, and what TLJH's hub needs besides
+
 MACHINE_FILE = "machine.toml"
 SAVED_FILE = "saved.json"
 

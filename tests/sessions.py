@@ -8,7 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from processes import find_qemu
 
@@ -25,9 +26,19 @@ PROGRAM = "from qemuspawner.session import main; main()"
 
 
 class Session:
-    """A qemuspawner-session process of the test; `program` is what its Python runs."""
+    """A qemuspawner-session process of the test; `program` is what its Python runs.
 
-    def __init__(self, state: StatePaths, spec: SessionSpec, *, program: str = PROGRAM) -> None:
+    `command` is started instead, and knows nothing of the test's packages.
+    """
+
+    def __init__(
+        self,
+        state: StatePaths,
+        spec: SessionSpec,
+        *,
+        program: str = PROGRAM,
+        command: Sequence[str | Path] = (),
+    ) -> None:
         self.spec = spec
         self.paths: SessionPaths = state.session(spec.session_id)
         with socket.socket() as free:
@@ -35,7 +46,7 @@ class Session:
             self.port = free.getsockname()[1]
         environ = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.pathsep.join(sys.path),
+            **({} if command else {"PYTHONPATH": os.pathsep.join(sys.path)}),
             SPEC_VARIABLE: spec.to_json(),
             "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{self.port}/user/alice/",
             "JUPYTERHUB_SERVICE_PREFIX": "/user/alice/",
@@ -45,7 +56,7 @@ class Session:
         }
         uid, gid = account() if os.geteuid() == 0 else (None, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            command or [sys.executable, "-c", program],
             env=environ, user=uid, group=gid, extra_groups=[] if uid else None,
         )  # fmt: skip
 

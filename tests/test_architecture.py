@@ -18,6 +18,7 @@ ALLOWED = {
     "session": {"leaf", "qemu", "machines", "session"},
     "cli": {"leaf", "qemu", "machines", "cli"},
     "staff": {"leaf", "staff"},
+    "tljh": {"leaf", "staff", "tljh"},
 }
 
 
