@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qemuspawner import __version__
-from qemuspawner.cli import audit, doctor, gpu, machines, warm
+from qemuspawner.cli import audit, darts, doctor, gpu, machines, warm
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths, default_state
 
@@ -70,4 +70,5 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_command(commands)
     gpu.add_commands(commands)
     audit.add_command(commands)
+    darts.add_command(commands)
     return parser
