@@ -19,7 +19,7 @@ export STATE PORT
 BIN := $(STATE)/venv/bin
 TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
-.PHONY: help demo test test-gpu test-builds check golden messages wheel clean
+.PHONY: help demo test test-gpu test-builds check golden messages docs wheel clean
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
@@ -60,6 +60,11 @@ golden: ## rewrite the expected outputs in tests/golden
 messages: ## collect what pages say into share/locale, for translators
 	@scripts/setup check
 	$(BIN)/python scripts/messages.py
+
+docs: ## make the manual, build/docs/index.html, with the screenshots of the last `make test`
+	@scripts/setup docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
+	@echo "The manual is build/docs/index.html"
 
 wheel: ## make dist/qemuspawner-VERSION.whl
 	@scripts/setup check

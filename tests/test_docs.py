@@ -1,12 +1,29 @@
-"""The manual is whole."""
+"""The manual is whole, and what it says can be done so."""
 
+import argparse
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import msgspec
 import pytest
+from jupyterhub import apihandlers, handlers
+from jupyterhub.app import JupyterHub
+from jupyterhub.auth import Authenticator
+from jupyterhub.authenticators.shared import SharedPasswordAuthenticator
+from jupyterhub.proxy import ConfigurableHTTPProxy
+from jupyterhub_idle_culler import IdleCuller
+from tornado.web import RequestHandler
 
+from qemuspawner.cli import _parser
+from qemuspawner.hub import metrics
 from qemuspawner.hub.folders import FolderTraits
 from qemuspawner.hub.form.terms import TermsTraits
 from qemuspawner.hub.limits import LimitTraits
@@ -21,39 +38,40 @@ from qemuspawner.hub.proposals.source import ProposalSource
 from qemuspawner.hub.proposals.toml import TomlProposals
 from qemuspawner.hub.proposals.traits import ProposalTraits
 from qemuspawner.hub.runs.runs import KeepsRuns
-from qemuspawner.hub.slurm.offers import OffersCluster
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
+from qemuspawner.scopes import CUSTOM_SCOPES
 from qemuspawner.session.routes import ROUTES
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 
-MANUAL = Path(__file__).parent.parent / "docs"
+PROJECT = Path(__file__).parent.parent
+MANUAL = PROJECT / "docs"
+PAGES = sorted(MANUAL.rglob("*.md"))
 
-TRAITS = [
-    name
-    for kind in (
-        PolicyTraits,
-        ProposalTraits,
-        NetworkTraits,
-        LimitTraits,
-        TermsTraits,
-        FolderTraits,
-        KeepsRuns,
-        Notifies,
-        Mailer,
-        QemuSpawnerMixin,
-        QemuSpawner,
-        QemuSlurmSpawner,
-        OffersCluster,
-        ProposalSource,
-        TomlProposals,
-        GroupProposals,
-        HttpProposals,
-    )
-    for name in sorted(kind.class_own_traits(config=True))
-]
+# Those of others, which the manual sets, too.
+SETTINGS = (JupyterHub, Authenticator, SharedPasswordAuthenticator, ConfigurableHTTPProxy, IdleCuller)
+
+TRAITS_OF = (
+    PolicyTraits,
+    ProposalTraits,
+    NetworkTraits,
+    LimitTraits,
+    TermsTraits,
+    FolderTraits,
+    KeepsRuns,
+    Notifies,
+    Mailer,
+    QemuSpawnerMixin,
+    QemuSpawner,
+    QemuSlurmSpawner,
+    ProposalSource,
+    TomlProposals,
+    GroupProposals,
+    HttpProposals,
+)
+TRAITS = [name for kind in TRAITS_OF for name in sorted(kind.class_own_traits(config=True))]
 
 
 def rows(page: str, begin: str) -> list[int]:
@@ -117,3 +135,164 @@ def test_every_field_of_the_specification_is_described(field: str) -> None:
 def test_every_close_code_is_described(code: CloseCode) -> None:
     """In a row of a table: name and meaning."""
     assert rows("sessions.md", f"{code.value} | {code.name}") == [4]
+
+
+# The hub
+
+
+def hub_routes() -> list[tuple[str, str]]:
+    """Each route that is added to JupyterHub's, as "/api/users/([^/]+)/saved" and "GET"."""
+    routes = [*apihandlers.default_handlers, *handlers.default_handlers]
+    return [
+        (path, method.upper())
+        for path, handler in routes
+        if handler.__module__.startswith("qemuspawner.")
+        for method in ("get", "head", "post", "put", "patch", "delete")
+        if getattr(handler, method) is not getattr(RequestHandler, method)
+    ]
+
+
+def described_routes() -> Iterator[tuple[str, set[str]]]:
+    """Path and methods of each row that has them; one without a path goes on with the last one."""
+    for page in PAGES:
+        path = ""
+        for line in page.read_text().splitlines():
+            match = re.match(r"\| (?:`/?([^`?]*)[^`]*`)? ?\| ((?:[A-Z]{3,6}(?:, )?)+) \|", line)
+            if match:
+                path = match[1] or path
+                yield path, set(match[2].split(", "))
+
+
+@pytest.mark.parametrize(("path", "method"), hub_routes())
+def test_every_route_of_the_hub_is_described(path: str, method: str) -> None:
+    """In a row of a table: path below /hub or /hub/api, with names in capitals, and methods."""
+    # A group with alternatives is a word; all others are names.
+    wanted = re.compile(
+        re.sub(r"\((?![a-z]+\|)[^)]*\)", "[A-Z-]+", path.removeprefix("/api").removeprefix("/"))
+    )
+
+    assert any(
+        method in methods and (wanted.fullmatch(shown) or wanted.fullmatch(f"users/NAME/{shown}"))
+        for shown, methods in described_routes()
+    )
+
+
+def scopes_asked_for() -> set[str]:
+    """All that our routes name in `needs_scope`."""
+    calls = (
+        node
+        for path in (PROJECT / "qemuspawner" / "hub").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "needs_scope"
+    )
+    return {one.value for call in calls for one in call.args if isinstance(one, ast.Constant)}
+
+
+@pytest.mark.parametrize("scope", sorted(scopes_asked_for() | set(CUSTOM_SCOPES)))
+def test_every_scope_is_described(scope: str) -> None:
+    """In a row of a table: who has it, and what it lets them do."""
+    assert rows("reference/hub.md", f"`{scope}`") == [4]
+
+
+def metric_names() -> list[str]:
+    """As Prometheus has them: those of counters end so."""
+    return [
+        f"{one.name}_total" if one.type == "counter" else one.name
+        for one in metrics.REGISTRY.collect()
+        if one.name.startswith("qemuspawner_")
+    ]
+
+
+@pytest.mark.parametrize("metric", metric_names())
+def test_every_metric_is_described(metric: str) -> None:
+    """In a row of a table with its labels and meaning; several may share one."""
+    table = (MANUAL / "administering.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+
+    assert re.search(rf"^\| [^|]*`{metric}`[^|]*\| [^|]+ \| [^|]+ \|$", table, re.MULTILINE)
+
+
+# What pages tell to do
+
+
+def blocks(*languages: str) -> Iterator[tuple[Path, str]]:
+    """The code in pages, by its language; "" is what is indented."""
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+            if match[2] in languages:
+                yield page, textwrap.dedent(match[3])
+        if "" in languages:
+            for match in re.finditer(r"(?:^(?: {4,}.*)?\n)+", text, re.MULTILINE):
+                yield page, textwrap.dedent(match[0])
+
+
+def commands() -> Iterator[str]:
+    """Each call of our command in a block; what a shell puts around it is left out."""
+    call = re.compile(r"^(?:.*[\s/])?(qemuspawner (?:--(?:state|machines) \S+ )*[a-z].*)$")
+    for _, text in blocks("sh", ""):
+        for line in text.replace("\\\n", " ").splitlines():
+            if (match := call.match(line)) and not re.match("useradd|usermod|install|make|.*python -c", line):
+                yield re.split(r"\s>|\s{3,}", match[1])[0]
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_command_of_the_manual_is_one(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words and options are those that the program takes."""
+
+    def refuse(_: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise AssertionError(message)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
+
+    _parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def settings() -> Iterator[tuple[str, str]]:
+    """Class and trait of each setting in the manual."""
+    for page, text in blocks("python"):
+        for node in ast.walk(ast.parse(text, filename=str(page))):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Attribute)
+                and isinstance(node.value.value, ast.Name)
+                and node.value.value.id == "c"
+            ):
+                yield node.value.attr, node.attr
+
+
+@pytest.mark.parametrize(("name", "trait"), sorted(set(settings())))
+def test_a_setting_of_the_manual_is_one(name: str, trait: str) -> None:
+    """Of JupyterHub, of the culler or of ours."""
+    kinds = {one.__name__: one for one in (*SETTINGS, *TRAITS_OF)}
+
+    assert trait in kinds[name].class_traits(config=True)
+
+
+@pytest.mark.parametrize("text", [text for _, text in blocks("toml")])
+def test_toml_of_the_manual_is_sound(text: str) -> None:
+    assert tomllib.loads(text)
+
+
+def test_screenshots_of_the_manual_are_made_by_tests() -> None:
+    """Each is named in one of them."""
+    wanted = {
+        name
+        for page in PAGES
+        for name in re.findall(r"^```\{screenshot\} (\S+)$", page.read_text(), re.MULTILINE)
+    }
+    tests = "".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+
+    assert wanted
+    assert [
+        name for name in sorted(wanted) if not re.search(rf'"(?:screenshots/)?{name}(?:\.png)?"', tests)
+    ] == []
+
+
+def test_the_manual_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Every link, heading, picture and table; as `make docs` does."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", "html"]
+
+    done = subprocess.run([*command, MANUAL, tmp_path / "html"], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "html" / "explanation" / "security.html").is_file()

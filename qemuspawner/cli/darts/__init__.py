@@ -32,7 +32,9 @@ def add_command(commands: "_SubParsersAction[ArgumentParser]") -> None:
         "jupyterhub_config.py. What is not taken over is said on the standard error.",
     )
     parser.add_argument("machines_conf", type=Path, metavar="MACHINES_CONF", help="DARTS's list of machines")
-    parser.add_argument("config", type=Path, nargs="*", metavar="CONFIG", help="config.pl, *.pl or *.ini")
+    parser.add_argument(
+        "config", type=Path, nargs="*", metavar="CONFIG", help="config.pl, and what else in Perl or .ini"
+    )
     parser.add_argument(
         "--images",
         type=Path,
