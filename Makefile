@@ -67,7 +67,7 @@ docs: ## make the manual, build/docs/index.html, with the screenshots of the las
 	@echo "The manual is build/docs/index.html"
 
 wheel: ## make dist/qemuspawner-VERSION.whl
-	@scripts/setup check
+	@scripts/setup wheel
 	PATH="$(TOOLS):$$PATH" $(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 clean: ## remove what was made in this folder (STATE stays)
