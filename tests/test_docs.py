@@ -231,7 +231,7 @@ def commands() -> Iterator[str]:
     call = re.compile(r"^(?:.*[\s/])?(qemuspawner (?:--(?:state|machines) \S+ )*[a-z].*)$")
     for _, text in blocks("sh", ""):
         for line in text.replace("\\\n", " ").splitlines():
-            if (match := call.match(line)) and not re.match("useradd|usermod|install|make|.*python -c", line):
+            if (match := call.match(line)) and not re.match("(?:user|group)(?:add|mod) |install |make |.*python -c", line):
                 yield re.split(r"\s>|\s{3,}", match[1])[0]
 
 

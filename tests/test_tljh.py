@@ -85,7 +85,7 @@ def test_the_installer_makes_account_folders_and_drop_in(
     """Before it starts the hub again; for an account that is there already."""
     account = pwd.getpwuid(os.geteuid())
     said = tmp_path / "said"
-    for name in ("systemctl", "useradd", "usermod"):
+    for name in ("systemctl", "groupadd", "useradd", "usermod"):
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "{name} $*" >> {said}\n')
         program.chmod(0o755)
@@ -97,6 +97,7 @@ def test_the_installer_makes_account_folders_and_drop_in(
     hook.tljh_post_install()
 
     assert said.read_text().splitlines() == [
+        "groupadd --system --force kvm",
         f"usermod --append --groups kvm {account.pw_name}",
         "systemctl daemon-reload",
         "systemctl restart jupyterhub",

@@ -82,6 +82,8 @@ def _make_account() -> pwd.struct_passwd:
     except KeyError:
         system = ("--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin")
         _run("useradd", *system, "--home-dir", str(STATE), ACCOUNT)
+    # udev makes the group; a host in a container may have none.
+    _run("groupadd", "--system", "--force", "kvm")
     _run("usermod", "--append", "--groups", "kvm", ACCOUNT)
     return pwd.getpwnam(ACCOUNT)
 
