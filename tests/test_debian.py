@@ -22,11 +22,11 @@ def test_the_manual_names_the_packages_of_the_list() -> None:
         for page in sorted((PROJECT / "docs").rglob("*.md"))
         for words in re.findall(r"apt(?:-get)? install ([^\n`]+)", page.read_text())
     ]
-    host, build, python = (set(list_packages(purpose)) for purpose in ("host", "build", "python"))
+    host, build, python, tpm = (set(list_packages(purpose)) for purpose in ("host", "build", "python", "tpm"))
 
     assert any(host <= words for words in told)
     assert any(build <= words for words in told)
-    assert set().union(*told) <= host | build | python | OTHERS
+    assert set().union(*told) <= host | build | python | tpm | OTHERS
 
 
 def test_a_purpose_that_is_not_in_the_list_is_refused() -> None:

@@ -228,10 +228,11 @@ def blocks(*languages: str) -> Iterator[tuple[Path, str]]:
 
 def commands() -> Iterator[str]:
     """Each call of our command in a block; what a shell puts around it is left out."""
+    others = re.compile("(?:user|group)(?:add|mod) |install |make |.*python -c")
     call = re.compile(r"^(?:.*[\s/])?(qemuspawner (?:--(?:state|machines) \S+ )*[a-z].*)$")
     for _, text in blocks("sh", ""):
         for line in text.replace("\\\n", " ").splitlines():
-            if (match := call.match(line)) and not re.match("(?:user|group)(?:add|mod) |install |make |.*python -c", line):
+            if (match := call.match(line)) and not others.match(line):
                 yield re.split(r"\s>|\s{3,}", match[1])[0]
 
 
