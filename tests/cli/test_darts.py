@@ -206,6 +206,37 @@ def test_an_ini_file_is_read_too(darts: Import) -> None:
     assert config.Authenticator.admin_users == {"picca"}
 
 
+def test_an_ldap_server_that_is_not_asked_is_no_setting(darts: Import) -> None:
+    darts.run(MACHINES, "$config{check_user_with_ldap} = 0; $config{ldap_server} = 'ldap.example.org';")
+
+    assert darts.out == ""
+
+
+def test_variables_are_followed(darts: Import) -> None:
+    """As DARTS's own configuration has them."""
+    (darts.images / "debian12.qcow2").touch()
+    config = """
+my $root = 'IMAGES';
+my @mounts = ('/mnt', '/media');
+my @admin = ('picca', 'bac');
+$config{service} = "images";
+$config{dir_machines} = "$root/../$config{service}";
+$config{dir_mounts} = [@mounts];
+$config{user_admin} = [ "farhi", @admin ];
+$config{check_user_with_ldap} = 1;
+$config{ldap_server} = 'ldap.' . "example.org";
+"""
+
+    darts.run(MACHINES, config)
+
+    settings = darts.settings()
+    assert settings.Authenticator.admin_users == {"farhi", "picca", "bac"}
+    assert [one["path"] for one in settings.QemuSpawner.folders] == ["/mnt", "/media"]
+    assert settings.LDAPAuthenticator.server_address == "ldap.example.org"
+    image = load_catalogue([darts.state.machines], darts.state.images).machines["debian12"].image
+    assert Path(image.file).samefile(darts.images / "debian12.qcow2")
+
+
 def test_a_table_of_perl_is_read_too(darts: Import) -> None:
     """Also without its last semicolon."""
     darts.run(MACHINES, "%config = (\n  user_admin => ['picca'],  # who\n  service_max_session_nb => 4,\n)")
@@ -290,6 +321,8 @@ def test_plain_values_of_perl(text: str, value: object) -> None:
         "'a' * 2",
         "",
         "[" * 5000,
+        "$unknown",
+        "'a' . [1]",
         "-" * 5000 + "1",
         "9" * 400,
     ],

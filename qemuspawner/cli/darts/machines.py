@@ -78,7 +78,7 @@ def translate(
         image = f"fetch its image: qemuspawner machines fetch {machine_id}"
     elif not is_there:
         image = f"bring its image: qemuspawner machines import {machine_id} {shlex.quote(entry.name)}"
-    table = {"file": str(file.absolute()) if is_there else f"disk{suffix}", "format": _FORMATS[suffix]}
+    table = {"file": str(file.resolve()) if is_there else f"disk{suffix}", "format": _FORMATS[suffix]}
     text = _render(entry, defaults, table | ({"url": url} if url else {}))
     return Imported(id=machine_id, text=text, image=image), left
 

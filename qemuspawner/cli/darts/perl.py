@@ -1,9 +1,9 @@
-"""Plain values of Perl: numbers and what is calculated of them, strings, lists. Nothing is run."""
+"""Plain values of Perl: numbers and what is calculated of them, strings, lists, variables. Nothing is run."""
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -12,37 +12,44 @@ _TOKEN = re.compile(
     |qw\s*[(\[/](?P<words>[^)\]/]*)[)\]/]
     |(?P<undef>undef\b)
     |(?P<bare>[A-Za-z_]\w*(?=\s*=>))
-    |(?P<sign>=>|[-+*/\[\](),])
+    |(?P<name>[$@]\w+(?:\{\s*["']?\w+["']?\s*\})?)
+    |(?P<sign>=>|[-+*/.\[\](),])
     )""",
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
+# Where a string stands in double quotes, and not behind a backslash.
+_ESCAPED = re.compile(r"""\\(.)|(\$\w+(?:\{["']?\w+["']?\})?)|([$@][\w{])""", re.DOTALL)
 _MAX_TOKENS = 10_000
+_MAX_TEXT = 100_000
 _MAX_DEPTH = 20
 _NOT_PLAIN = "it is no plain value, but Perl, which is not run"
 
 
-def parse_value(text: str) -> object:
+def parse_value(text: str, names: Mapping[str, object] | None = None) -> object:
     """A number (int where it is whole), text, None, or a list of these.
+
+    `names` are what variables hold, by "$name", "@name" and "$config{name}".
 
     Raises:
         ValueError: The text is anything else; it says so without the text.
     """
-    reader = _Reader(text)
+    reader = _Reader(text, names or {})
     value = reader.read_value()
     reader.check_end()
     return value
 
 
-def parse_pairs(text: str) -> dict[str, object]:
+def parse_pairs(text: str, names: Mapping[str, object] | None = None) -> dict[str, object]:
     """As `name => value, ...` has them; raises ValueError as `parse_value`."""
-    items = parse_value(f"({text})")
+    items = parse_value(f"({text})", names)
     if not isinstance(items, list) or len(items) % 2 or not all(isinstance(one, str) for one in items[::2]):
         raise ValueError(_NOT_PLAIN)
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: Mapping[str, object]) -> None:
+        self._names = names
         self._tokens: list[tuple[str, str]] = []
         self._next = self._depth = 0
         position = 0
@@ -62,7 +69,7 @@ class _Reader:
     def read_value(self) -> object:
         """A sum, or what stands alone."""
         value = self._read_product()
-        while sign := self._take("+", "-"):
+        while sign := self._take("+", "-", "."):
             other = self._read_product()
             value = _calculate(value, sign, other)
         return value
@@ -92,7 +99,9 @@ class _Reader:
             case "number":
                 return _number(float(text.replace("_", "")))
             case "string":
-                return _unquote(text)
+                return self._unquote(text)
+            case "name":
+                return self._look_up(text)
             case "words":
                 return text.split()
             case "undef":
@@ -105,7 +114,10 @@ class _Reader:
         items: list[object] = []
         while not self._take(end):
             with self._one_deeper():
-                items.append(self.read_value())
+                is_list = self._next < len(self._tokens) and self._tokens[self._next][1][0] == "@"
+                value = self.read_value()
+            # A list within a list is a part of it.
+            items += value if is_list and isinstance(value, list) else [value]
             if not self._take(",", "=>") and self._peek() != end:
                 raise ValueError(_NOT_PLAIN)
         return items
@@ -117,6 +129,27 @@ class _Reader:
             raise ValueError(_NOT_PLAIN)
         yield
         self._depth -= 1
+
+    def _look_up(self, name: str) -> object:
+        try:
+            return self._names[re.sub(r"[\s\"']", "", name)]
+        except KeyError:
+            raise ValueError(_NOT_PLAIN) from None
+
+    def _unquote(self, text: str) -> str:
+        inner = text[1:-1]
+        if text[0] == "'":
+            return re.sub(r"\\([\\'])", r"\1", inner)
+
+        def replace(match: re.Match[str]) -> str:
+            escaped, name, other = match.groups()
+            if escaped is not None:
+                return {"n": "\n", "t": "\t"}.get(escaped, escaped)
+            if other is not None:
+                raise ValueError(_NOT_PLAIN)
+            return _text(self._look_up(name))
+
+        return _text(_ESCAPED.sub(replace, inner))
 
     def _take(self, *signs: str) -> str:
         """The next token, where it is one of these signs; else empty."""
@@ -132,7 +165,9 @@ class _Reader:
         return ""
 
 
-def _calculate(left: object, sign: str, right: object) -> int | float:
+def _calculate(left: object, sign: str, right: object) -> int | float | str:
+    if sign == ".":
+        return _text(left, right)
     if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
         raise ValueError(_NOT_PLAIN)
     match sign:
@@ -153,11 +188,11 @@ def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _unquote(text: str) -> str:
-    inner = text[1:-1]
-    if text[0] == "'":
-        return re.sub(r"\\([\\'])", r"\1", inner)
-    # "$x" and "@x" stand for what a variable holds.
-    if re.search(r"(?<!\\)(?:\\\\)*[$@][\w{]", inner):
+def _text(*values: object) -> str:
+    """The values one after the other; a short file can make them long by putting variables together."""
+    if not all(isinstance(one, (str, int, float)) for one in values):
         raise ValueError(_NOT_PLAIN)
-    return re.sub(r"\\(.)", lambda match: {"n": "\n", "t": "\t"}.get(match[1], match[1]), inner)
+    text = "".join(map(str, values))
+    if len(text) > _MAX_TEXT:
+        raise ValueError(_NOT_PLAIN)
+    return text

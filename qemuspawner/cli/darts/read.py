@@ -18,6 +18,7 @@ _MAX_SHOWN = 60
 _SECTION = re.compile(r"\[([^\]]+)\]")
 _PIECE = re.compile(r"""\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|;|[^\#"';]+|["']""", re.DOTALL)
 _SETTING = re.compile(r"""\$config\s*\{\s*(["']?)(\w+)\1\s*\}\s*=\s*(.+)""", re.DOTALL)
+_VARIABLE = re.compile(r"(?:my|our)\s+([$@]\w+)\s*=\s*(.+)", re.DOTALL)
 _TABLE = re.compile(r"(?:(?:my|our)\s+)?%config\s*=\s*\((.*)\)", re.DOTALL)
 # What a Perl file needs and what says nothing.
 _NOTHING = re.compile(r"1|(?:use|no)\s[\w:\s]+|package\s[\w:]+|(?:my|our)\s+%config")
@@ -113,21 +114,26 @@ def _read_ini(path: Path) -> Iterator[Setting | Left]:
 
 
 def _read_perl(path: Path) -> Iterator[Setting | Left]:
+    known: dict[str, object] = {}  # what variables hold
     for number, text in _split_perl(_read(path)):
         place = Place(path=path, line=number)
-        name, pairs = "", {}
+        name, pairs = "", dict[str, object]()
         try:
             if match := _SETTING.fullmatch(text):
                 name = match[2]
-                pairs = {name: parse_value(match[3])}
+                pairs = {name: parse_value(match[3], known)}
             elif match := _TABLE.fullmatch(text):
-                pairs = parse_pairs(match[1])
+                pairs = parse_pairs(match[1], known)
+            elif match := _VARIABLE.fullmatch(text):
+                known[match[1]] = parse_value(match[2], known)
             elif not _NOTHING.fullmatch(text):
                 raise ValueError("it is Perl, which is not run")
         except ValueError as exc:
             # Never what it is set to: that may be a password.
             yield Left(place=place, what=name or _shorten(re.split(r"[\"'\n]", text)[0]), reason=str(exc))
-        yield from (Setting(place=place, name=name, value=value) for name, value in pairs.items())
+        for name, value in pairs.items():
+            known[f"$config{{{name}}}"] = value
+            yield Setting(place=place, name=name, value=value)
 
 
 def _split_perl(text: str) -> Iterator[tuple[int, str]]:

@@ -57,6 +57,9 @@ def translate(settings: Iterable[Setting], host: Host) -> Suggestions:
             left.append(Left(place=one.place, what=one.name, reason=str(exc)))
     if quota:
         config["QemuSpawner.quotas"] = {"user": quota}
+    if config.get("JupyterHub.authenticator_class") != "ldap":
+        # DARTS's configuration names a server also where it asks none.
+        config = {name: value for name, value in config.items() if not name.startswith("LDAP")}
     if "Mailer.sender" in config:
         config["QemuSpawner.notify"] = "qemuspawner.hub.notices.mail.Mailer"
     return Suggestions(config=config, defaults=Defaults(**defaults), left=tuple(left))  # type: ignore[arg-type]
