@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import importlib
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -21,25 +23,11 @@ from jupyterhub.authenticators.shared import SharedPasswordAuthenticator
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from jupyterhub_idle_culler import IdleCuller
 from tornado.web import RequestHandler
+from traitlets import HasTraits
 
+from qemuspawner import hub
 from qemuspawner.cli import _parser
 from qemuspawner.hub import metrics
-from qemuspawner.hub.folders import FolderTraits
-from qemuspawner.hub.form.terms import TermsTraits
-from qemuspawner.hub.limits import LimitTraits
-from qemuspawner.hub.mixin import QemuSpawnerMixin
-from qemuspawner.hub.networks import NetworkTraits
-from qemuspawner.hub.notices.mail import Mailer
-from qemuspawner.hub.notices.notify import Notifies
-from qemuspawner.hub.policies import PolicyTraits
-from qemuspawner.hub.proposals.groups import GroupProposals
-from qemuspawner.hub.proposals.http import HttpProposals
-from qemuspawner.hub.proposals.source import ProposalSource
-from qemuspawner.hub.proposals.toml import TomlProposals
-from qemuspawner.hub.proposals.traits import ProposalTraits
-from qemuspawner.hub.runs.runs import KeepsRuns
-from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
-from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.machine import Machine
 from qemuspawner.scopes import CUSTOM_SCOPES
 from qemuspawner.session.routes import ROUTES
@@ -53,25 +41,23 @@ PAGES = sorted(MANUAL.rglob("*.md"))
 # Those of others, which the manual sets, too.
 SETTINGS = (JupyterHub, Authenticator, SharedPasswordAuthenticator, ConfigurableHTTPProxy, IdleCuller)
 
-TRAITS_OF = (
-    PolicyTraits,
-    ProposalTraits,
-    NetworkTraits,
-    LimitTraits,
-    TermsTraits,
-    FolderTraits,
-    KeepsRuns,
-    Notifies,
-    Mailer,
-    QemuSpawnerMixin,
-    QemuSpawner,
-    QemuSlurmSpawner,
-    ProposalSource,
-    TomlProposals,
-    GroupProposals,
-    HttpProposals,
-)
-TRAITS = [name for kind in TRAITS_OF for name in sorted(kind.class_own_traits(config=True))]
+
+def find_configurables() -> list[type[HasTraits]]:
+    """Whatever of the hub has traits to set."""
+    for module in pkgutil.walk_packages(hub.__path__, "qemuspawner.hub."):
+        importlib.import_module(module.name)
+    found: dict[type[HasTraits], None] = {}
+    left: list[type[HasTraits]] = [HasTraits]
+    while left:
+        for kind in left.pop().__subclasses__():
+            left.append(kind)
+            if kind.__module__.startswith("qemuspawner.") and kind.class_own_traits(config=True):
+                found[kind] = None
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+CONFIGURABLES = find_configurables()
+TRAITS = [name for kind in CONFIGURABLES for name in sorted(kind.class_own_traits(config=True))]
 
 
 def rows(page: str, begin: str) -> list[int]:
@@ -264,7 +250,7 @@ def settings() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "trait"), sorted(set(settings())))
 def test_a_setting_of_the_manual_is_one(name: str, trait: str) -> None:
     """Of JupyterHub, of the culler or of ours."""
-    kinds = {one.__name__: one for one in (*SETTINGS, *TRAITS_OF)}
+    kinds = {one.__name__: one for one in (*SETTINGS, *CONFIGURABLES)}
 
     assert trait in kinds[name].class_traits(config=True)
 
