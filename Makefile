@@ -23,7 +23,7 @@ TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-10s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-12s%s\n' "$$name" "$$text"; done
 
 demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
 	@scripts/setup demo

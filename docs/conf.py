@@ -25,4 +25,5 @@ html_theme = "furo"
 html_title = f"qemuspawner {version}"
 html_favicon = "../share/static/favicon.svg"
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
