@@ -6,7 +6,6 @@ would open with our rights. Its header is read here, by us, and such an image is
 
 import json
 import os
-import re
 import resource
 import shutil
 import stat
@@ -17,12 +16,15 @@ from pathlib import Path
 from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image, ImageFormat
 from qemuspawner.qemu.command import merge_node
-from qemuspawner.qemu.qcow2 import find_qcow2_problem
+from qemuspawner.qemu.qcow2 import MAX_DISK_BYTES, find_qcow2_problem
 from qemuspawner.qemu.vm import DRIVERS, Disk
+from qemuspawner.qemu.vmdk import HEAD_BYTES, find_vmdk_problem
 from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _CONVERT = Text("Convert it with 'qemu-img convert' into a file that stands alone.")
+
+_HEAD_BYTES, _FOOT_BYTES = 0x8100, 512
 
 # magic bytes and where they lie; the order matters only for the message
 _MAGIC: dict[ImageFormat, tuple[int, bytes]] = {
@@ -58,8 +60,8 @@ def check_image(image: Image) -> None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(Text("The disk image '{name}' is not a regular file.", name=path.name))
-        head = os.pread(descriptor, 0x8100, 0)
-        foot = os.pread(descriptor, 512, max(0, status.st_size - 512))
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
+        foot = os.pread(descriptor, _FOOT_BYTES, max(0, status.st_size - _FOOT_BYTES))
         problem = _find_problem(image.format, head, foot, descriptor)
     except struct.error:
         problem = Text("its header is cut off.")
@@ -83,11 +85,13 @@ def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descripto
             format=image_format,
             found=found,
         )
+    if (size := _read_disk_bytes(image_format, head, foot, descriptor)) > MAX_DISK_BYTES:
+        return Text("its disk of {size} is larger than 16 TiB.", size=render_mib(size >> 20))
     match image_format:
         case "qcow2":
             return find_qcow2_problem(head, file_bytes=os.fstat(descriptor).st_size)
         case "vmdk":
-            return _problem_of_vmdk(head, descriptor)
+            return find_vmdk_problem(os.pread(descriptor, HEAD_BYTES, 0))
         case "qed":
             (features,) = struct.unpack_from("<Q", head, 16)
             return Text("it has a backing file.") if features & 1 else ""
@@ -101,6 +105,32 @@ def _find_problem(image_format: ImageFormat, head: bytes, foot: bytes, descripto
     return ""
 
 
+def _read_disk_bytes(image_format: ImageFormat, head: bytes, foot: bytes, descriptor: int) -> int:
+    """How large the disk in it is; 0 where others look, of a VHDX QEMU itself: it allows 64 TiB."""
+    match image_format:
+        case "raw" | "iso":
+            size = os.fstat(descriptor).st_size
+        case "vmdk" if head.startswith(b"KDMV"):
+            size = struct.unpack_from("<Q", head, 12)[0] * 512
+        case "vdi":
+            (size,) = struct.unpack_from("<Q", head, 0x170)
+        case "vhd":
+            (size,) = struct.unpack_from(">Q", foot, 48)
+        case "qed":
+            (size,) = struct.unpack_from("<Q", head, 48)
+        case _:
+            size = 0
+    return size
+
+
+def recognise_format(path: Path) -> ImageFormat:
+    """The format of a file by its own words, "raw" where it says nothing; raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _FOOT_BYTES))
+        return _recognise(head, file.read())
+
+
 def _recognise(head: bytes, foot: bytes) -> ImageFormat:
     for name, (offset, magic) in _MAGIC.items():
         if head[offset : offset + len(magic)] == magic:
@@ -110,22 +140,6 @@ def _recognise(head: bytes, foot: bytes) -> ImageFormat:
     if head.lstrip()[:21] == b"# Disk DescriptorFile":
         return "vmdk"
     return "raw"
-
-
-def _problem_of_vmdk(head: bytes, descriptor: int) -> str:
-    if not head.startswith(b"KDMV"):
-        return Text("it is a text that names other files.")
-    descriptor_sector, descriptor_sectors = struct.unpack_from("<QQ", head, 28)
-    if not 0 < descriptor_sectors <= 128 or descriptor_sector * 512 > os.fstat(descriptor).st_size:
-        return Text("its description is missing.")
-    text = os.pread(descriptor, descriptor_sectors * 512, descriptor_sector * 512).split(b"\0")[0]
-    kind = re.search(rb'(?m)^\s*createType\s*=\s*"?([A-Za-z0-9]+)', text)
-    if kind is None or kind[1] not in (b"monolithicSparse", b"streamOptimized"):
-        return Text("it is not a VMDK in one file.")
-    parent = re.search(rb"(?m)^\s*parentCID\s*=\s*([0-9a-fA-F]+)", text)
-    if parent is not None and parent[1].lower() != b"ffffffff":
-        return Text("it has a parent image.")
-    return ""
 
 
 def create_overlay(overlay: Path, image: Image) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
-_MAX_DISK_BYTES = 16 * 1024**4
+MAX_DISK_BYTES = 16 * 1024**4
 _CLUSTER_BITS = range(9, 22)
 _MAX_L1_BYTES = 32 << 20
 _MAX_REFCOUNT_TABLE_BYTES = 8 << 20
@@ -96,7 +96,7 @@ def _find_in_header(header: _Header) -> str:
         return Text("it has a backing file.")
     if header.encryption:
         return Text("it is encrypted.")
-    if header.size_bytes > _MAX_DISK_BYTES:
+    if header.size_bytes > MAX_DISK_BYTES:
         return Text("its disk of {size} is larger than 16 TiB.", size=render_mib(header.size_bytes >> 20))
     if header.features & _DATA_FILE:
         return Text("it keeps its data in another file.")

@@ -181,6 +181,63 @@ def hostile_vmdk_parent(folder: Path) -> Path:
     return disk
 
 
+def described(folder: Path, description: str, *, capacity: int = 2048, sector: int = 1) -> Path:
+    """A VMDK in one file whose description says something else than it should."""
+    disk = guests.make_disk(folder / "x", "vmdk")
+    disk.chmod(0o600)
+    data = bytearray(disk.read_bytes())
+    struct.pack_into("<Q", data, 12, capacity)
+    struct.pack_into("<Q", data, 28, sector)
+    data[512 : 512 + 10240] = f"# Disk DescriptorFile\n{description}\n".encode().ljust(10240, b"\0")
+    disk.write_bytes(data)
+    return disk
+
+
+ONE_FILE = 'createType="monolithicSparse"'
+
+
+def hostile_vmdk_without_size_lists_files(folder: Path) -> Path:
+    """QEMU takes the first word of its kind, also in a comment, and opens the extent."""
+    return described(
+        folder, f'# createType="monolithicFlat"\n{ONE_FILE}\nRW 2 FLAT "/etc/passwd" 0', capacity=0
+    )
+
+
+def hostile_vmdk_two_kinds(folder: Path) -> Path:
+    return described(folder, f'{ONE_FILE}\n#createType="vmfs"')
+
+
+def hostile_vmdk_parent_by_name_alone(folder: Path) -> Path:
+    return described(folder, f'parentCID=ffffffff\n{ONE_FILE}\nparentFileNameHint="/etc/passwd"')
+
+
+def hostile_vmdk_parent_beyond_the_description(folder: Path) -> Path:
+    """The header says one sector, and QEMU reads twenty."""
+    disk = described(folder, f'{ONE_FILE}\n{"#" * 600}\nparentFileNameHint="/etc/passwd"')
+    data = bytearray(disk.read_bytes())
+    struct.pack_into("<Q", data, 36, 1)
+    disk.write_bytes(data)
+    return disk
+
+
+def hostile_vmdk_description_elsewhere(folder: Path) -> Path:
+    """QEMU looks for a parent at the second sector, wherever the header says it lies."""
+    return described(folder, ONE_FILE, sector=2)
+
+
+def hostile_vmdk_huge(folder: Path) -> Path:
+    return described(folder, ONE_FILE, capacity=1 << 40)
+
+
+def hostile_vdi_huge(folder: Path) -> Path:
+    disk = guests.make_disk(folder / "x", "vdi")
+    disk.chmod(0o600)
+    data = bytearray(disk.read_bytes())
+    struct.pack_into("<Q", data, 0x170, 1 << 60)
+    disk.write_bytes(data)
+    return disk
+
+
 def hostile_vdi_difference(folder: Path) -> Path:
     disk = guests.make_disk(folder / "x", "vdi")
     disk.chmod(0o600)
