@@ -23,6 +23,7 @@ class Seconds(int):
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Label = Annotated[str, Meta(min_length=1, max_length=60)]
+Url = Annotated[str, Meta(max_length=2000)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Architecture = Literal["x86_64", "aarch64"]
 MachineType = Literal["q35", "pc", "virt"]
@@ -38,8 +39,12 @@ class Image(_Table, frozen=True, kw_only=True):
 
     file: Name  # relative to the machine's image folder; absolute after loading
     format: ImageFormat
-    digest: Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64})?$")] = ""
-    url: Annotated[str, Meta(max_length=2000)] = ""  # where `qemuspawner machines fetch` takes it from
+    digest: Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})?$")] = ""
+    url: Url = ""  # where `qemuspawner machines fetch` takes it from
+    mirrors: Annotated[tuple[Url, ...], Meta(max_length=8)] = ()  # where it is, too
+    checksums: Url = ""  # a list of digests that names the file at `url`
+    signature: Url = ""  # of `checksums`, or else of the image
+    keyring: Annotated[str, Meta(max_length=1000)] = ""  # the keys that sign, beside machine.toml or absolute
     kernel: str = ""  # with firmware = "direct": the kernel to start, beside the image
     initrd: str = ""
     cmdline: Annotated[str, Meta(max_length=1000)] = ""

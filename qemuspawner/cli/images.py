@@ -16,7 +16,7 @@ from qemuspawner.units import parse_mib, render_mib
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_WORDS = {"fetching": "Fetching", "copying": "Copying", "checking": "Checking the digest"}
+_WORDS = {"fetching": "Fetching", "copying": "Copying", "checking": "Checking", "converting": "Converting"}
 # Where nobody looks at a line that changes.
 _TELL_EVERY_S = 10.0
 
@@ -39,6 +39,9 @@ def add_actions(actions: "_SubParsersAction[ArgumentParser]") -> None:
 
 def _add_common(parser: ArgumentParser) -> None:
     parser.add_argument("--digest", default="", metavar="sha256:HEX", help="instead of image.digest")
+    parser.add_argument(
+        "--convert", action="store_true", help="take another format, too, and convert it into image.format"
+    )
     parser.add_argument("--json", action="store_true", help="tell programs how far it is, in lines")
 
 
@@ -58,6 +61,7 @@ def fetch(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
         url=arguments.url,
         digest=arguments.digest,
         max_mib=max_mib,
+        convert=arguments.convert,
     )
     return 0
 
@@ -70,6 +74,7 @@ def import_file(arguments: Namespace, *, state: StatePaths, folders: list[Path])
         progress=_progress(as_json=arguments.json),
         digest=arguments.digest,
         move=arguments.move,
+        convert=arguments.convert,
     )
     return 0
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from qemuspawner.errors import MachineError
-from qemuspawner.machine import Build, Cpus, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
+from qemuspawner.machine import Build, Cpus, Image, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
 from qemuspawner.machines.container import find_container_problem
 from qemuspawner.machines.lines import find_line
 from qemuspawner.machines.recipe import find_recipe
@@ -165,8 +165,14 @@ def digest_fits(machine: Machine) -> bool:
     """
     if not machine.image.digest:
         return True
+    algorithm, _, digits = machine.image.digest.partition(":")
     with Path(machine.image.file).open("rb") as file:
-        return machine.image.digest == f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return digits == hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def is_checked(image: Image) -> bool:
+    """Whether what is fetched for it is held against something that its way cannot change."""
+    return bool(image.digest or image.checksums or (image.signature and image.keyring))
 
 
 def icon_uri(machine: Machine) -> str:
@@ -370,6 +376,7 @@ def _complete(machine: Machine, folder: Path, images: Path) -> Machine:
             kernel=_absolute(own, image.kernel),
             initrd=_absolute(own, image.initrd),
             drivers=_absolute(own, image.drivers),
+            keyring=_absolute(folder, image.keyring),
         ),
         cpus=Cpus(default=cpus.default, offered=tuple(sorted({*cpus.offered, cpus.default}))),
         memory=Memory(default=memory.default, offered=tuple(sorted({*memory.offered, memory.default}))),
@@ -499,8 +506,7 @@ def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
         name = said.get(key, "")
         if ".." in Path(name).parts or "\0" in name:
             yield f"image.{key}", f"{_quote(name)} leads out of the machine's image folder"
-    if image.url and (reason := find_url_problem(image.url, digest=image.digest)):
-        yield "image.url", reason
+    yield from _check_source(image, said)
     if machine.firmware == "direct":
         if not image.kernel:
             yield "image.kernel", 'it is missing; firmware = "direct" starts this kernel'
@@ -510,8 +516,38 @@ def _check_image(machine: Machine, said: dict[str, Any]) -> Iterator[Wrong]:
                 yield f"image.{key}", f'it needs firmware = "direct"; the machine has "{machine.firmware}"'
 
 
-def find_url_problem(url: str, *, digest: str) -> str:
-    """Why no image is fetched from there, as half a sentence; "" where one may be."""
+def _check_source(image: Image, said: dict[str, Any]) -> Iterator[Wrong]:
+    """Where it is fetched from, and by what it is told from another one."""
+    if image.url and (reason := find_url_problem(image.url, is_checked=is_checked(image))):
+        yield "image.url", reason
+    for index, mirror in enumerate(image.mirrors):
+        if reason := find_url_problem(mirror, is_checked=is_checked(image)):
+            yield f"image.mirrors[{index}]", reason
+    for key in ("mirrors", "checksums", "signature"):
+        if getattr(image, key) and not image.url:
+            yield f"image.{key}", "it belongs to image.url, which is missing"
+    if image.checksums and image.digest:
+        yield "image.checksums", "image.digest says what the image is: leave one of them out"
+    elif image.checksums and (reason := find_url_problem(image.checksums, is_checked=bool(image.keyring))):
+        yield "image.checksums", reason
+    if image.signature and not image.keyring:
+        yield "image.signature", "it needs image.keyring, the keys that may have signed"
+    elif image.signature and (reason := find_url_problem(image.signature, is_checked=True)):
+        yield "image.signature", reason
+    if image.keyring and not (image.signature or image.checksums):
+        yield "image.keyring", "it needs image.signature, or image.checksums that are signed in themselves"
+    name = said.get("keyring", "")
+    if "\0" in name or ".." in Path(name).parts:
+        yield "image.keyring", f"{_quote(name)} leads out of the machine's folder"
+    elif name and not Path(name).is_absolute() and not _is_file(Path(image.keyring)):
+        yield "image.keyring", f"{_quote(name)} is not a file beside machine.toml"
+
+
+def find_url_problem(url: str, *, is_checked: bool) -> str:
+    """Why no image is fetched from there, as half a sentence; "" where one may be.
+
+    `is_checked`: whether what comes is held against something that its way cannot change.
+    """
     try:
         parts = urlsplit(url)
         host, scheme = parts.hostname, parts.scheme
@@ -526,7 +562,7 @@ def find_url_problem(url: str, *, digest: str) -> str:
         return f"{_quote(url)} is not of the form https://, http:// or file:///"
     if parts.username is not None:
         return "it holds a name or password, which everybody would see who may see the machine"
-    if scheme == "http" and not digest:
+    if scheme == "http" and not is_checked:
         return "what comes by http:// can be changed on its way: give image.digest too, or use https://"
     return ""
 

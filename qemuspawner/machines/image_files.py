@@ -17,11 +17,12 @@ from typing import Literal
 from msgspec import structs
 
 from qemuspawner.errors import ImageError, MachineError
-from qemuspawner.machine import Machine
+from qemuspawner.machine import ImageFormat, Machine
 from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.writing import locked_folder, make_folder, sync_folder
 from qemuspawner.paths import StatePaths
-from qemuspawner.qemu.image import check_image
+from qemuspawner.qemu.convert import TARGETS, convert_image, measure
+from qemuspawner.qemu.image import check_image, recognise_format
 from qemuspawner.units import render_mib
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,7 +36,7 @@ _SPARE_BYTES = 256 << 20
 class Step:
     """How far it is; `total` is 0 where nobody knows."""
 
-    step: Literal["fetching", "copying", "checking", "done"]
+    step: Literal["fetching", "copying", "checking", "converting", "done"]
     done: int = 0  # bytes
     total: int = 0
 
@@ -56,10 +57,10 @@ def draft_of(machine: Machine, state: StatePaths) -> Iterator[Path]:
         make_folder(file.parent)
         with locked_folder(file.parent):
             folder = file.parent / _DRAFT_FOLDER
-            # What is half there nobody but us may read.
-            folder.mkdir(mode=0o700, exist_ok=True)
+            draft = folder / file.name
+            make_draft_folder(draft)
             try:
-                yield folder / file.name
+                yield draft
             except OSError as exc:
                 if exc.errno in _FULL:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -86,19 +87,20 @@ def check_room(machine: Machine, folder: Path, needed_bytes: int) -> None:
         )
 
 
-def put_in_place(
-    machine: Machine, draft: Path, *, digest: str, state: StatePaths, progress: Progress
-) -> None:
-    """Check the finished draft and let it be the machine's image.
+def make_draft_folder(draft: Path) -> None:
+    """What is half there nobody but us may read."""
+    draft.parent.mkdir(mode=0o700, exist_ok=True)
 
-    Raises:
-        ImageError: It is not what its digest says or machine.toml says, or it reaches for other files; the
-            draft is deleted.
+
+def check_draft(machine: Machine, draft: Path, *, digest: str, progress: Progress, convert: bool) -> None:
+    """Raises ImageError where what came is not what it shall be, or reaches for other files; it is deleted.
+
+    With `convert` it may be in another format than machine.toml says.
     """
-    size = draft.stat().st_size
+    image = structs.replace(machine.image, file=str(draft))
     try:
-        check_image(structs.replace(machine.image, file=str(draft)))
-        if digest and (found := _digest(draft, size, progress)) != digest:
+        check_image(structs.replace(image, format=recognise_format(draft)) if convert else image)
+        if digest and (found := digest_of(draft, like=digest, progress=progress)) != digest:
             raise ImageError(
                 f"The image of '{machine.id}' has the digest {found}, and not {digest}.",
                 hint="It was changed on its way, or there is a newer one by now; compare with who offers it.",
@@ -106,6 +108,20 @@ def put_in_place(
     except ImageError:
         shutil.rmtree(draft.parent)
         raise
+
+
+def put_in_place(
+    machine: Machine, draft: Path, *, state: StatePaths, progress: Progress, convert: bool
+) -> None:
+    """Let the draft that was checked be the machine's image.
+
+    Raises:
+        MachineError, ImageError: It cannot be converted; the draft stays.
+    """
+    folder = draft.parent
+    if convert and (found := recognise_format(draft)) != machine.image.format:
+        draft = _convert_draft(machine, draft, found, progress=progress)
+    size = draft.stat().st_size
     draft.chmod(0o444)
     descriptor = os.open(draft, os.O_RDONLY)
     try:
@@ -115,7 +131,7 @@ def put_in_place(
     keep_image(machine, state.sessions)
     draft.replace(machine.image.file)
     sync_folder(Path(machine.image.file).parent)
-    shutil.rmtree(draft.parent)
+    shutil.rmtree(folder)
     progress(Step(step="done", done=size, total=size))
 
 
@@ -127,8 +143,11 @@ def import_image(
     progress: Progress,
     digest: str = "",
     move: bool = False,
+    convert: bool = False,
 ) -> None:
     """Make a file of this host the machine's image; with `move` it is gone from where it was.
+
+    With `convert` it may be in another format, and is converted into that of machine.toml.
 
     Raises:
         MachineError, ImageError: It cannot be; the old image is still in place.
@@ -142,7 +161,8 @@ def import_image(
             copy_file(machine, source, draft, progress=progress)
             if move:
                 source.unlink()
-        put_in_place(machine, draft, digest=digest or machine.image.digest, state=state, progress=progress)
+        check_draft(machine, draft, digest=digest or machine.image.digest, progress=progress, convert=convert)
+        put_in_place(machine, draft, state=state, progress=progress, convert=convert)
 
 
 def copy_file(machine: Machine, source: Path, draft: Path, *, progress: Progress) -> None:
@@ -180,12 +200,34 @@ def _check_place(machine: Machine, state: StatePaths) -> None:
         )
 
 
-def _digest(path: Path, size: int, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    done = 0
+def digest_of(path: Path, *, like: str, progress: Progress) -> str:
+    """The file's digest, by the same algorithm as the digest `like`."""
+    algorithm = like.partition(":")[0]
+    digest = hashlib.new(algorithm)
+    size, done = path.stat().st_size, 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
             done += len(piece)
             progress(Step(step="checking", done=done, total=size))
-    return f"sha256:{digest.hexdigest()}"
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+def _convert_draft(machine: Machine, draft: Path, found: ImageFormat, *, progress: Progress) -> Path:
+    """The draft in the format of machine.toml, another file beside it; raises MachineError or ImageError."""
+    if machine.image.format not in TARGETS:
+        raise MachineError(
+            f"The image of '{machine.id}' is in the format {found}, and nothing is converted into "
+            f"{machine.image.format}.",
+            hint=f"Set image.format to one of {', '.join(TARGETS)}, or to {found}.",
+        )
+    source = structs.replace(machine.image, file=str(draft), format=found)
+    path = draft.with_name("converted")
+    size = measure(source, target=machine.image.format)
+    check_room(machine, draft.parent, size.file_bytes)
+
+    def tell(part: float) -> None:
+        progress(Step(step="converting", done=int(part * size.disk_bytes), total=size.disk_bytes))
+
+    convert_image(source, path, target=machine.image.format, size=size, on_part=tell)
+    return path

@@ -338,9 +338,18 @@ def _find_reserved(machine: Machine, before: Machine | None, own_images: Path) -
                 f"image.{key}",
                 "only on the host a file outside of the machine's image folder can be named",
             )
-    is_known = known is not None and machine.image.url == known.url
-    if machine.image.url.startswith("file:") and not is_known:
-        yield "image.url", "only on the host a file of it can be named"
+    # A copy's own folder has another path.
+    keyring = machine.image.keyring
+    is_known = known is not None and keyring == known.keyring
+    if keyring and not is_known and not Path(keyring).is_relative_to(machine.folder):
+        yield "image.keyring", "only on the host a file of it can be named"
+    for key in ("url", "checksums", "signature"):
+        url = getattr(machine.image, key)
+        if url.lower().startswith("file:") and (known is None or url != getattr(known, key)):
+            yield f"image.{key}", "only on the host a file of it can be named"
+    for mirror in machine.image.mirrors:
+        if mirror.lower().startswith("file:") and (known is None or mirror not in known.mirrors):
+            yield "image.mirrors", "only on the host a file of it can be named"
 
 
 def _put_beside(folder: Path, files: Mapping[str, bytes] | None) -> None:

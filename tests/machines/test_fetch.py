@@ -14,7 +14,7 @@ from msgspec import structs
 
 from qemuspawner.errors import ImageError, MachineError, QemuSpawnerError
 from qemuspawner.machine import Machine
-from qemuspawner.machines import fetch, image_files
+from qemuspawner.machines import download, fetch, image_files
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.machines.fetch import fetch_image
 from qemuspawner.machines.image_files import Step, import_image
@@ -177,7 +177,7 @@ def test_a_connection_that_breaks_is_gone_on_with(
 def test_what_was_interrupted_goes_on_the_next_time(
     get: Callable[..., list[Step]], machine: Machine, site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_MAX_TRIES", 1)
+    monkeypatch.setattr(download, "_MAX_TRIES", 1)
     with pytest.raises(MachineError, match="stopped: "):
         get("/breaks")
 
@@ -224,7 +224,7 @@ def test_without_validator_and_digest_nothing_is_put_together(
     get: Callable[..., list[Step]], machine: Machine, site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By https, which is not at hand here."""
-    monkeypatch.setattr(fetch, "find_url_problem", lambda url, digest: "")
+    monkeypatch.setattr(fetch, "find_url_problem", lambda url, is_checked: "")
     site.tag = "W/weak"
 
     get("/breaks", digest="")

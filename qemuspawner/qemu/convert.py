@@ -1,0 +1,128 @@
+"""A disk image converted into another format by qemu-img, which sees nothing but the two files.
+
+The image is somebody else's, and its formats are read by C code of many years: the tool works in the jail of
+QEMU, without a network or rights, and its memory, its time and what it writes have bounds.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemuspawner.errors import HostError, ImageError, printable
+from qemuspawner.machine import Image, ImageFormat
+from qemuspawner.qemu.image import check_image
+from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
+from qemuspawner.qemu.qcow2 import MAX_DISK_BYTES
+from qemuspawner.qemu.vm import DRIVERS
+from qemuspawner.units import render_mib
+
+TARGETS: tuple[ImageFormat, ...] = ("qcow2", "raw")
+
+_MEMORY_BYTES = 2 << 30
+# Far more than the slowest processor takes.
+_LEAST_CPU_S, _CPU_S_PER_GIB = 120, 120
+_MEASURE_S = 120
+# Of what is measured qemu-img may be some clusters off.
+_SPARE_MIB = 16
+_MAX_WORDS_BYTES = 4096
+_PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of an image in another format."""
+
+    disk_bytes: int  # of the disk in it
+    file_bytes: int  # what the file can take
+
+
+def measure(source: Image, *, target: ImageFormat) -> Size:
+    """What `source`, at which `check_image` has looked, will take.
+
+    Raises:
+        ImageError: qemu-img cannot read it, or its disk is larger than disks may be.
+        HostError: There is no qemu-img, or no jail.
+    """
+    of_source = ["--output=json", "-f", DRIVERS[source.format], source.file]
+    disk_bytes = _ask(source, ["info", *of_source])["virtual-size"]
+    if disk_bytes > MAX_DISK_BYTES:
+        raise ImageError(f"The image's disk of {render_mib(disk_bytes >> 20)} is larger than 16 TiB.")
+    file_bytes = _ask(source, ["measure", "-O", target, *of_source])["required"]
+    return Size(disk_bytes=disk_bytes, file_bytes=file_bytes)
+
+
+def convert_image(
+    source: Image, path: Path, *, target: ImageFormat, size: Size, on_part: Callable[[float], None]
+) -> None:
+    """Write the new file at `path`, in the folder of the source, and tell the part that is done, up to 1.
+
+    Raises:
+        ImageError: qemu-img fails, such as for a full disk; no file is left.
+        HostError: There is no qemu-img, or no jail.
+    """
+    path.unlink(missing_ok=True)
+    arguments = ["convert", "-p", "-f", DRIVERS[source.format], "-O", target, source.file, str(path)]
+    command = _walled(
+        source,
+        arguments,
+        cpu_s=_LEAST_CPU_S + _CPU_S_PER_GIB * (size.disk_bytes >> 30),
+        file_mib=(size.file_bytes >> 20) + _SPARE_MIB,
+    )
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            try:
+                # It writes over one line.
+                while piece := os.read(process.stdout.fileno(), 4096):
+                    if found := _PERCENT.findall(piece):
+                        on_part(min(1.0, float(found[-1]) / 100))
+                words = process.stderr.read(_MAX_WORDS_BYTES)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            raise _failed(source, words)
+        check_image(Image(file=str(path), format=target))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _ask(source: Image, arguments: Sequence[str]) -> dict[str, int]:
+    command = _walled(source, arguments, cpu_s=_MEASURE_S, file_mib=0)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * _MEASURE_S)
+    except subprocess.TimeoutExpired as exc:
+        raise _failed(source, b"it takes too long") from exc
+    if done.returncode != 0:
+        raise _failed(source, done.stderr)
+    answer: dict[str, int] = json.loads(done.stdout)
+    return answer
+
+
+def _walled(source: Image, arguments: Sequence[str], *, cpu_s: int, file_mib: int) -> list[str]:
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise HostError("qemu-img was not found on this host.", hint="Install it (Debian: qemu-utils).")
+    check_jail()
+    # The source lies in the same folder, and is bound over it to be read only.
+    inside = in_jail(
+        [program, *arguments], work_dir=Path(source.file).parent, files=[Path(source.file)], kvm=False
+    )
+    bounds = ["prlimit", f"--as={_MEMORY_BYTES}", f"--cpu={cpu_s}"]
+    return tie_to_parent([*bounds, *limited(inside, file_mib=file_mib)], parent_pid=os.getpid())
+
+
+def _failed(source: Image, words: bytes) -> ImageError:
+    last = words.decode(errors="replace").strip().splitlines()[-1:] or ["it was ended"]
+    return ImageError(
+        f"The image in the format {source.format} cannot be converted: {printable(last[0])}.",
+        hint="It is damaged, or there is no room on the disk.",
+    )
