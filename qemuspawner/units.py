@@ -74,9 +74,11 @@ def _parse(value: object, factors: dict[str, int], *, default_unit: str, wrong: 
 
 
 def render_mib(size_mib: int) -> Text:
-    """2048 -> "2 GiB", 1536 -> "1.5 GiB", 512 -> "512 MiB"."""
+    """2048 -> "2 GiB", 1536 -> "1.5 GiB", 512 -> "512 MiB"; from 10 TiB on in TiB."""
     if size_mib < 1024:
         return Text("{number} MiB", number=size_mib)
+    if size_mib >= 10 << 20:
+        return Text("{number} TiB", number=size_mib / (1 << 20))
     return Text("{number} GiB", number=size_mib / 1024)
 
 

@@ -65,7 +65,9 @@ def test_a_fraction_of_the_unit_is_refused() -> None:
         parse_mib("0.3 MiB")
 
 
-@pytest.mark.parametrize(("mib", "text"), [(512, "512 MiB"), (2048, "2 GiB"), (1536, "1.5 GiB")])
+@pytest.mark.parametrize(
+    ("mib", "text"), [(512, "512 MiB"), (2048, "2 GiB"), (1536, "1.5 GiB"), (15 << 20, "15 TiB")]
+)
 def test_a_size_is_written_in_the_larger_unit(mib: int, text: str) -> None:
     assert render_mib(mib) == text
 

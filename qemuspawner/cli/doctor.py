@@ -197,7 +197,10 @@ def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Findi
         yield Finding(level="error", text=str(problem))
     for machine in catalogue.machines.values():
         if missing_files(machine):
-            hint = f"Run 'qemuspawner machines build {machine.id}'." if machine.build else ""
+            if machine.hidden:
+                continue  # nobody is offered it, as the examples that wait for somebody who wants them
+            action = "build" if machine.build else "fetch"
+            hint = f"Run 'qemuspawner machines {action} {machine.id}'."
             yield Finding(level="warning", text=f"The image of '{machine.id}' is missing.", hint=hint)
         else:
             yield Finding(level="ok", text=f"'{machine.id}' can be started.")

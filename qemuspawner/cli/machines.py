@@ -119,9 +119,11 @@ def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Pa
     catalogue = load_all_machines(state, folders)
     problems = [str(problem) for problem in catalogue.problems]
     for machine in catalogue.machines.values():
-        how = f"; 'qemuspawner machines build {machine.id}' makes it" if machine.build else ""
+        how = f"; {make}" if (make := _how_to_get_image(machine)) else ""
         missing = missing_files(machine)
-        problems += [f"{machine.id}: the file {path} is missing{how}." for path in missing]
+        # What nobody is offered, such as the examples, may wait for its image.
+        if not machine.hidden:
+            problems += [f"{machine.id}: the file {path} is missing{how}." for path in missing]
         if not missing and not digest_fits(machine):
             problems.append(f"{machine.id}: the digest of {machine.image.file} is not that of machine.toml.")
     for problem in problems:
@@ -143,6 +145,12 @@ def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
         mirror=arguments.mirror,
     )
     return 0
+
+
+def _how_to_get_image(machine: Machine) -> str:
+    if machine.build:
+        return f"'qemuspawner machines build {machine.id}' makes it"
+    return f"'qemuspawner machines fetch {machine.id}' brings it" if machine.image.url else ""
 
 
 def _network(machine: Machine) -> str:

@@ -106,12 +106,12 @@ def allowed_machines(
 ) -> dict[str, Machine]:
     """What this user may start; anything else does not exist for them.
 
-    What is hidden is for administrators to try.
+    What is hidden is for administrators to try, once it has an image.
     """
 
     def is_allowed(machine: Machine) -> bool:
         if machine.hidden:
-            return is_admin
+            return is_admin and not missing_files(machine)
         users, in_groups = machine.allow.users, machine.allow.groups
         everybody = not users and not in_groups
         return everybody or user in users or not set(in_groups).isdisjoint(groups)
