@@ -60,6 +60,10 @@ class Site(BaseHTTPRequestHandler):
                 type(self).tag = '"two"'
             case "/huge":
                 self._send(200, b"", length=1 << 50)
+            case "/shorter-than-said":
+                self._send(200, self.content, length=len(self.content) + 5, cut=len(self.content))
+            case "/longer-than-said":
+                self._send(200, self.content, length=len(self.content) - 5)
             case "/endless":
                 self._send(200, self.content, length=None)
             case "/packed":
@@ -247,6 +251,16 @@ def test_redirects_are_followed(get: Callable[..., list[Step]], machine: Machine
     assert image_of(machine) == CONTENT
 
 
+@pytest.mark.parametrize("path", ["/shorter-than-said", "/longer-than-said"])
+def test_a_server_that_lies_about_the_length_is_not_believed(
+    get: Callable[..., list[Step]], machine: Machine, path: str
+) -> None:
+    with pytest.raises(QemuSpawnerError, match=r"stopped: |has the digest"):
+        get(path)
+
+    assert image_of(machine) is None
+
+
 @pytest.mark.parametrize(
     ("path", "why"),
     [
@@ -379,6 +393,29 @@ def test_a_file_is_imported(machine: Machine, state: StatePaths, tmp_path: Path,
 
     assert image_of(machine) == CONTENT
     assert source.exists() is not move
+
+
+@pytest.mark.parametrize("how", ["import", "file: URL"])
+def test_a_disk_that_fills_while_a_file_is_copied_leaves_the_old_image(
+    how: str, machine: Machine, state: StatePaths, tmp_path: Path
+) -> None:
+    source = tmp_path / "image"
+    source.write_bytes(CONTENT)
+    Path(machine.image.file).parent.mkdir(parents=True)
+    Path(machine.image.file).write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(MachineError, match="cannot be written: File too large"):
+            if how == "import":
+                import_image(machine, source, state=state, progress=lambda _: None)
+            else:
+                fetch_image(machine, state=state, progress=lambda _: None, url=f"file://{source}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert image_of(machine) == b"old"
+    assert names(machine) == ["disk.img"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])
