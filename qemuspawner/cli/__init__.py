@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qemuspawner import __version__
-from qemuspawner.cli import audit, darts, doctor, gpu, machines, warm
+from qemuspawner.cli import audit, darts, doctor, gpu, machines, sessions, start, warm
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths, default_state
 
@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     machines.add_commands(commands)
+    sessions.add_commands(commands)
+    start.add_command(commands)
     warm.add_commands(commands)
     doctor.add_command(commands)
     gpu.add_commands(commands)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.paths import StatePaths
 from qemuspawner.session.stopping import StopSignal
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
@@ -19,7 +20,8 @@ def main() -> None:
     """The console script: run one session to its end; exit code 1 where it failed.
 
     With `--fork-server DESCRIPTOR` it serves the hub at that descriptor instead; with `--job DESCRIPTOR` it
-    is a job of a batch system, and reads there what it has elsewhere from its environment.
+    is a job of a batch system, and reads there what it has elsewhere from its environment. With `--sweep
+    STATE` it does what each session does at its start: it deletes what dead ones of this account have left.
     """
     # Files and sockets are for this account alone, and guest memory must not end up in a core file.
     os.umask(0o077)
@@ -30,6 +32,10 @@ def main() -> None:
             from qemuspawner.session.forkserver import serve
 
             serve(int(descriptor))
+        case ["--sweep", folder]:
+            from qemuspawner.session.directory import sweep
+
+            print(sweep(StatePaths.of(folder), own_id=""))
         case ["--job", descriptor]:
             from qemuspawner.session.job import become_job
 
