@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qemuspawner import __version__
-from qemuspawner.cli import audit, darts, doctor, gpu, machines, sessions, start, warm
+from qemuspawner.cli import audit, config, darts, doctor, gpu, machines, sessions, shell, start, warm
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths, default_state
 
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     start.add_command(commands)
     warm.add_commands(commands)
     doctor.add_command(commands)
+    config.add_command(commands)
     gpu.add_commands(commands)
     audit.add_command(commands)
     darts.add_command(commands)
+    shell.add_commands(commands, parser)
     return parser

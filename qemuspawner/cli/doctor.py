@@ -1,14 +1,17 @@
 """`qemuspawner doctor`: whether this host can run desktops, tried out for the account that asks."""
 
+import json
 import os
 import shutil
 import stat
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from qemuspawner.cli.diagnosis import Finding
+from qemuspawner.cli.site import find_in_site
 from qemuspawner.errors import HostError
 from qemuspawner.gpus import find_gpus
 from qemuspawner.machine import Machine
@@ -37,31 +40,34 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was tried."""
-
-    level: Literal["ok", "warning", "error"]
-    text: str
-    hint: str = ""
-
-
 def add_command(commands: "_SubParsersAction[ArgumentParser]") -> None:
     parser = commands.add_parser(
         "doctor", help="try out what desktops need of this host; exit 1 where it lacks"
     )
+    parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command=examine)
 
 
-def examine(_arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+def examine(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
     """Print every finding; 1 where there is an error."""
-    failed = False
-    for finding in (*_find_in_qemu(state), *_find_on_host(state), *_find_in_catalogue(state, folders)):
-        print(f"{finding.level:8} {finding.text}")
-        if finding.hint:
-            print(f"{'':8} {finding.hint}")
-        failed = failed or finding.level == "error"
-    return 1 if failed else 0
+    findings = []
+    for finding in _find_all(state, folders):
+        findings.append(finding)
+        if not arguments.json:
+            # One by one: some take a moment.
+            print(f"{finding.level:8} {finding.text}", flush=True)
+            if finding.hint:
+                print(f"{'':8} {finding.hint}", flush=True)
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _find_all(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:
+    yield from _find_in_qemu(state)
+    yield from _find_on_host(state)
+    yield from find_in_site()
+    yield from _find_in_catalogue(state, folders)
 
 
 def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:

@@ -5,10 +5,13 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from tqdm import tqdm
 
 from qemuspawner.cli.finding import find_machine
 from qemuspawner.errors import MachineError
+from qemuspawner.machines.export import export_machine
 from qemuspawner.machines.image_files import Progress, Step, import_image
 from qemuspawner.paths import StatePaths
 from qemuspawner.units import parse_mib, render_mib
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _WORDS = {"fetching": "Fetching", "copying": "Copying", "checking": "Checking", "converting": "Converting"}
+_EXPORTED = ("qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx")
 # Where nobody looks at a line that changes.
 _TELL_EVERY_S = 10.0
 
@@ -35,6 +39,17 @@ def add_actions(actions: "_SubParsersAction[ArgumentParser]") -> None:
     parser.add_argument("--move", action="store_true", help="do not keep the file where it is")
     _add_common(parser)
     parser.set_defaults(command=import_file)
+
+    parser = actions.add_parser(
+        "export", help="write a machine with its image into a new folder, to take it elsewhere"
+    )
+    parser.add_argument("id")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--format", choices=_EXPORTED, default=None, help="of the image there (default: as it is)"
+    )
+    parser.add_argument("--json", action="store_true", help="tell programs how far it is, in lines")
+    parser.set_defaults(command=export)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -79,34 +94,72 @@ def import_file(arguments: Namespace, *, state: StatePaths, folders: list[Path])
     return 0
 
 
+def export(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    export_machine(
+        find_machine(arguments.id, folders, state),
+        arguments.folder.absolute(),
+        image_format=arguments.format,
+        progress=_progress(as_json=arguments.json),
+    )
+    return 0
+
+
 def _progress(*, as_json: bool) -> Progress:
-    return _tell_programs if as_json else _Bar()
+    if as_json:
+        return _tell_programs
+    return _Bars() if sys.stdout.isatty() else _Lines()
 
 
 def _tell_programs(step: Step) -> None:
     print(json.dumps({"step": step.step, "done": step.done, "total": step.total}), flush=True)
 
 
-class _Bar:
-    """A line that changes on a terminal, and a line now and then elsewhere."""
+def _tell_done(step: Step) -> None:
+    print(f"The image is in place: {render_mib(-(-step.done >> 20))}.", flush=True)
+
+
+class _Bars:
+    """A bar for each step, on a terminal."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
+        self._bar: tqdm[NoReturn] | None = None
+        self._step = ""
+
+    def __call__(self, step: Step) -> None:
+        if step.step != self._step and self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._step = step.step
+        if step.step == "done":
+            _tell_done(step)
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=_WORDS[step.step],
+                total=step.total or None,
+                # What came the last time says nothing of how quick it is.
+                initial=step.done,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                file=sys.stdout,
+            )
+        self._bar.update(step.done - self._bar.n)
+
+
+class _Lines:
+    """A line now and then, elsewhere."""
+
+    def __init__(self) -> None:
         self._told = ("", float("-inf"))
 
     def __call__(self, step: Step) -> None:
         if step.step == "done":
-            print(f"{self._clear}The image is in place: {render_mib(-(-step.done >> 20))}.", flush=True)
+            _tell_done(step)
             return
         what, at = self._told
-        if not self._is_terminal and what == step.step and time.monotonic() - at < _TELL_EVERY_S:
+        if what == step.step and time.monotonic() - at < _TELL_EVERY_S:
             return
         self._told = step.step, time.monotonic()
         share = f" ({100 * step.done // step.total} %)" if step.total else ""
-        text = f"{_WORDS[step.step]}: {render_mib(step.done >> 20)}{share}"
-        print(f"{self._clear}{text}", end="" if self._is_terminal else "\n", flush=True)
-
-    @property
-    def _clear(self) -> str:
-        # ECMA-48: to the line's begin, and delete it.
-        return "\r\x1b[K" if self._is_terminal else ""
+        print(f"{_WORDS[step.step]}: {render_mib(step.done >> 20)}{share}", flush=True)

@@ -3,14 +3,16 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from qemuspawner.cli import images, own_machines
 from qemuspawner.cli.finding import find_machine
 from qemuspawner.cli.tables import print_table
-from qemuspawner.machine import Machine
+from qemuspawner.machine import Machine, encode_unit
 from qemuspawner.machines.build import build_machine, find_image_state
 from qemuspawner.machines.catalogue import Catalogue, digest_fits, load_all_machines, missing_files
 from qemuspawner.machines.recipe import find_recipe
@@ -31,9 +33,11 @@ def add_commands(commands: "_SubParsersAction[ArgumentParser]") -> None:
 
     parser = actions.add_parser("show", help="show everything about one machine")
     parser.add_argument("id")
+    parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command=show_machine)
 
     parser = actions.add_parser("check", help="check every machine.toml and image; exit 1 with all problems")
+    parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command=check_machines)
 
     parser = actions.add_parser("build", help="make a machine's image from Debian packages; needs root")
@@ -86,6 +90,10 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
     catalogue = load_all_machines(state, folders)
     machine = find_machine(arguments.id, folders, state)
     state_of_image = _image_state(machine, state, catalogue.machines)
+    if arguments.json:
+        values = msgspec.to_builtins(machine, enc_hook=encode_unit)
+        print(json.dumps(values | {"image_state": state_of_image}, indent=2))
+        return 0
     rows = [
         ("id", machine.id),
         ("name", machine.name),
@@ -115,7 +123,7 @@ def show_machine(arguments: Namespace, *, state: StatePaths, folders: list[Path]
     return 0
 
 
-def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+def check_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
     catalogue = load_all_machines(state, folders)
     problems = [str(problem) for problem in catalogue.problems]
     for machine in catalogue.machines.values():
@@ -126,12 +134,28 @@ def check_machines(_arguments: Namespace, *, state: StatePaths, folders: list[Pa
             problems += [f"{machine.id}: the file {path} is missing{how}." for path in missing]
         if not missing and not digest_fits(machine):
             problems.append(f"{machine.id}: the digest of {machine.image.file} is not that of machine.toml.")
+    problems += _find_same_names(catalogue)
+    if arguments.json:
+        print(json.dumps({"machines": len(catalogue.machines), "problems": problems}, indent=2))
+        return 1 if problems else 0
     for problem in problems:
         print(problem)
     if problems:
         return 1
     print(f"{len(catalogue.machines)} machines, no problems.")
     return 0
+
+
+def _find_same_names(catalogue: Catalogue) -> Iterator[str]:
+    """Of what is offered, users could not tell two apart."""
+    known: dict[tuple[str, str], str] = {}
+    for machine in catalogue.machines.values():
+        if machine.hidden:
+            continue
+        key = machine.name.casefold(), machine.version
+        if key in known:
+            yield f"{machine.id}: it has the name and version of '{known[key]}'."
+        known.setdefault(key, machine.id)
 
 
 def build(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:

@@ -223,7 +223,7 @@ def _convert_draft(machine: Machine, draft: Path, found: ImageFormat, *, progres
         )
     source = structs.replace(machine.image, file=str(draft), format=found)
     path = draft.with_name("converted")
-    size = measure(source, target=machine.image.format)
+    size = measure(source, target=machine.image.format, folder=draft.parent)
     check_room(machine, draft.parent, size.file_bytes)
 
     def tell(part: float) -> None:

@@ -38,40 +38,45 @@ class Size:
     """Of an image in another format."""
 
     disk_bytes: int  # of the disk in it
-    file_bytes: int  # what the file can take
+    file_bytes: int  # what the file is expected to take
+    max_file_bytes: int  # larger it does not become
 
 
-def measure(source: Image, *, target: ImageFormat) -> Size:
-    """What `source`, at which `check_image` has looked, will take.
+def measure(source: Image, *, target: ImageFormat, folder: Path) -> Size:
+    """What `source`, at which `check_image` has looked, will take in `folder`, where it shall be converted.
 
     Raises:
         ImageError: qemu-img cannot read it, or its disk is larger than disks may be.
         HostError: There is no qemu-img, or no jail.
     """
     of_source = ["--output=json", "-f", DRIVERS[source.format], source.file]
-    disk_bytes = _ask(source, ["info", *of_source])["virtual-size"]
+    disk_bytes = _ask(source, folder, ["info", *of_source])["virtual-size"]
     if disk_bytes > MAX_DISK_BYTES:
         raise ImageError(f"The image's disk of {render_mib(disk_bytes >> 20)} is larger than 16 TiB.")
-    file_bytes = _ask(source, ["measure", "-O", target, *of_source])["required"]
-    return Size(disk_bytes=disk_bytes, file_bytes=file_bytes)
+    # Of its other formats it does not know; they hold what a qcow2 does, in larger pieces.
+    known = target in TARGETS
+    file_bytes = _ask(source, folder, ["measure", "-O", target if known else "qcow2", *of_source])["required"]
+    most = file_bytes if known else max(file_bytes, disk_bytes + disk_bytes // 64)
+    return Size(disk_bytes=disk_bytes, file_bytes=file_bytes, max_file_bytes=most)
 
 
 def convert_image(
     source: Image, path: Path, *, target: ImageFormat, size: Size, on_part: Callable[[float], None]
 ) -> None:
-    """Write the new file at `path`, in the folder of the source, and tell the part that is done, up to 1.
+    """Write the new file at `path`, and tell the part that is done, up to 1.
 
     Raises:
         ImageError: qemu-img fails, such as for a full disk; no file is left.
         HostError: There is no qemu-img, or no jail.
     """
     path.unlink(missing_ok=True)
-    arguments = ["convert", "-p", "-f", DRIVERS[source.format], "-O", target, source.file, str(path)]
+    arguments = ["convert", "-p", "-f", DRIVERS[source.format], "-O", DRIVERS[target], source.file, str(path)]
     command = _walled(
         source,
+        path.parent,
         arguments,
         cpu_s=_LEAST_CPU_S + _CPU_S_PER_GIB * (size.disk_bytes >> 30),
-        file_mib=(size.file_bytes >> 20) + _SPARE_MIB,
+        file_mib=(size.max_file_bytes >> 20) + _SPARE_MIB,
     )
     pipe = subprocess.PIPE
     try:
@@ -95,8 +100,8 @@ def convert_image(
         raise
 
 
-def _ask(source: Image, arguments: Sequence[str]) -> dict[str, int]:
-    command = _walled(source, arguments, cpu_s=_MEASURE_S, file_mib=0)
+def _ask(source: Image, folder: Path, arguments: Sequence[str]) -> dict[str, int]:
+    command = _walled(source, folder, arguments, cpu_s=_MEASURE_S, file_mib=0)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * _MEASURE_S)
     except subprocess.TimeoutExpired as exc:
@@ -107,15 +112,13 @@ def _ask(source: Image, arguments: Sequence[str]) -> dict[str, int]:
     return answer
 
 
-def _walled(source: Image, arguments: Sequence[str], *, cpu_s: int, file_mib: int) -> list[str]:
+def _walled(source: Image, folder: Path, arguments: Sequence[str], *, cpu_s: int, file_mib: int) -> list[str]:
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError("qemu-img was not found on this host.", hint="Install it (Debian: qemu-utils).")
     check_jail()
-    # The source lies in the same folder, and is bound over it to be read only.
-    inside = in_jail(
-        [program, *arguments], work_dir=Path(source.file).parent, files=[Path(source.file)], kvm=False
-    )
+    # Where the source lies in the same folder, it is bound over it to be read only.
+    inside = in_jail([program, *arguments], work_dir=folder, files=[Path(source.file)], kvm=False)
     bounds = ["prlimit", f"--as={_MEMORY_BYTES}", f"--cpu={cpu_s}"]
     return tie_to_parent([*bounds, *limited(inside, file_mib=file_mib)], parent_pid=os.getpid())
 

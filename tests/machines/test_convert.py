@@ -135,7 +135,7 @@ def test_a_disk_larger_than_disks_may_be_is_refused(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", str(there), "20T"], check=True)
 
     with pytest.raises(ImageError, match="20 TiB is larger than 16 TiB"):
-        measure(Image(file=str(there), format="vhdx"), target="qcow2")
+        measure(Image(file=str(there), format="vhdx"), target="qcow2", folder=tmp_path)
 
 
 def test_a_damaged_image_is_refused_in_the_tools_words(

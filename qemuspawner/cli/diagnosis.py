@@ -1,0 +1,13 @@
+"""What `qemuspawner doctor` says of one thing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was tried, and what to do where it did not go well."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+    hint: str = ""
