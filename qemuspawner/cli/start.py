@@ -26,12 +26,14 @@ from qemuspawner.machines.writing import make_folder
 from qemuspawner.network import Network
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.spec import LISTEN_VARIABLE, SPEC_VARIABLE, SessionSpec
-from qemuspawner.units import parse_mib, parse_seconds
+from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_seconds
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _HOST = "127.0.0.1"
+# As machine.toml has them.
+_MAX_CPUS, _MIN_MEMORY_MIB, _MIN_LIFETIME_S = 512, 16, 60
 _ASK_EVERY_S = 0.3
 _ASK_TIMEOUT_S = 5
 _PROGRAM = "from qemuspawner.session import main; main()"
@@ -101,6 +103,14 @@ def _make_spec(arguments: Namespace, machine: Machine, state: StatePaths, *, use
         )
     except ValueError as exc:
         raise HostError(f"An option cannot be read: {exc}.") from exc
+    cpus = machine.cpus.default if arguments.cpus is None else arguments.cpus
+    if not 1 <= cpus <= _MAX_CPUS or memory_mib < _MIN_MEMORY_MIB or lifetime_s < _MIN_LIFETIME_S:
+        raise HostError(
+            f"A desktop of {cpus} CPUs and {render_mib(memory_mib)} for {render_seconds(lifetime_s)} "
+            "cannot be.",
+            hint=f"Choose 1 to {_MAX_CPUS} CPUs, at least {render_mib(_MIN_MEMORY_MIB)}, "
+            f"and at least {render_seconds(_MIN_LIFETIME_S)}.",
+        )
     return SessionSpec(
         # No name of a hub's server has a NUL in it: it is nobody else's, and the same at the next start.
         session_id=session_id(user, f"\0terminal\0{machine.id}"),
@@ -108,7 +118,7 @@ def _make_spec(arguments: Namespace, machine: Machine, state: StatePaths, *, use
         server_name="",
         state_dir=str(state.root),
         machine=machine,
-        cpus=arguments.cpus or machine.cpus.default,
+        cpus=cpus,
         memory_mib=memory_mib,
         lifetime_s=lifetime_s,
         max_lifetime_s=max(lifetime_s, int(machine.lifetime.max)),

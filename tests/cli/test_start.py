@@ -156,6 +156,26 @@ async def test_the_same_desktop_is_not_started_twice(
     assert "Your desktop of 'painter' runs already, as process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--cpus", "0"], "A desktop of 0 CPUs and 64 MiB for 8 h cannot be"),
+        (["--memory", "8 MiB"], "A desktop of 1 CPUs and 8 MiB"),
+        (["--memory", "much"], "An option cannot be read: it is"),
+        (["--lifetime", "1 s"], "for 1 s cannot be"),
+        (["--port", "70000"], "Port 70000 cannot be opened"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(
+    options: list[str], why: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "start", "painter", *options])
+
+    assert caught.value.code == 1
+    assert why in capsys.readouterr().err
+
+
 def test_a_machine_without_its_image_says_how_to_get_it(
     arguments: list[str], state_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

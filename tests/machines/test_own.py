@@ -29,6 +29,8 @@ default = 1 # enough
 offered = [1, 2]
 """
 BUILT = SHIPPED.replace('"raw"', '"qcow2"').replace("[image]", 'firmware = "direct"\n[image]\nkernel = "k"')
+URL = 'url = "https://x.org/a"\n'
+SIGNED = 'signature = "https://x.org/a.sig"\nkeyring = "/etc/shadow"'
 RECIPE = '\n[build]\nsuite = "bookworm"\npackages = ["linux-image-amd64"]\n'
 
 
@@ -263,6 +265,9 @@ def test_a_copy_is_hidden_and_has_the_image(own: OwnMachines, state: StatePaths)
     [
         (SHIPPED.replace('"disk.raw"', '"/etc/shadow"'), "image.file"),
         (SHIPPED.replace('[image]', '[image]\nurl = "file:///etc/shadow"'), "image.url"),
+        (SHIPPED.replace('[image]', f'[image]\n{URL}checksums = "file:///etc/shadow"'), "image.checksums"),
+        (SHIPPED.replace('[image]', f'[image]\n{URL}mirrors = ["file:///etc/shadow"]'), "image.mirrors"),
+        (SHIPPED.replace('[image]', f'[image]\n{URL}{SIGNED}'), "image.keyring"),
         (BUILT + RECIPE, "build"),
         (BUILT.replace('"k"', '"/boot/vmlinuz"'), "image.kernel"),
     ],
