@@ -6,8 +6,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import guests
 import pytest
@@ -15,11 +16,12 @@ from msgspec import structs
 
 from qemuspawner.errors import ImageError, MachineError, QemuSpawnerError
 from qemuspawner.machine import Machine
-from qemuspawner.machines.catalogue import load_machine
+from qemuspawner.machines import download
+from qemuspawner.machines.catalogue import load_catalogue, load_machine
 from qemuspawner.machines.checksums import find_digest
 from qemuspawner.machines.fetch import fetch_image
 from qemuspawner.machines.image_files import Step
-from qemuspawner.paths import StatePaths
+from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths
 
 CONTENT = guests.BOOT_SECTOR + bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -280,3 +282,56 @@ def test_keys_that_are_none(
 
     with pytest.raises(QemuSpawnerError, match=why):
         fetch(structs.replace(machine, image=image))
+
+
+KNOWN = [
+    machine
+    for machine in load_catalogue([EXAMPLE_MACHINES], Path("/none")).machines.values()
+    if machine.image.url
+]
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda machine: machine.id)
+def test_the_entries_that_come_with_us_are_fetched_as_they_are_published(
+    known: Machine,
+    site: Path,
+    state: StatePaths,
+    signer: Signer,
+    fetch: Callable[[Machine], list[Step]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """From a site of ours in the place of theirs: what the list names is what is fetched, in its format."""
+    # Else by https, and from nowhere but there: `find_url_problem` is tried elsewhere.
+    monkeypatch.setattr(download, "find_url_problem", lambda url, is_checked: "")
+    url = (state.root / "url").read_text()
+    disk = guests.make_disk(tmp_path / "disk", known.image.format)
+    digest = hashlib.sha512(disk.read_bytes()).hexdigest()
+    name = PurePosixPath(urlsplit(known.image.url).path).name
+    sums = f"{digest}\n" if name in known.image.checksums else f"SHA512 ({name}) = {digest}\n"
+    for address, content in (
+        (known.image.url, disk.read_bytes()),
+        (known.image.checksums, sums.encode()),
+        (known.image.signature, signer.run("--detach-sign", content=sums.encode())),
+    ):
+        if address:
+            path = site / urlsplit(address).path.removeprefix("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    (tmp_path / "keys").write_bytes(signer.run("--export"))
+    image = structs.replace(
+        known.image,
+        file=str(state.images / known.id / Path(known.image.file).name),
+        keyring=str(tmp_path / "keys") if known.image.keyring else "",
+        **{
+            key: address and f"{url}{urlsplit(address).path}"
+            for key in ("url", "checksums", "signature")
+            if (address := getattr(known.image, key)) is not None
+        },
+    )
+
+    fetch(structs.replace(known, image=image))
+
+    assert Path(image.file).read_bytes() == disk.read_bytes()
+    assert known.hidden
+    assert known.image.checksums.startswith("https://")

@@ -345,6 +345,53 @@ def test_a_qcow2_with_bitmaps_of_a_backup_program_is_accepted(tmp_path: Path) ->
     check_image(image(tmp_path / "x", "qcow2"))
 
 
+_WORDS_OF_VMDK = (
+    'createType="monolithicFlat"',
+    '#createType="vmfs"',
+    'createType="streamOptimized"',
+    'parentFileNameHint="/etc/passwd"',
+    "parentCID=12345678",
+    'RW 2 FLAT "/etc/passwd" 0',
+)
+
+
+def mutate_vmdk(content: bytearray, random: Random) -> None:
+    """A field of the header becomes another one, or its description says more."""
+    if random.random() < 0.5:
+        content[random.randrange(4, 80)] = random.choice((0, 1, 4, 0xFF, random.randrange(256)))
+    if random.random() < 0.3:
+        struct.pack_into("<Q", content, random.choice((12, 28, 36)), random.choice((0, 1, 2, 21)))
+    lines = bytes(content[512:10752]).split(b"\0")[0].split(b"\n")
+    for word in random.sample(_WORDS_OF_VMDK, random.choice((0, 0, 0, 1, 1, 2))):
+        lines.insert(random.randrange(len(lines)), word.encode())
+    if random.random() < 0.2:
+        lines.insert(random.randrange(len(lines)), b"#" * 600)
+    content[512:10752] = b"\n".join(lines).ljust(10240, b"\0")[:10240]
+
+
+def test_of_mutated_vmdks_none_leads_qemu_elsewhere(tmp_path: Path) -> None:
+    random = Random(7)
+    whole = guests.make_disk(tmp_path / "whole", "vmdk").read_bytes()
+    path = tmp_path / "mutant"
+    opened = 0
+    for _ in range(600):
+        content = bytearray(whole)
+        mutate_vmdk(content, random)
+        path.write_bytes(content)
+        try:
+            check_image(image(path, "vmdk"))
+        except ImageError:
+            continue
+        if opened < 60:
+            opened += 1
+            done = subprocess.run(
+                ["qemu-img", "info", "-U", "-f", "vmdk", "--output=json", str(path)], capture_output=True
+            )
+            assert b"passwd" not in done.stdout + done.stderr
+            assert done.returncode in (0, 1)
+    assert opened == 60
+
+
 MUTANTS = 2000
 _FIELDS = (*range(4, 112), *range(112, 600))
 
