@@ -94,6 +94,8 @@ def list_sessions(arguments: Namespace, *, state: StatePaths, folders: list[Path
 def find_sessions(state: StatePaths) -> Iterator[Found]:
     """All that this account may see into."""
     for root in session_folders(state.sessions):
+        if not os.access(root, os.R_OK | os.X_OK):
+            continue  # another account's: nobody can tell whether it runs
         paths = SessionPaths(root=root)
         holder = find_holder(paths.lock)
         saved = list_saved(paths.saved)

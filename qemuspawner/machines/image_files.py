@@ -27,6 +27,16 @@ from qemuspawner.units import render_mib
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DRAFT_FOLDER = ".draft"
+# Where the words of archives lie, and what they are. No boot sector begins so.
+_PACKED = {
+    "gzip": (0, b"\x1f\x8b\x08"),
+    "xz": (0, b"\xfd7zXZ\0"),
+    "zstd": (0, b"\x28\xb5\x2f\xfd"),
+    "bzip2": (0, b"BZh"),
+    "zip": (0, b"PK\x03\x04"),
+    "tar, as an OVA is": (257, b"ustar"),
+}
+_HEAD_BYTES = 512
 _PIECE_BYTES = 4 << 20
 # What the host's disk shall have left when an image is there.
 _SPARE_BYTES = 256 << 20
@@ -99,6 +109,11 @@ def check_draft(machine: Machine, draft: Path, *, digest: str, progress: Progres
     """
     image = structs.replace(machine.image, file=str(draft))
     try:
+        if packed := _find_packing(draft):
+            raise ImageError(
+                f"The image of '{machine.id}' is packed by {packed}.",
+                hint="Unpack it, and import the image in it.",
+            )
         check_image(structs.replace(image, format=recognise_format(draft)) if convert else image)
         if digest and (found := digest_of(draft, like=digest, progress=progress)) != digest:
             raise ImageError(
@@ -133,6 +148,16 @@ def put_in_place(
     sync_folder(Path(machine.image.file).parent)
     shutil.rmtree(folder)
     progress(Step(step="done", done=size, total=size))
+
+
+def _find_packing(draft: Path) -> str:
+    """What it would have to be unpacked with; else it would pass for a raw disk."""
+    with draft.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    for name, (offset, magic) in _PACKED.items():
+        if head[offset : offset + len(magic)] == magic:
+            return name
+    return ""
 
 
 def import_image(

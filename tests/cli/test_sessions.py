@@ -95,6 +95,16 @@ def test_what_a_killed_session_left_is_swept_as_its_account(
     assert run("sweep")[1] == "There is nothing to sweep.\n"
 
 
+def test_what_we_may_not_see_into_is_not_called_dead(
+    state_dir: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may see everything: the kernel's word is stood in for."""
+    (state_dir / "sessions" / "theirs").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    assert json.loads(run("list", "--json")[1]) == []
+
+
 def test_names_that_somebody_wrote_into_a_session_do_not_command_the_terminal(
     state_dir: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -1,5 +1,8 @@
 """Images of other formats become what machine.toml says, in the jail; bombs and liars become nothing."""
 
+import bz2
+import gzip
+import lzma
 import struct
 import subprocess
 from collections.abc import Callable
@@ -116,6 +119,22 @@ def test_what_reaches_for_other_files_is_not_even_shown_to_the_tool(
         bring(machine, there)
 
     assert Path(machine.image.file).read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("tool", "pack"), [("gzip", gzip.compress), ("xz", lzma.compress), ("bzip2", bz2.compress)]
+)
+def test_a_packed_image_is_not_taken_for_a_raw_disk(
+    tool: str,
+    pack: Callable[[bytes], bytes],
+    make: Callable[[str], Machine],
+    bring: Callable[..., list[Step]],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").write_bytes(pack(guests.BOOT_SECTOR))
+
+    with pytest.raises(ImageError, match=f"The image of 'alma' is packed by {tool}"):
+        bring(make("raw"), tmp_path / "there")
 
 
 def test_a_disk_of_terabytes_that_takes_no_room_is_refused_where_it_would(
