@@ -17,7 +17,7 @@ import msgspec
 
 from qemuspawner.machine import decode_unit, encode_unit
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ScriptRun, SessionSpec
 from qemuspawner.texts import Sentence, Text, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,14 @@ class FileDigest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str  # sha256:<hex> of its content; "" where only the size is compared
 
 
+class FirstSteps(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a desktop is with what is done once in it; `session.first_start` has the order of the steps."""
+
+    done: int = 0  # so many have come to an end
+    pid: int | None = None  # in the guest, of what the next one runs there
+    script: ScriptRun | None = None  # how the user's script does; None: there is none, or not yet
+
+
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
     """`saved.json`."""
 
@@ -88,6 +96,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     boot_s: float = 0  # what starting from it spares: how long a cold boot took
     machine_id: str = ""
     spec: SessionSpec | None = None  # a session's own, to start it again
+    first_steps: FirstSteps | None = None  # of a session, when it was saved
     problem: Sentence = ""  # why it could not be restored the last time
 
     def to_json(self) -> bytes:

@@ -27,7 +27,7 @@ SESSION_OVERHEAD_MIB = 224
 Way = Literal["cold", "restored", "woken"]
 
 # How a script does; "": there is none, or not yet.
-ScriptState = Literal["", "running", "done", "failed"]
+ScriptState = Literal["", "running", "done", "failed", "interrupted"]
 
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
@@ -239,7 +239,7 @@ class ScriptRun(msgspec.Struct, frozen=True, kw_only=True):
     """How the user's script went."""
 
     state: ScriptState
-    code: int | None = None  # its exit code; None while it runs, and where it could not be run
+    code: int | None = None  # its exit code; None while it runs, and where nobody knows of one
     output: str = ""  # the end of what it wrote; as the guest says
 
 

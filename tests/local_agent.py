@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class LocalAgent:
         self.commands: list[Argv] = []  # what ran, with the account that it was to run as in front
         self.is_silent = False
         self.hostile: Callable[[dict[str, Any]], object] | None = None  # answers instead; None: as usual
-        self._ended: dict[int, dict[str, Any]] = {}
+        # The programs that were started here, and what has come of each, which is told once.
+        self._programs: dict[int, tuple[asyncio.subprocess.Process, asyncio.Task[dict[str, Any]]]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
@@ -30,7 +32,7 @@ class LocalAgent:
                 if self.is_silent:
                     continue
                 answer = await self._answer(request)
-                raw = answer if isinstance(answer, bytes) else json.dumps({"return": answer}).encode()
+                raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 writer.write(raw + b"\n")
                 await writer.drain()
         writer.close()
@@ -38,16 +40,33 @@ class LocalAgent:
     async def _answer(self, request: dict[str, Any]) -> object:
         arguments = request.get("arguments", {})
         if request["execute"] == "guest-sync-delimited":
-            return arguments["id"]
+            return {"return": arguments["id"]}
         if self.hostile is not None and (answer := self.hostile(request)) is not None:
-            return answer
+            return answer if isinstance(answer, bytes) else {"return": answer}
         if request["execute"] == "guest-exec":
-            return {"pid": await self._run(arguments)}
+            return {"return": {"pid": await self._start(arguments)}}
         if request["execute"] == "guest-exec-status":
-            return self._ended.pop(arguments["pid"])
+            return self._tell(arguments["pid"])
         raise AssertionError(request)
 
-    async def _run(self, arguments: dict[str, Any]) -> int:
+    async def boot(self) -> None:
+        """What ran runs no more, and the agent knows nothing of it."""
+        for process, following in self._programs.values():
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            await following
+        self._programs.clear()
+
+    def _tell(self, pid: int) -> dict[str, Any]:
+        if pid not in self._programs:
+            return {"error": {"class": "GenericError", "desc": "Invalid parameter 'pid'"}}
+        _, following = self._programs[pid]
+        if not following.done():
+            return {"return": {"exited": False}}
+        del self._programs[pid]
+        return {"return": following.result()}
+
+    async def _start(self, arguments: dict[str, Any]) -> int:
         argv = [arguments["path"], *arguments["arg"]]
         self.commands.append(argv)
         if argv[0] == "setpriv":
@@ -60,15 +79,21 @@ class LocalAgent:
             env=dict(one.split("=", 1) for one in arguments["env"])
             if "env" in arguments
             else dict(os.environ),
+            start_new_session=True,
         )
-        out, err = await process.communicate(base64.b64decode(arguments.get("input-data", "")))
-        self._ended[process.pid] = {
-            "exited": True,
-            "exitcode": process.returncode,
-            "out-data": base64.b64encode(out).decode(),
-            "err-data": base64.b64encode(err).decode(),
-        }
+        given = base64.b64decode(arguments.get("input-data", ""))
+        self._programs[process.pid] = process, asyncio.create_task(_follow(process, given))
         return process.pid
+
+
+async def _follow(process: asyncio.subprocess.Process, given: bytes) -> dict[str, Any]:
+    out, err = await process.communicate(given)
+    return {
+        "exited": True,
+        "exitcode": process.returncode,
+        "out-data": base64.b64encode(out).decode(),
+        "err-data": base64.b64encode(err).decode(),
+    }
 
 
 def names_in(folder: Path) -> list[str]:
@@ -86,3 +111,4 @@ async def local_agent(path: Path) -> AsyncIterator[tuple[LocalAgent, GuestAgent]
     finally:
         agent.close()
         server.close()
+        await local.boot()

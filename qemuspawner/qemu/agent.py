@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from qemuspawner.errors import VmError
 from qemuspawner.texts import Text
@@ -54,6 +55,7 @@ class GuestAgent:
         # In a VM that was saved an answer to an earlier one of us may be left.
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._lock = asyncio.Lock()
+        self._is_held = False
 
     async def wait_until_ready(self, *, timeout_s: float) -> bool:
         """Wait until the agent answers; False after `timeout_s` seconds of silence."""
@@ -119,6 +121,16 @@ class GuestAgent:
             AgentRefusalError: There is no such program, or none may be run.
             VmError: The agent is silent, or the program did not end within `timeout_s` seconds.
         """
+        pid = await self.start_program(*argv, stdin=stdin, env=env)
+        return await self.wait_for_program(pid, name=argv[0], timeout_s=timeout_s)
+
+    async def start_program(
+        self, *argv: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> int:
+        """Start a program as `run_program` does; its number in the guest, for `wait_for_program`.
+
+        The agent knows it until it has told the end, also in a VM that was saved and goes on later.
+        """
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         if stdin:
             arguments["input-data"] = base64.b64encode(stdin).decode()
@@ -127,11 +139,20 @@ class GuestAgent:
         started = await self.execute("guest-exec", **arguments)
         if not isinstance(started, dict) or not isinstance(started.get("pid"), int):
             raise VmError(Text("The guest agent's answer to 'guest-exec' is not understood."))
+        return cast(int, started["pid"])
+
+    async def wait_for_program(self, pid: int, *, name: str, timeout_s: float) -> Ended:
+        """Wait for the end of a program, which the agent tells once.
+
+        Raises:
+            AgentRefusalError: It knows of no such program, as after a boot.
+            VmError: It is silent, or the program did not end within `timeout_s` seconds.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 pause_s = _FIRST_POLL_S
                 while True:
-                    status = await self.execute("guest-exec-status", pid=started["pid"])
+                    status = await self.execute("guest-exec-status", pid=pid)
                     if isinstance(status, dict) and status.get("exited"):
                         break
                     await asyncio.sleep(pause_s)
@@ -140,7 +161,7 @@ class GuestAgent:
             raise VmError(
                 Text(
                     "'{program}' did not end in the guest within {timeout_s} s.",
-                    program=argv[0],
+                    program=name,
                     timeout_s=timeout_s,
                 )
             ) from exc
@@ -150,6 +171,24 @@ class GuestAgent:
             stdout=_decode(status.get("out-data")),
             stderr=_decode(status.get("err-data")),
         )
+
+    async def hold(self, *, timeout_s: float) -> None:
+        """Ask it nothing until `let_go`, since the guest is going to be paused.
+
+        What it answers to one who has gone meanwhile is lost, and it tells the end of a program once. After
+        `timeout_s` seconds of silence nothing is held.
+        """
+        if not self._is_held:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._lock.acquire()
+                    self._is_held = True
+
+    def let_go(self) -> None:
+        """The guest runs again; harmless where nothing is held."""
+        if self._is_held:
+            self._is_held = False
+            self._lock.release()
 
     def close(self) -> None:
         if self._writer is not None:

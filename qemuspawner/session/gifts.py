@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qemuspawner.errors import VmError, printable
 from qemuspawner.paths import PACKAGES_SCRIPT
-from qemuspawner.qemu.agent import ENVIRONMENT, GuestAgent
+from qemuspawner.qemu.agent import ENVIRONMENT, Ended, GuestAgent
 from qemuspawner.qemu.guest_files import WRITE_BYTES
 from qemuspawner.qemu.owner import find_owner
 from qemuspawner.texts import Text
@@ -25,7 +25,6 @@ _MAX_MIB = 32
 _MAX_FILES = 5000
 _MAX_PACKAGES = 200
 _MAX_TEXT_BYTES = 1 << 20
-_PACKAGES_S = 900
 _UNPACK_S = 120
 # No option of the programs that take it, and nothing of a shell's.
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._:-]{0,99}", re.ASCII)
@@ -128,13 +127,13 @@ async def put_files(agent: GuestAgent, archive: bytes, *, home: str) -> None:
         raise VmError(Text("the machine says '{words}'", words=words[:200]))
 
 
-async def install_packages(agent: GuestAgent, packages: tuple[str, ...]) -> None:
-    """Raises VmError where that fails."""
-    code, output = await agent.run(
-        *("/bin/sh", "-c", _INSTALL, "qemuspawner", *packages),
-        env=ENVIRONMENT,
-        timeout_s=_PACKAGES_S,
-    )
-    if code:
-        words = printable(output.strip().rpartition("\n")[2])
+async def start_installing(agent: GuestAgent, packages: tuple[str, ...]) -> int:
+    """Have the guest install packages; the number of what does so, for `GuestAgent.wait_for_program`."""
+    return await agent.start_program("/bin/sh", "-c", _INSTALL, "qemuspawner", *packages, env=ENVIRONMENT)
+
+
+def check_installed(ended: Ended) -> None:
+    """Raises VmError where the packages were not installed."""
+    if ended.code:
+        words = printable((ended.stdout + ended.stderr).decode(errors="replace").strip().rpartition("\n")[2])
         raise VmError(Text("the machine says '{words}'", words=words[:200]))

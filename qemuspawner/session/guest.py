@@ -16,6 +16,7 @@ from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
 from qemuspawner.qemu.walls import check_walls
+from qemuspawner.saved import FirstSteps
 from qemuspawner.session.desktop import set_size
 from qemuspawner.session.folders import GuestFolders
 from qemuspawner.session.ports import Ports
@@ -27,6 +28,7 @@ _QMP_TIMEOUT_S = 20
 _DISPLAY_TIMEOUT_S = 20
 _AGENT_SEND_S = 2
 _SYNC_S = 5
+_HOLD_S = 5
 _GO_ON_TRIES = 20
 _GO_ON_PAUSE_S = 0.5
 
@@ -49,6 +51,9 @@ class Guest:
         self._paths = paths
         self.machine = machine
         self.keyboard = ""  # the layout that it was told, by its name here
+        # What was done in it of what is done once; None where nobody knows, so that nothing is done again.
+        kept = None if self.plan.is_new else self.plan.saved
+        self.first_steps = FirstSteps() if kept is None else kept.first_steps
         # A machine that only has a disc has no disk of its own.
         self._disk = next((disk for disk in started.vm.disks if not disk.cdrom), None)
 
@@ -110,20 +115,29 @@ class Guest:
     async def pause(self) -> None:
         """Stop the guest, in a state that can be saved."""
         await self._connect_clipboard(connected=False)
+        if self.agent is not None:
+            await self.agent.hold(timeout_s=_HOLD_S)
         await self.qemu.execute("stop")
 
     async def go_on(self) -> None:
         """Let a paused guest run again; raises VmError where it does not, though asked for seconds."""
+        try:
+            await self._continue()
+        finally:
+            if self.agent is not None:
+                self.agent.let_go()
+        await self._connect_clipboard(connected=True)
+
+    async def _continue(self) -> None:
         for attempt in range(_GO_ON_TRIES):
             try:
                 await self.qemu.execute("cont")
-                break
+                return
             except VmError:
                 # QEMU may still be busy with what it was asked for before.
                 if attempt == _GO_ON_TRIES - 1 or not self.qemu.running:
                     raise
                 await asyncio.sleep(_GO_ON_PAUSE_S)
-        await self._connect_clipboard(connected=True)
 
     async def freeze_disk(self) -> Sequence[Path]:
         """Write to a new overlay from now on; the disks that stay as they are.

@@ -24,6 +24,7 @@ from qemuspawner.qemu.tpm import STATE_FILE
 from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.saved import (
     Fingerprint,
+    FirstSteps,
     Saved,
     delete_saved,
     disk_usage,
@@ -106,10 +107,12 @@ class Keeper:
         await asyncio.to_thread(self._check_room)
         await guest.sync()
         with self._draft() as draft:
-            disks = await self._pause_and_save(guest, draft)
+            disks, first_steps = await self._pause_and_save(guest, draft)
             try:
                 # QEMU has written everything, and writes no more. With its manifest, this counts.
-                return await asyncio.to_thread(self._finish, draft, "suspended", disks)
+                return await asyncio.to_thread(
+                    self._finish, draft, "suspended", disks, first_steps=first_steps
+                )
             except BaseException:
                 await guest.go_on()
                 raise
@@ -124,10 +127,16 @@ class Keeper:
         await asyncio.to_thread(self._check_checkpoint, guest, automatic=automatic, needed=needed)
         await guest.sync()
         with self._draft() as draft:
-            disks = await self._pause_and_save(guest, draft, freeze=True)
+            disks, first_steps = await self._pause_and_save(guest, draft, freeze=True)
             await guest.go_on()
             saved = await asyncio.to_thread(
-                self._finish, draft, "checkpoint", disks, title=title, automatic=automatic
+                self._finish,
+                draft,
+                "checkpoint",
+                disks,
+                first_steps=first_steps,
+                title=title,
+                automatic=automatic,
             )
         await asyncio.to_thread(self._drop_automatic, needed=needed)
         return saved
@@ -139,19 +148,26 @@ class Keeper:
             VmError, OSError: Such as a full disk.
         """
         with self._draft() as draft:
-            return await asyncio.to_thread(self._finish, draft, "suspended", guest.disks, memory="lost")
+            return await asyncio.to_thread(
+                self._finish,
+                draft,
+                "suspended",
+                guest.disks,
+                first_steps=guest.first_steps,
+                memory="lost",
+            )
 
     async def _pause_and_save(
         self, guest: Guest, draft: SavedPaths, *, freeze: bool = False
-    ) -> Sequence[Path]:
-        """Pause the VM and write its state; the disks that belong to it. Where that fails it goes on."""
+    ) -> tuple[Sequence[Path], FirstSteps | None]:
+        """Pause the VM and write its state; its disks, and how far it was. Where that fails it goes on."""
         with contextlib.suppress(VmError):
             await guest.screenshot(draft.picture)
         try:
             await guest.pause()
             disks = await guest.freeze_disk() if freeze else guest.disks
             await guest.qemu.save(draft.state, mapped=False)
-            return disks
+            return disks, guest.first_steps
         except BaseException:
             with contextlib.suppress(VmError):
                 await guest.go_on()
@@ -211,6 +227,7 @@ class Keeper:
         kind: Kind,
         disks: Sequence[Path],
         *,
+        first_steps: FirstSteps | None,
         title: str = "",
         automatic: bool = False,
         memory: Literal["streamed", "lost"] = "streamed",
@@ -234,6 +251,7 @@ class Keeper:
             size_bytes=disk_usage(draft.root),
             machine_id=self.spec.machine.id,
             spec=structs.replace(self.spec, sleeping="wake", branch=""),
+            first_steps=first_steps,
         )
         write_manifest(draft.root, saved)
         return saved

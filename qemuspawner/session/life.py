@@ -19,7 +19,6 @@ from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.extensions import Extensions
-from qemuspawner.session.first_start import FirstStart
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
 from qemuspawner.session.notices import Notices
@@ -85,7 +84,6 @@ class Life:
         self._stack = contextlib.ExitStack()
         self._prepared: Prepared | None = None
         self._guest: Guest | None = None
-        self._first_start: FirstStart | None = None
         self._load: Load | None = None
         self._awake: tuple[Busy, ...] = ()
         self._usage = UsageMeter(cpus=spec.cpus, memory_mib=spec.memory_mib, clocks=self.clocks)
@@ -153,8 +151,9 @@ class Life:
 
     @property
     def script(self) -> ScriptRun | None:
-        """How the user's script does; None where it did not run in this session."""
-        return self._first_start.script if self._first_start else None
+        """How the user's script does; None where the desktop has none."""
+        steps = self._guest.first_steps if self._guest else None
+        return steps.script if steps else None
 
     def end_report(self) -> SessionEnd:
         """What the hub is told of the end, once it has come."""

@@ -81,6 +81,11 @@ class Plan:
     folder: SavedPaths | None = None  # where that lies
     restores: bool = False  # with its memory; else only the disk is taken from `saved`
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the VM is a new desktop, rather than one that goes on from something that was kept."""
+        return self.saved is None or self.saved.kind == "template"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
@@ -264,7 +269,7 @@ def _boot_disk(spec: SessionSpec, folder: Path, saved: Saved) -> tuple[SessionSp
 
 
 def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
-    """`spec` with the machine and size of what was saved.
+    """`spec` with the machine and size of what was saved, and what is done once in it.
 
     Raises:
         SessionError: The image that its disk stands on is not there any more.
@@ -280,7 +285,14 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
             Text("The image that this desktop's disk stands on has been replaced."),
             hint=Text("Nothing is deleted: the administrator puts the former image of the machine back."),
         )
-    return structs.replace(spec, machine=machine, cpus=saved.spec.cpus, memory_mib=saved.spec.memory_mib)
+    return structs.replace(
+        spec,
+        machine=machine,
+        cpus=saved.spec.cpus,
+        memory_mib=saved.spec.memory_mib,
+        gifts=saved.spec.gifts,
+        script=saved.spec.script,
+    )
 
 
 def _check_supported(spec: SessionSpec) -> None:

@@ -11,7 +11,7 @@ from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.process import QemuProcess
 from qemuspawner.resolutions import parse_resolution
 from qemuspawner.session.directory import sweep
-from qemuspawner.session.first_start import FirstStart, is_new
+from qemuspawner.session.first_start import FirstStart
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.keep import Keeper, note_problem
@@ -257,8 +257,7 @@ class Supervisor(Steers):
         """What its user chose before the start; a part that fails is told, and the desktop goes on."""
         async with asyncio.TaskGroup() as works:
             works.create_task(self._set_size(guest))
-            if is_new(guest.plan):
-                works.create_task(self._set_up(guest))
+            works.create_task(self._set_up(guest))
 
     async def _set_size(self, guest: Guest) -> None:
         if self.spec.resolution:
@@ -268,12 +267,12 @@ class Supervisor(Steers):
 
     async def _set_up(self, guest: Guest) -> None:
         spec = self.spec
-        if spec.keyboard:
+        if spec.keyboard and guest.plan.is_new:
             with self._told("The keyboard layout that was chosen is not set"):
                 await self.set_keyboard(spec.keyboard, by=spec.user)
         if guest.agent is not None:
-            self._first_start = FirstStart(spec, self.report)
-            await self._first_start.do(guest.agent)
+            first_start = FirstStart(spec, guest, self.report, has_booted=not guest.plan.restores)
+            await first_start.do(guest.agent)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -36,6 +36,7 @@ export class Script {
     const words = {
       running: t("It is running."),
       done: t("It is done."),
+      interrupted: t("It was interrupted, as the machine booted anew."),
       failed: code === null ? t("It could not be carried out.") : t("It failed with exit code {code}.", { code }),
     };
     byId("script-end").textContent = words[state];

@@ -124,3 +124,39 @@ async def test_output_that_is_no_text_is_none(data: object, expected: str, tmp_p
 
     async with channel(tmp_path / "qga", answer) as (_, agent):
         assert await agent.run("true") == (0, expected)
+
+
+async def test_an_agent_that_is_held_is_asked_nothing_until_it_is_let_go(tmp_path: Path) -> None:
+    """An answer that is on its way is waited for first."""
+    asked: list[str] = []
+
+    def answer(request: dict[str, Any]) -> object:
+        asked.append(request["execute"])
+        return {}
+
+    async with channel(tmp_path / "qga", answer) as (_, agent):
+        before = asyncio.create_task(agent.execute("before"))
+        await asyncio.sleep(0)
+        await agent.hold(timeout_s=5)
+        is_done = before.done()
+        later = asyncio.create_task(agent.execute("later"))
+        await asyncio.wait([later], timeout=0.1)
+        while_held = list(asked)
+        agent.let_go()
+        await later
+
+    assert is_done
+    assert (while_held, asked) == (["before"], ["before", "later"])
+
+
+async def test_a_silent_agent_keeps_nobody_from_pausing_the_guest(tmp_path: Path) -> None:
+    async with channel(tmp_path / "qga", say_nothing_to_slow) as (_, agent):
+        slow = asyncio.create_task(agent.execute("slow"))
+        await asyncio.sleep(0)
+        await agent.hold(timeout_s=0.1)
+        agent.let_go()
+
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.wait([slow])
+        assert await agent.execute("quick") is not None

@@ -1,5 +1,6 @@
 """What is done once in a new desktop, by an agent whose guest is this host."""
 
+import asyncio
 import os
 import signal
 import textwrap
@@ -12,10 +13,23 @@ import vms
 from local_agent import Argv, local_agent
 
 from qemuspawner.network import Network
+from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.saved import FirstSteps
 from qemuspawner.session.first_start import FirstStart
 from qemuspawner.spec import ScriptRun, SessionSpec
 
 CLOUD_CONFIG = "#cloud-config\nruncmd: [id]\n"
+
+
+@dataclass
+class Vm:
+    """What knows how far its first start is."""
+
+    first_steps: FirstSteps | None = field(default_factory=FirstSteps)
+
+    @property
+    def script(self) -> ScriptRun | None:
+        return self.first_steps.script if self.first_steps else None
 
 
 @dataclass
@@ -53,10 +67,11 @@ async def start(spec: SessionSpec) -> Done:
     def report(text: str, *, level: str = "info") -> None:
         (warnings if level == "warning" else steps).append(str(text))
 
-    first = FirstStart(spec, report)
+    vm = Vm()
+    first = FirstStart(spec, vm, report, has_booted=False)
     async with local_agent(Path(spec.state_dir) / "qga") as (local, agent):
         await first.do(agent)
-        return Done(first.script, steps, warnings, local.commands)
+        return Done(vm.script, steps, warnings, local.commands)
 
 
 # A script of one's own
@@ -151,7 +166,8 @@ async def test_a_cloud_config_is_carried_out_stage_by_stage_from_a_seed(
         "qemuspawner.session.first_start.ENVIRONMENT", {"HOME": "/", "PATH": f"{bin_folder}:/usr/bin:/bin"}
     )
     spec = make_spec(home, machine={"sudo": True, "cloud_init": True}, script=CLOUD_CONFIG)
-    first = FirstStart(spec, lambda _text, *, level="info": None)
+    vm = Vm()
+    first = FirstStart(spec, vm, lambda _text, *, level="info": None, has_booted=False)
     # The guest's root is a folder of the test.
     first._cloud_script = first._cloud_script.replace("/var/lib", f"{root}/var/lib").replace(
         "/etc/", f"{root}/etc/"
@@ -160,18 +176,115 @@ async def test_a_cloud_config_is_carried_out_stage_by_stage_from_a_seed(
     async with local_agent(home.parent / "qga") as (_, agent):
         await first.do(agent)
 
-    assert first.script is not None
-    assert (first.script.state, first.script.code) == ("failed", 1)
-    stages = [line for line in first.script.output.splitlines() if line.startswith("stage")]
+    assert vm.script is not None
+    assert (vm.script.state, vm.script.code) == ("failed", 1)
+    stages = [line for line in vm.script.output.splitlines() if line.startswith("stage")]
     assert stages == [
         "stage init --local",
         "stage init",
         "stage modules --mode=config",
         "stage modules --mode=final",
     ]
-    assert f"instance-id: qemuspawner-{spec.session_id}" in first.script.output
-    assert CLOUD_CONFIG in first.script.output
+    assert f"instance-id: qemuspawner-{spec.session_id}" in vm.script.output
+    assert CLOUD_CONFIG in vm.script.output
     assert "NoCloud" in (root / "etc/cloud/cloud.cfg.d/99-qemuspawner.cfg").read_text()
+
+
+# While the desktop sleeps
+
+
+async def sleep_during(spec: SessionSpec, agent: GuestAgent, vm: Vm, *, step: int) -> None:
+    """Begin, and go away while a program of the step runs in the guest."""
+    first = FirstStart(spec, vm, lambda _text, *, level="info": None, has_booted=False)
+    doing = asyncio.create_task(first.do(agent))
+    async with asyncio.timeout(30):
+        while vm.first_steps is None or vm.first_steps.done < step or vm.first_steps.pid is None:
+            await asyncio.sleep(0.01)
+    doing.cancel()
+    await asyncio.wait([doing])
+
+
+async def wake(spec: SessionSpec, agent: GuestAgent, vm: Vm, *, has_booted: bool = False) -> list[str]:
+    """Go on as another process of the host would; what was told."""
+    told: list[str] = []
+    first = FirstStart(
+        spec, vm, lambda text, *, level="info": told.append(f"{level}: {text}"), has_booted=has_booted
+    )
+    await first.do(agent)
+    return told
+
+
+async def test_a_script_during_which_the_desktop_sleeps_is_followed_to_its_end(home: Path) -> None:
+    """It has run once, and how it ended and what it wrote before and after is there."""
+    script = "#!/bin/sh\necho before\nuntil [ -e go ]; do sleep 0.05; done\necho after\nexit 3\n"
+    spec, vm = make_spec(home, script=script), Vm()
+    async with local_agent(home.parent / "qga") as (local, agent):
+        await sleep_during(spec, agent, vm, step=0)
+        asleep = vm.script
+        (home / "go").touch()
+        told = await wake(spec, agent, vm)
+
+    assert asleep == ScriptRun(state="running")
+    assert vm.script == ScriptRun(state="failed", code=3, output="before\nafter\n")
+    assert told == [
+        "info: The start script goes on",
+        "warning: The start script failed: it ended with code 3: before after",
+    ]
+    assert len([argv for argv in local.commands if "/bin/sh" in argv]) == 1
+
+
+async def test_what_was_told_of_a_script_stays_and_it_runs_no_more(home: Path) -> None:
+    spec, vm = make_spec(home, script="#!/bin/sh\necho once\n"), Vm()
+    async with local_agent(home.parent / "qga") as (local, agent):
+        await wake(spec, agent, vm)
+        run, count = vm.script, len(local.commands)
+        told = await wake(spec, agent, vm)
+
+    assert run == vm.script == ScriptRun(state="done", code=0, output="once\n")
+    assert (told, len(local.commands)) == ([], count)
+
+
+async def test_what_comes_after_the_sites_program_is_not_lost_by_a_sleep(home: Path, tmp_path: Path) -> None:
+    gift = make_gift(
+        tmp_path / "gift",
+        files={"first": ""},
+        run=f"#!/bin/sh\necho gift >> {home}/ran\nuntil [ -e {home}/go ]; do sleep 0.05; done\n",
+    )
+    spec, vm = make_spec(home, gifts=(gift,), script="#!/bin/sh\necho mine >> ran\n"), Vm()
+    async with local_agent(home.parent / "qga") as (_, agent):
+        await sleep_during(spec, agent, vm, step=2)
+        (home / "first").unlink()
+        (home / "go").touch()
+        told = await wake(spec, agent, vm)
+
+    assert (home / "ran").read_text() == "gift\nmine\n"
+    assert not (home / "first").exists()
+    assert told == ["info: Running the start script", "info: The start script is done"]
+
+
+@pytest.mark.parametrize("has_booted", [True, False])
+async def test_a_script_that_a_boot_has_ended_is_told_as_that_and_does_not_run_again(
+    has_booted: bool, home: Path
+) -> None:
+    """Whether the machine was booted from the disk that was kept, or has booted while nobody looked."""
+    spec, vm = make_spec(home, script="#!/bin/sh\nuntil [ -e go ]; do sleep 0.05; done\n"), Vm()
+    async with local_agent(home.parent / "qga") as (local, agent):
+        await sleep_during(spec, agent, vm, step=0)
+        await local.boot()
+        count = len(local.commands)
+        told = await wake(spec, agent, vm, has_booted=has_booted)
+
+    assert vm.script == ScriptRun(state="interrupted")
+    assert told[-1] == "warning: The start script was interrupted: the machine has booted anew meanwhile"
+    assert len(local.commands) == count
+
+
+async def test_of_a_desktop_that_was_kept_without_a_word_of_it_nothing_is_done_again(home: Path) -> None:
+    spec, vm = make_spec(home, script="#!/bin/sh\ntouch again\n"), Vm(first_steps=None)
+    async with local_agent(home.parent / "qga") as (local, agent):
+        assert await wake(spec, agent, vm) == []
+
+    assert local.commands == []
 
 
 # What the site gives

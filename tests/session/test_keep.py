@@ -17,11 +17,11 @@ from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
-from qemuspawner.saved import Saved, find_suspended, list_saved, load_saved, write_manifest
+from qemuspawner.saved import FirstSteps, Saved, find_suspended, list_saved, load_saved, write_manifest
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ScriptRun, SessionSpec
 
 
 @pytest.fixture
@@ -73,6 +73,32 @@ async def test_a_suspended_session_wakes_as_it_was(spec: SessionSpec) -> None:
         await press_key(guest)
         await wait_for(guest, guests.GREEN)
     assert saved.layers == 1
+
+
+async def test_how_far_a_new_desktop_was_is_saved_with_it(spec: SessionSpec) -> None:
+    """With a suspended one and with a checkpoint, each as it was at that moment."""
+    running, done = FirstSteps(pid=7, script=ScriptRun(state="running")), FirstSteps(done=1)
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert guest.first_steps == FirstSteps()
+        guest.first_steps = running
+        checkpoint = await Keeper.of(prepared).save_checkpoint(guest, title="", automatic=False)
+        guest.first_steps = done
+        await vms.suspend(guest, prepared)
+
+    async with vms.running_guest(spec) as (guest, _):
+        assert guest.first_steps == done
+    async with vms.running_guest(structs.replace(spec, sleeping=checkpoint.name)) as (guest, _):
+        assert guest.first_steps == running
+
+
+async def test_a_woken_desktop_has_the_script_that_it_began_with(spec: SessionSpec) -> None:
+    """Whatever is chosen at its wake: that was for a new one."""
+    begun = structs.replace(spec, script="#!/bin/sh\n", gifts=("/one",))
+    async with vms.running_guest(begun) as (guest, prepared):
+        await vms.suspend(guest, prepared)
+
+    async with vms.running_guest(structs.replace(spec, gifts=("/other", "/more"))) as (_, prepared):
+        assert (prepared.spec.script, prepared.spec.gifts) == (begun.script, begun.gifts)
 
 
 async def test_nothing_but_what_was_saved_stays_of_a_suspended_session(spec: SessionSpec) -> None:
@@ -255,7 +281,7 @@ from pathlib import Path
 import msgspec, vms
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.session.keep import Keeper
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ScriptRun, SessionSpec
 import test_keep as t
 
 spec = SessionSpec.from_json(sys.stdin.read())
@@ -309,7 +335,7 @@ KILLED = """
 import asyncio, sys, os
 import vms
 from qemuspawner.session.keep import Keeper
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ScriptRun, SessionSpec
 import test_keep as t
 
 spec = SessionSpec.from_json(sys.stdin.read())
@@ -370,7 +396,7 @@ async def test_a_wake_that_is_killed_can_be_tried_again(spec: SessionSpec) -> No
         script = textwrap.dedent("""
             import contextlib, os, sys, time
             from qemuspawner.session.prepare import prepare
-            from qemuspawner.spec import SessionSpec
+            from qemuspawner.spec import ScriptRun, SessionSpec
             with contextlib.ExitStack() as stack:
                 prepare(SessionSpec.from_json(sys.stdin.read()), stack, lambda *_: None)
                 os.kill(os.getpid(), 9)

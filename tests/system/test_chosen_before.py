@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import live
@@ -139,3 +140,54 @@ async def test_name_and_notes_change_while_it_runs_and_for_the_next_start(
     assert (refused.status, changed.status) == (400, 200), changed.text
     assert (status["name"], status["notes"]) == ("Day run", "one\ntwo")
     assert (server["user_options"]["name"], server["user_options"]["notes"]) == ("Day run", "one\ntwo")
+
+
+LONG_SCRIPT = """#!/bin/sh
+echo "before the sleep"
+until [ -e woken ]; do sleep 0.5; done
+echo "after it"
+exit 4
+"""
+
+
+async def test_a_script_is_followed_through_a_sleep_and_its_end_is_still_told_after_another(
+    hub: live.LiveHub,
+) -> None:
+    async with hub.person(token=await hub.new_token("alice")) as alice:
+
+        async def ask(method: str, url: URL, **more: Any) -> dict[str, Any]:
+            answer = await alice.request(method, url, **more)
+            assert answer.status == 200, answer.text
+            told: dict[str, Any] = json.loads(answer.text)
+            return told
+
+        async def sleep_and_wake(desktop: URL) -> URL:
+            await ask("POST", desktop / "api/suspend")
+            async with asyncio.timeout(SOON_S):
+                while (await hub.servers("alice")).get("long", {}).get("ready"):
+                    await asyncio.sleep(0.2)
+            return await hub.start_server("alice", "long")
+
+        async def script_that_is(state: str) -> dict[str, Any]:
+            async with asyncio.timeout(SOON_S):
+                while (await ask("GET", desktop / "api/status"))["script"] != state:
+                    await asyncio.sleep(0.2)
+            return await ask("GET", desktop / "api/script")
+
+        desktop = await hub.start_server(
+            "alice", "long", machine="debian-desktop", memory="1 GiB", script=LONG_SCRIPT
+        )
+        await script_that_is("running")
+        desktop = await sleep_and_wake(desktop)
+        asleep = await script_that_is("running")
+        made = await alice.request(
+            "POST", desktop / "api/files/folders", json={"folder": "", "name": "woken"}
+        )
+        ended = await script_that_is("failed")
+        desktop = await sleep_and_wake(desktop)
+        woken = await script_that_is("failed")
+
+    assert made.status == 201, made.text
+    assert asleep == {"state": "running", "code": None, "output": ""}
+    assert ended == {"state": "failed", "code": 4, "output": "before the sleep\nafter it\n"}
+    assert woken == ended

@@ -64,7 +64,7 @@ class ScriptHandler(Handler):
     async def get(self) -> None:
         run = self.supervisor.script
         if run is None:
-            raise Refusal(404, Text("No start script has run in this desktop since it was started."))
+            raise Refusal(404, Text("No start script has run in this desktop."))
         self.finish({"state": run.state, "code": run.code, "output": run.output})
 
 
