@@ -164,6 +164,11 @@ class Machine(_Table, frozen=True, kw_only=True):
         return Network(mode=self.network) if isinstance(self.network, str) else self.network
 
     @property
+    def has_seed(self) -> bool:
+        """Whether cloud-init is told by a volume what a guest agent would do."""
+        return self.cloud_init and not self.agent
+
+    @property
     def has_lan(self) -> bool:
         """Whether it has a second card, for an interface of the host's."""
         return self.wants_network is not None and self.wants_network.mode in ("bridge", "tap")

@@ -16,6 +16,7 @@ STATIC = SHARE / "static"  # the desktop page's scripts and styles; vendor/ hold
 PERSONALISE_SCRIPT = SHARE / "guest" / "personalise.sh"  # what the guest agent runs after each start
 START_SCRIPT = SHARE / "guest" / "script.sh"  # what runs a user's own script in a new desktop
 CLOUD_SCRIPT = SHARE / "guest" / "cloud-init.sh"  # what has the guest's cloud-init carry out a user's wishes
+FIRST_BOOT_SCRIPT = SHARE / "guest" / "first-boot.sh"  # what cloud-init runs where there is no guest agent
 PACKAGES_SCRIPT = SHARE / "guest" / "packages.sh"  # what installs packages with whatever the guest has for it
 FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done with the user's files
 FOLDERS_SCRIPT = SHARE / "guest" / "folders.sh"  # what mounts and unmounts the host's folders in the guest
@@ -136,6 +137,11 @@ class SessionPaths:
     def resolv_conf(self) -> Path:
         """Which name servers QEMU asks for its guest."""
         return self.root / "resolv.conf"
+
+    @property
+    def seed(self) -> Path:
+        """What cloud-init is told at the first boot, in a machine without a guest agent."""
+        return self.root / "seed.iso"
 
     @property
     def vm(self) -> Path:

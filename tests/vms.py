@@ -16,7 +16,7 @@ from PIL import Image as Picture
 from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import session_id
 from qemuspawner.qemu.vm import DRIVERS
-from qemuspawner.saved import Saved
+from qemuspawner.saved import Fingerprint, Saved
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
 from qemuspawner.session.life import Ending
@@ -48,6 +48,15 @@ def make_spec(state: Path, machine: Machine, *, server_name: str = "", **more: A
         "allow_tcg": True,
     }
     return SessionSpec(**{**keys, **more})  # type: ignore[arg-type]
+
+
+def make_saved(**more: Any) -> Saved:
+    """What is known of a desktop that was put to sleep, without one."""
+    fits = Fingerprint(
+        qemu="7.2", accelerator="tcg", cpu="max", machine="m", image="i", cpus=1, memory_mib=64
+    )
+    keys = {"name": "now", "saved_at": 0, "memory": "streamed", "layers": 1, "files": {}, "size_bytes": 0}
+    return Saved(kind="suspended", fingerprint=fits, **{**keys, **more})
 
 
 @contextlib.asynccontextmanager

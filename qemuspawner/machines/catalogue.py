@@ -412,13 +412,16 @@ def _check(machine: Machine, folder: Path, table: dict[str, Any]) -> Iterator[Wr
         yield "secure_boot", 'it needs firmware = "uefi" and machine_type = "q35"'
     if machine.tpm and machine.machine_type != "q35":
         yield "tpm", 'it needs machine_type = "q35"'
-    for key in ("cloud_init", "sudo"):
-        if getattr(machine, key) and not machine.agent:
-            yield key, "the guest is told by its agent: set agent = true, or leave it out"
-    if machine.login == "user" and not (machine.agent and machine.home):
+    if machine.sudo and not (machine.agent or machine.cloud_init):
+        yield (
+            "sudo",
+            "the guest is told by its agent or by cloud-init: set one of them to true, or leave it out",
+        )
+    if machine.login == "user" and not (machine.has_seed or (machine.agent and machine.home)):
         yield (
             "login",
-            'a user is logged in by the guest agent, with the folder `home`: set both, or "machine"',
+            "a user is logged in by the guest agent, with the folder `home`, or by cloud-init: "
+            'set them, or "machine"',
         )
     if machine.shutdown > _MAX_SHUTDOWN:
         longest = render_seconds(_MAX_SHUTDOWN)

@@ -20,6 +20,12 @@ CLIPBOARD_CHARDEV = "vdagent0"
 NETWORK = "net0"
 _LAN = "lan0"
 SOUND = "sound0"
+SEED = "seed0"
+REPORT_CHARDEV = "report0"
+# More than all that a first boot tells until it is read, the output of a script as base64 included.
+REPORT_BYTES = 1 << 20
+# Far from the numbers of other ports.
+_SEED_CHASSIS = 90
 SOUND_RATE_HZ = 48000
 TPM = "tpm0"
 # What Windows knows of Hyper-V, and is faster with. Source: QEMU docs/system/i386/hyperv.rst.
@@ -71,7 +77,9 @@ def qemu_args(vm: Vm) -> list[str]:
     if vm.tpm is not None:
         args += tpm_args(vm.tpm)
     args += serial_args()
-    args += channel_args(agent=vm.agent, clipboard=vm.clipboard)
+    args += channel_args(agent=vm.agent, clipboard=vm.clipboard, report=vm.has_seed)
+    if vm.has_seed:
+        args += seed_args(vm)
     if vm.sound:
         args += sound_args()
     args += gpu_args(vm)
@@ -315,10 +323,10 @@ def serial_args() -> list[str]:
     ]
 
 
-def channel_args(*, agent: bool, clipboard: bool) -> list[str]:
-    """The guest agent's channel and the clipboard's, where the guest has the programs."""
+def channel_args(*, agent: bool, clipboard: bool, report: bool = False) -> list[str]:
+    """The guest agent's channel, the clipboard's, and one on which a first boot tells how it goes."""
     args: list[str] = []
-    if agent or clipboard:
+    if agent or clipboard or report:
         args += json_option("-device", {"driver": "virtio-serial-pci", "id": "channels0"})
     if agent:
         args += ["-chardev", f"socket,id=agent0,path={AGENT_SOCKET},server=on,wait=off"]
@@ -329,7 +337,29 @@ def channel_args(*, agent: bool, clipboard: bool) -> list[str]:
         args += ["-chardev", f"null,id={CLIPBOARD_CHARDEV}"]
         port = {"driver": "virtserialport", "chardev": CLIPBOARD_CHARDEV, "name": "com.redhat.spice.0"}
         args += json_option("-device", port)
+    if report:
+        # Of QEMU's own memory: nobody has to listen, and a guest cannot fill anything.
+        args += ["-chardev", f"ringbuf,id={REPORT_CHARDEV},size={REPORT_BYTES}"]
+        port = {"driver": "virtserialport", "chardev": REPORT_CHARDEV, "name": "org.qemuspawner.report.0"}
+        args += json_option("-device", port)
     return args
+
+
+def seed_args(vm: Vm) -> list[str]:
+    """A volume for cloud-init as a disk that is only read, and the port that it is taken out of later.
+
+    As a disk, since the kernels of cloud images have no driver for a drive. A "pc" has free slots as it is.
+    """
+    args: list[str] = []
+    device: dict[str, object] = {"driver": "virtio-blk-pci", "id": SEED, "drive": SEED}
+    if vm.machine_type == "q35":
+        port = {"driver": "pcie-root-port", "id": f"{SEED}-port", "chassis": _SEED_CHASSIS}
+        args += json_option("-device", port)
+        device["bus"] = f"{SEED}-port"
+    if vm.seed is None:
+        return args
+    node = _raw_file(SEED, vm.seed, read_only=True)
+    return [*args, *json_option("-blockdev", node), *json_option("-device", device)]
 
 
 def sound_args() -> list[str]:

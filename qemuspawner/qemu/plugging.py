@@ -1,4 +1,4 @@
-"""Folders of the host as devices that come and go while the guest runs.
+"""Devices that come and go while the guest runs: folders of the host, and the volume of a first boot.
 
 None may be there when a VM is saved: QEMU saves no virtiofs, and what is saved has to fit every later start.
 """
@@ -60,20 +60,30 @@ async def unplug(qemu: QemuProcess, number: int, *, is_virtiofs: bool) -> None:
         VmError: It does not let go of it, or QEMU is silent.
     """
     name = device_id(number)
-    with qemu.events("DEVICE_DELETED") as events:
-        await qemu.execute("device_del", id=name)
-        try:
-            async with asyncio.timeout(_UNPLUG_S):
-                async for event in events:
-                    data = event["data"]
-                    if isinstance(data, dict) and data.get("device") == name:
-                        break
-        except TimeoutError as exc:
-            raise VmError(
-                Text("The machine did not give a folder back within {unplug_s} s.", unplug_s=_UNPLUG_S)
-            ) from exc
+    try:
+        await remove_device(qemu, name)
+    except TimeoutError as exc:
+        raise VmError(
+            Text("The machine did not give a folder back within {unplug_s} s.", unplug_s=_UNPLUG_S)
+        ) from exc
     if is_virtiofs:
         await qemu.execute("chardev-remove", id=name)
+
+
+async def remove_device(qemu: QemuProcess, name: str) -> None:
+    """Take a device out, which the guest has a part in.
+
+    Raises:
+        TimeoutError: It does not let go of it.
+        VmError: QEMU is silent.
+    """
+    with qemu.events("DEVICE_DELETED") as events:
+        await qemu.execute("device_del", id=name)
+        async with asyncio.timeout(_UNPLUG_S):
+            async for event in events:
+                data = event["data"]
+                if isinstance(data, dict) and data.get("device") == name:
+                    break
 
 
 def _place(vm: Vm, number: int) -> dict[str, object]:

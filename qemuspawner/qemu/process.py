@@ -1,6 +1,7 @@
 """QEMU as a running process: start it, speak QMP, stop it by steps."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -17,12 +18,13 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from qemuspawner.errors import VmError
 from qemuspawner.paths import AGENT_SOCKET, QMP_SOCKET, VNC_SOCKET, SessionPaths
-from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, NETWORK, overlay_node
+from qemuspawner.qemu.command import CLIPBOARD_CHARDEV, NETWORK, REPORT_BYTES, REPORT_CHARDEV, overlay_node
 from qemuspawner.qemu.network import NO_NETWORK
 from qemuspawner.qemu.vm import Disk, node_name
 from qemuspawner.texts import Text
 
 # An answer takes milliseconds; a QEMU that is silent for so long hangs.
+_PIECE_BYTES = 48 << 10
 _QMP_TIMEOUT_S = 5
 # While QEMU reads or writes gigabytes it answers nobody; after that its disk hangs.
 _MIGRATION_TIMEOUT_S = 300
@@ -298,6 +300,19 @@ class QemuProcess:
         data = {"clipboard": True, "mouse": False} if connected else {}
         backend = {"type": "qemu-vdagent" if connected else "null", "data": data}
         await self.execute("chardev-change", id=CLIPBOARD_CHARDEV, backend=backend)
+
+    async def read_report(self) -> bytes:
+        """What the guest has written on its channel for reports since the last time; the end of much."""
+        told = b""
+        while len(told) < REPORT_BYTES:
+            # QMP's answers must not be too long.
+            piece = await self.execute(
+                "ringbuf-read", device=REPORT_CHARDEV, size=_PIECE_BYTES, format="base64"
+            )
+            if not piece:
+                break
+            told += base64.b64decode(str(piece))
+        return told
 
     async def forward_port(self, *, inner: int, port: int) -> None:
         """Let the guest's TCP port `port` be reached at port `inner` of the loopback in QEMU's namespace.

@@ -105,6 +105,8 @@ class Vm:
     firmware: DirectKernel | Uefi | None = None  # None: BIOS
     display: str = "std"
     agent: bool = False
+    has_seed: bool = False  # it has a port for a seed, and a channel to tell what became of it
+    seed: Path | None = None  # the volume, while it boots for the first time
     clipboard: bool = False
     sound: bool = False
     network: bool = False  # it reaches what QEMU reaches: that is for walls around QEMU
@@ -131,6 +133,7 @@ class Vm:
         """What QEMU reads outside its working directory; of a device of the host its folder in sysfs."""
         paths = [path for disk in self.disks for path in (*disk.layers, disk.backing) if path]
         paths += [disk.path for disk in self.disks if disk.cdrom]
+        paths += [self.seed] if self.seed else []
         paths += [folder for gpu in self.gpus for folder in gpu.folders]
         match self.firmware:
             case DirectKernel(kernel=kernel, initrd=initrd):
@@ -159,6 +162,7 @@ def make_vm(
     gpus: tuple[Passed, ...] = (),
     exports: tuple[Export, ...] = (),
     tpm: int | None = None,
+    seed: Path | None = None,
 ) -> Vm:
     """The VM of a session of `machine`, its writes going to the session's overlay on top of `layers`.
 
@@ -196,6 +200,8 @@ def make_vm(
         firmware=firmware,
         display=machine.display,
         agent=machine.agent,
+        has_seed=machine.has_seed,
+        seed=seed,
         clipboard=machine.clipboard,
         sound=machine.sound,
         network=network,

@@ -18,7 +18,7 @@ from qemuspawner.qemu.agent import ENVIRONMENT, AgentRefusalError, Ended, GuestA
 from qemuspawner.qemu.owner import find_owner
 from qemuspawner.saved import FirstSteps
 from qemuspawner.session.gifts import Gift, check_installed, put_files, read_gift, start_installing
-from qemuspawner.session.personal import sudo_of
+from qemuspawner.session.identity import sudo_of
 from qemuspawner.spec import ScriptRun, SessionSpec
 from qemuspawner.texts import Text
 
@@ -141,7 +141,7 @@ class FirstStart:
         )
         ended = await self._wait(agent, pid)
         if ended.code:
-            raise VmError(_say_end(ended))
+            raise VmError(say_end(ended))
 
     # The user's script
 
@@ -162,14 +162,7 @@ class FirstStart:
             self._note_script(ScriptRun(state="failed"))
             self._warn(Text("The start script failed"), exc)
             return
-        output = _as_lines(ended.stdout + ended.stderr)
-        self._note_script(ScriptRun(state="failed" if ended.code else "done", code=ended.code, output=output))
-        if ended.code:
-            self._warn(Text("The start script failed"), VmError(_say_end(ended)))
-        elif words := _last_words(ended):
-            self._report(Text("The start script is done: {words}", words=words))
-        else:
-            self._report(Text("The start script is done"))
+        self._note_script(report_script(ended, self._report))
 
     async def _start_user_script(self, agent: GuestAgent) -> int:
         """As root for who may become it, as cloud-init always is."""
@@ -208,7 +201,20 @@ class FirstStart:
         self._report(Text("{what}: {message}", what=what, message=exc.message), level="warning")
 
 
-def _say_end(ended: Ended) -> Text:
+def report_script(ended: Ended, report: Report) -> ScriptRun:
+    """How the user's script went, told as a step too."""
+    if ended.code:
+        report(Text("The start script failed: {message}", message=say_end(ended)), level="warning")
+    elif words := _last_words(ended):
+        report(Text("The start script is done: {words}", words=words))
+    else:
+        report(Text("The start script is done"))
+    output = _as_lines(ended.stdout + ended.stderr)
+    return ScriptRun(state="failed" if ended.code else "done", code=ended.code, output=output)
+
+
+def say_end(ended: Ended) -> Text:
+    """With which code, and its last words."""
     words = _last_words(ended)
     if not words:
         return Text("it ended with code {code} and said nothing", code=ended.code)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from qemuspawner.errors import VmError
 from qemuspawner.machine import Machine
 from qemuspawner.paths import SessionPaths
 from qemuspawner.qemu.agent import GuestAgent
+from qemuspawner.qemu.command import SEED
 from qemuspawner.qemu.image import create_layer
 from qemuspawner.qemu.passing import function_args
+from qemuspawner.qemu.plugging import remove_device
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.saving import check_state
 from qemuspawner.qemu.vnc import wait_for_display
@@ -52,6 +54,10 @@ class Guest:
         self.machine = machine
         self.keyboard = ""  # the layout that it was told, by its name here
         # What was done in it of what is done once; None where nobody knows, so that nothing is done again.
+        self.look_once_more: Callable[[], Awaitable[None]] = (
+            _look_at_nothing  # when it is paused, at what would else be lost
+        )
+        self._has_seed = started.vm.seed is not None
         kept = None if self.plan.is_new else self.plan.saved
         self.first_steps = FirstSteps() if kept is None else kept.first_steps
         # A machine that only has a disc has no disk of its own.
@@ -103,6 +109,17 @@ class Guest:
         if self.machine.clipboard:
             await self.qemu.connect_clipboard(connected=connected)
 
+    async def take_seed(self) -> None:
+        """Take out what cloud-init was told by; harmless when done. Raises VmError where that fails."""
+        if self._has_seed:
+            try:
+                await remove_device(self.qemu, SEED)
+            except TimeoutError as exc:
+                raise VmError(Text("The machine did not give its seed back.")) from exc
+            await self.qemu.execute("blockdev-del", **{"node-name": SEED})
+            self._has_seed = False
+            self._paths.seed.unlink(missing_ok=True)
+
     # Saving
 
     async def sync(self) -> None:
@@ -113,11 +130,20 @@ class Guest:
                     await self.agent.run("/bin/sync", timeout_s=_SYNC_S)
 
     async def pause(self) -> None:
-        """Stop the guest, in a state that can be saved."""
+        """Stop the guest, in a state that can be saved.
+
+        Raises:
+            VmError: It cannot be now.
+        """
+        if self._has_seed:
+            raise VmError(
+                Text("The machine is being set up by its first boot."), hint=Text("Try again in a moment.")
+            )
         await self._connect_clipboard(connected=False)
         if self.agent is not None:
             await self.agent.hold(timeout_s=_HOLD_S)
         await self.qemu.execute("stop")
+        await self.look_once_more()
 
     async def go_on(self) -> None:
         """Let a paused guest run again; raises VmError where it does not, though asked for seconds."""
@@ -190,3 +216,7 @@ class Guest:
         await self.qemu.stop()
         if self.agent is not None:
             self.agent.close()
+
+
+async def _look_at_nothing() -> None:
+    """Where nothing is told."""

@@ -40,6 +40,7 @@ from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
 from qemuspawner.qemu.tpm import opened_tpm, put_state
+from qemuspawner.qemu.seed import write_seed
 from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
@@ -47,6 +48,7 @@ from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
 from qemuspawner.session.folders import FolderPlan, check_required, plan_folders
 from qemuspawner.session.gpus import take_gpus
 from qemuspawner.session.job_gpus import JOB_VARIABLE, find_job_devices
+from qemuspawner.session.seed import make_seed
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
 from qemuspawner.vfio import Passed
@@ -370,6 +372,7 @@ def start_vm(
             gpus=host.gpus,
             exports=folders.exports,
             tpm=tpm,
+            seed=_make_seed(spec, paths, report) if spec.machine.has_seed and plan.is_new else None,
         )
         report(Text("Starting the virtual machine"), 25)
         at = lan.descriptor if lan is not None else None
@@ -403,6 +406,12 @@ def start_vm(
         jail=spec.jail,
         file_limit_mib=limit_mib,
     )
+
+
+def _make_seed(spec: SessionSpec, paths: SessionPaths, report: Report) -> Path:
+    """The volume that the machine's cloud-init finds at its first boot."""
+    write_seed(paths.seed, make_seed(spec, lambda problem: report(problem, 20)))
+    return paths.seed
 
 
 def _plan_network(spec: SessionSpec, paths: SessionPaths) -> Outside | None:

@@ -11,14 +11,16 @@ from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.process import QemuProcess
 from qemuspawner.resolutions import parse_resolution
 from qemuspawner.session.directory import sweep
+from qemuspawner.session.first_boot import FirstBoot
 from qemuspawner.session.first_start import FirstStart
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hooks import NoHookError, run_hook
+from qemuspawner.session.identity import sudo_of
 from qemuspawner.session.keep import Keeper, note_problem
 from qemuspawner.session.life import Ending
 from qemuspawner.session.load import LoadMeter, find_busy, next_look_s
 from qemuspawner.session.paused_disk import PausedDisk
-from qemuspawner.session.personal import must_wait, personalise, sudo_of
+from qemuspawner.session.personal import must_wait, personalise
 from qemuspawner.session.prepare import (
     Plan,
     Prepared,
@@ -187,6 +189,7 @@ class Supervisor(Steers):
                 watchers.create_task(self._watch_use(guest)),
                 watchers.create_task(self._watch_checkpoints(guest)),
                 watchers.create_task(self._wait_for_desktop(guest)),
+                watchers.create_task(self._watch_first_boot(guest)),
                 watchers.create_task(asyncio.to_thread(self._sweep)),
             ]
             await self._interrupted.wait()
@@ -267,7 +270,7 @@ class Supervisor(Steers):
 
     async def _set_up(self, guest: Guest) -> None:
         spec = self.spec
-        if spec.keyboard and guest.plan.is_new:
+        if spec.keyboard and guest.plan.is_new and not guest.machine.has_seed:
             with self._told("The keyboard layout that was chosen is not set"):
                 await self.set_keyboard(spec.keyboard, by=spec.user)
         if guest.agent is not None:
@@ -306,6 +309,10 @@ class Supervisor(Steers):
             async for _ in events:
                 if self._was_up and await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
                     await self._attach_folders(guest, is_anew=True)
+
+    async def _watch_first_boot(self, guest: Guest) -> None:
+        if guest.machine.has_seed:
+            await FirstBoot(guest, self.report).follow()
 
     def _sweep(self) -> None:
         # Housekeeping must not end a session.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the guest a machine unlike its twins, and its user's own. The guest agent runs this as root after each
-# start; with the argument "rehearse", before a template is saved, it only has its programs ready in memory.
+# start, cloud-init once where there is no agent; with the argument "rehearse", before a template is saved, it only has its programs ready in memory.
 # Every value is in the environment and may hold anything. Beyond a POSIX shell nothing is sure to be there.
 set -u
 
@@ -29,7 +29,7 @@ holds() {
 # A restored guest's clock always stands where it was saved; one that was booted is right already.
 set_clock() {
     now=${QEMUSPAWNER_NOW%.*}
-    if [ "$QEMUSPAWNER_WAY" = cold ]; then
+    if [ "$QEMUSPAWNER_WAY" != restored ] && [ "$QEMUSPAWNER_WAY" != woken ]; then
         clock=$(date +%s)
         case $((now - ${clock:-0})) in -1 | 0 | 1) return 0 ;; esac
     fi
@@ -156,7 +156,7 @@ will_log_in() {
 # stays where everybody looks for it, and can be found by the new name, too.
 log_in() {
     will_log_in || return 0
-    if [ -z "$account" ] || [ ! -x /etc/qemuspawner/login ]; then
+    if [ -z "$account" ] || { [ "$QEMUSPAWNER_WAY" != seed ] && [ ! -x /etc/qemuspawner/login ]; }; then
         echo 'The image has no account or no /etc/qemuspawner/login for it.'
         return 1
     fi
@@ -164,11 +164,16 @@ log_in() {
     hook_limit_s=$login_limit_s
     QEMUSPAWNER_FORMER=$uid
     export QEMUSPAWNER_FORMER
-    run_hook /etc/qemuspawner/login stop || return
+    run_login stop || return
     change_account
     changed=$?
     # Whoever it is now: better than a screen without anybody.
-    run_hook /etc/qemuspawner/login start && return "$changed"
+    run_login start && return "$changed"
+}
+
+# At the end of cloud-init's first boot nobody is logged in yet.
+run_login() {
+    [ "$QEMUSPAWNER_WAY" = seed ] || run_hook /etc/qemuspawner/login "$1"
 }
 
 # Whether nobody but $3 has the name or number $2 in the database $1.
@@ -319,9 +324,12 @@ if holds "$marker" "$QEMUSPAWNER_SESSION $boot"; then
     # The site may have thought better of it while the guest slept.
     set_sudo || fail 'sudo'
 else
-    become_another
-    make_host_keys
-    rename_host || fail 'host name'
+    # cloud-init does as much by itself.
+    if [ "$QEMUSPAWNER_WAY" != seed ]; then
+        become_another
+        make_host_keys
+        rename_host || fail 'host name'
+    fi
     find_account
     name_account || fail 'full name'
     set_language || fail 'language'

@@ -29,6 +29,7 @@ def vm(
     accelerator: Any = "kvm",
     gpus: tuple[Passed, ...] = (),
     incoming: bool = False,
+    seed: Path | None = None,
     **keys: Any,
 ) -> Vm:
     return make_vm(
@@ -41,6 +42,7 @@ def vm(
         tpm=17 if keys.get("tpm") else None,
         gpus=gpus,
         incoming=incoming,
+        seed=seed,
     )
 
 
@@ -84,6 +86,9 @@ CASES = {
     "raw": vm({"format": "raw"}),
     "iso-live": vm({"format": "iso"}),
     "iso-with-disk": vm({"format": "iso", "disk": "8 GiB"}),
+    "seed": vm(cloud_init=True, seed=PATHS.seed),
+    "seed-taken-out": vm(cloud_init=True),
+    "seed-pc": vm(cloud_init=True, seed=PATHS.seed, machine_type="pc"),
     "gpu-port": vm(**OPTIONAL),
     "gpu-plugged-later": vm(**OPTIONAL, gpus=(CARD,), incoming=True),
     "gpus-at-boot": vm(**OPTIONAL, gpus=(CARD, PART)),

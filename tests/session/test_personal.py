@@ -13,8 +13,8 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.network import Network
 from qemuspawner.paths import PERSONALISE_SCRIPT
-from qemuspawner.saved import Fingerprint, Saved
-from qemuspawner.session.personal import full_name, host_name, make_environment, personalise
+from qemuspawner.session.identity import full_name, host_name, make_environment
+from qemuspawner.session.personal import personalise
 from qemuspawner.session.prepare import Plan
 from qemuspawner.spec import SessionSpec
 
@@ -115,13 +115,7 @@ async def test_a_twin_asks_for_its_address_anew(way: str, branch: str, bounces: 
 @pytest.mark.parametrize(("mode", "bounces"), [("none", 0), ("internet", 1)])
 async def test_who_wakes_in_another_network_asks_too(mode: Any, bounces: int) -> None:
     guest = FakeGuest("woken")
-    fits = Fingerprint(
-        qemu="7.2", accelerator="tcg", cpu="max", machine="m", image="i", cpus=1, memory_mib=64
-    )
-    saved = Saved(
-        kind="suspended", name="now", saved_at=0, fingerprint=fits, memory="streamed", layers=1, files={},
-        size_bytes=0, machine_id="", spec=make_spec(),
-    )  # fmt: skip
+    saved = vms.make_saved(spec=make_spec())
     guest.plan = replace(guest.plan, saved=saved)
 
     await personalise(guest, make_spec(network=Network(mode=mode)))  # type: ignore[arg-type]

@@ -314,7 +314,7 @@ def find_guest_obstacles(machine: Machine, limits: Limits) -> dict[str, str]:
     """Which choices a machine does not have that its guest would have to carry out, and why."""
     obstacles: dict[str, str] = {}
     name = quote(machine.name)
-    if not machine.agent:
+    if not (machine.agent or machine.has_seed):
         obstacles["keyboard"] = obstacles["script"] = Text(
             "{machine} has no guest agent for it", machine=name
         )
