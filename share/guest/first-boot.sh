@@ -36,6 +36,15 @@ find_account() {
     return 1
 }
 
+# Cloud images have few; cloud-init's own way of making one fails in Debian 12.
+make_language() {
+    language=$QEMUSPAWNER_LANGUAGE
+    [ -n "$language" ] && [ -e "/usr/share/i18n/locales/$language" ] || return 0
+    # For whenever they are made anew.
+    [ ! -f /etc/locale.gen ] || echo "$language.UTF-8 UTF-8" >> /etc/locale.gen
+    localedef --inputfile="$language" --charmap=UTF-8 "$language.UTF-8"
+}
+
 # Whoever sees this screen was let in by the host. A machine with a desktop of its own logs in as it likes.
 show_console() {
     systemctl --quiet is-enabled getty@tty1.service || return 0
@@ -48,7 +57,6 @@ show_console() {
 }
 
 . ./environment
-QEMUSPAWNER_NOW=$(date +%s)
 # So that a later boot finds the same instance, when the volume is gone.
 seed=/var/lib/cloud/seed/nocloud
 mkdir -p "$seed"
@@ -62,6 +70,7 @@ if [ -z "$QEMUSPAWNER_HOME" ]; then
     tell personal 1
     exit 1
 fi
+make_language > /dev/null 2>&1
 sh ./personalise > output 2>&1
 code=$?
 tell personal "$code"

@@ -26,10 +26,12 @@ holds() {
     [ -f "$1" ] && { IFS= read -r line < "$1" || [ -n "$line" ]; } && [ "$line" = "$2" ]
 }
 
-# A restored guest's clock always stands where it was saved; one that was booted is right already.
+# A restored guest's clock always stands where it was saved; one that was booted is right already. At the end of a
+# first boot the time that it was told at its beginning is not right any more.
 set_clock() {
+    [ "$QEMUSPAWNER_WAY" != seed ] || return 0
     now=${QEMUSPAWNER_NOW%.*}
-    if [ "$QEMUSPAWNER_WAY" != restored ] && [ "$QEMUSPAWNER_WAY" != woken ]; then
+    if [ "$QEMUSPAWNER_WAY" = cold ]; then
         clock=$(date +%s)
         case $((now - ${clock:-0})) in -1 | 0 | 1) return 0 ;; esac
     fi

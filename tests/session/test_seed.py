@@ -69,8 +69,8 @@ def test_each_session_is_an_instance_of_its_own_with_its_name() -> None:
     assert told["local-hostname"] == f"analysis-{spec.session_id[:6]}"
 
 
-def test_cloud_init_gets_language_and_keyboard_and_nobody_a_password_or_a_key() -> None:
-    vendor_data = seed_of(make_spec(account=ZOE, keyboard="fr"))["vendor-data"].decode()
+def test_cloud_init_gets_the_keyboard_and_nobody_a_password_or_a_key() -> None:
+    vendor_data = seed_of(make_spec(keyboard="fr"))["vendor-data"].decode()
 
     first, parts = vendor_data.split("\n", 1)
     config, script = json.loads(parts)
@@ -79,7 +79,7 @@ def test_cloud_init_gets_language_and_keyboard_and_nobody_a_password_or_a_key() 
     assert json.loads(config["content"].removeprefix("#cloud-config\n")) == {
         "ssh_pwauth": False,
         "disable_root": True,
-        "locale": "fr_FR.UTF-8",
+        "manage_etc_hosts": "localhost",
         "keyboard": {"layout": "fr", "variant": ""},
     }
     assert script["type"] == "text/x-shellscript"
