@@ -13,9 +13,10 @@ from qemuspawner.account import Account, Group
 from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
+from qemuspawner.session.first_start import FirstStart
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.personal import personalise
-from qemuspawner.spec import SessionSpec
+from qemuspawner.spec import ScriptRun, SessionSpec
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -89,6 +90,33 @@ async def test_the_terminal_is_open_and_its_window_has_the_name(guest: Guest) ->
     assert '"zoe@' in titles
     picture = await vms.screen(guest)
     assert len(picture.getcolors(1 << 20) or []) > 50
+
+
+async def test_what_the_site_gives_is_theirs_and_their_script_is_nobody_elses(
+    guest: Guest, warm_state: Path, tmp_path: Path
+) -> None:
+    """The site's program is root's."""
+    (tmp_path / "home/notes").mkdir(parents=True)
+    (tmp_path / "home/notes/read me").write_text("given")
+    (tmp_path / "run").write_text("#!/bin/sh\nid -u > /etc/site\n")
+    script = "#!/bin/sh\nid -un; id -u; sudo -n id -u 2> /dev/null || echo nobody; pwd\n"
+    spec = make_spec(warm_state, gifts=(str(tmp_path),), script=script)
+    warnings: list[str] = []
+
+    def report(text: str, *, level: str = "info") -> None:
+        if level == "warning":
+            warnings.append(text)
+
+    assert guest.agent is not None
+    await FirstStart(spec, guest, report, has_booted=False).do(guest.agent)
+
+    assert warnings == []
+    assert await run(guest, "stat -c '%U %G' '/home/user/notes/read me'") == "zoe zoe"
+    assert await run(guest, "cat /etc/site") == "0"
+    assert guest.first_steps is not None
+    assert guest.first_steps.script == ScriptRun(
+        state="done", code=0, output="zoe\n4711\nnobody\n/home/user\n"
+    )
 
 
 async def test_who_may_not_become_root_does_not(guest: Guest) -> None:
