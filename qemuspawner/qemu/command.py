@@ -352,7 +352,7 @@ def seed_args(vm: Vm) -> list[str]:
     """
     args: list[str] = []
     device: dict[str, object] = {"driver": "virtio-blk-pci", "id": SEED, "drive": SEED}
-    if vm.machine_type == "q35":
+    if vm.machine_type != "pc":
         port = {"driver": "pcie-root-port", "id": f"{SEED}-port", "chassis": _SEED_CHASSIS}
         args += json_option("-device", port)
         device["bus"] = f"{SEED}-port"

@@ -39,8 +39,8 @@ from qemuspawner.qemu.network import Outside, plan_network
 from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
 from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
-from qemuspawner.qemu.tpm import opened_tpm, put_state
 from qemuspawner.qemu.seed import write_seed
+from qemuspawner.qemu.tpm import opened_tpm, put_state
 from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, make_vm
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, find_suspended, load_saved
 from qemuspawner.session.directory import claim
