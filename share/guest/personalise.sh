@@ -238,9 +238,12 @@ set_sudo() {
     [ -n "$account" ] || return
     if [ "$QEMUSPAWNER_SUDO" = no ]; then
         # pkexec and others ask these.
+        memberships=$(id -Gn "$account" 2> /dev/null)
+        # It also complains of a group that has no name.
+        [ -n "$memberships" ] || return
         for group in sudo wheel admin; do
-            case ,$(getent group "$group" | cut -d : -f 4), in
-                *",$account,"*) gpasswd --delete "$account" "$group" > /dev/null || return ;;
+            case " $memberships " in
+                *" $group "*) gpasswd --delete "$account" "$group" > /dev/null || return ;;
             esac
         done
         [ -d /etc/sudoers.d ] || return 0
