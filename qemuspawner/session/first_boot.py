@@ -48,8 +48,11 @@ class FirstBoot:
         with self._guest.qemu.events("RESET") as resets, contextlib.suppress(VmError):
             while not self._is_over:
                 await self.look()
-                if not resets.empty():
-                    self._note_boot()
+                while not resets.empty():
+                    await resets.get()
+                    # Before it has copied its seed the next boot is still the first one.
+                    if not self._guest.has_seed:
+                        self._note_boot()
                 await asyncio.sleep(_PAUSE_S)
 
     async def look(self) -> None:

@@ -57,7 +57,7 @@ class Guest:
         self.look_once_more: Callable[[], Awaitable[None]] = (
             _look_at_nothing  # when it is paused, at what would else be lost
         )
-        self._has_seed = started.vm.seed is not None
+        self.has_seed = started.vm.seed is not None  # it was not told yet whose it is
         kept = None if self.plan.is_new else self.plan.saved
         self.first_steps = FirstSteps() if kept is None else kept.first_steps
         # A machine that only has a disc has no disk of its own.
@@ -111,13 +111,13 @@ class Guest:
 
     async def take_seed(self) -> None:
         """Take out what cloud-init was told by; harmless when done. Raises VmError where that fails."""
-        if self._has_seed:
+        if self.has_seed:
             try:
                 await remove_device(self.qemu, SEED)
             except TimeoutError as exc:
                 raise VmError(Text("The machine did not give its seed back.")) from exc
             await self.qemu.execute("blockdev-del", **{"node-name": SEED})
-            self._has_seed = False
+            self.has_seed = False
             self._paths.seed.unlink(missing_ok=True)
 
     # Saving
@@ -135,7 +135,7 @@ class Guest:
         Raises:
             VmError: It cannot be now.
         """
-        if self._has_seed:
+        if self.has_seed:
             raise VmError(
                 Text("The machine is being set up by its first boot."), hint=Text("Try again in a moment.")
             )

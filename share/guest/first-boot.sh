@@ -56,6 +56,12 @@ show_console() {
     systemctl try-restart --no-block getty@tty1.service
 }
 
+finish() {
+    : > output
+    tell over 0
+    rm -rf "$PWD"
+}
+
 . ./environment
 # So that a later boot finds the same instance, when the volume is gone.
 seed=/var/lib/cloud/seed/nocloud
@@ -68,6 +74,7 @@ QEMUSPAWNER_HOME=$(getent passwd 1000 | cut -d : -f 6)
 if [ -z "$QEMUSPAWNER_HOME" ]; then
     echo 'The image has no user of its own.' > output
     tell personal 1
+    finish
     exit 1
 fi
 make_language > /dev/null 2>&1
@@ -96,12 +103,6 @@ if [ -e script ]; then
         as_user script sh -c "$(cat start-script)" start-script "$limit" < script
     fi
 fi
-
-finish() {
-    : > output
-    tell over 0
-    rm -rf "$PWD"
-}
 
 if [ -z "$QEMUSPAWNER_CLOUD_CONFIG" ]; then
     finish

@@ -405,7 +405,7 @@ async def test_nonsense_is_left_out_and_bounded() -> None:
 async def test_a_boot_ends_a_script_that_runs(boots_again: bool) -> None:
     """One that the user asked for, or of the disk that was kept."""
     running = FirstSteps(script=ScriptRun(state="running"))
-    guest = FakeGuest(first_steps=running)
+    guest = FakeGuest(first_steps=running, has_seed=False)
     if boots_again:
         guest.qemu.boots.put_nowait(None)
     else:
@@ -415,6 +415,25 @@ async def test_a_boot_ends_a_script_that_runs(boots_again: bool) -> None:
 
     assert told == ["warning: The start script was interrupted: the machine has booted anew meanwhile"]
     assert guest.first_steps == FirstSteps(done=1, script=ScriptRun(state="interrupted"))
+
+
+async def test_a_boot_before_anything_was_copied_is_followed_by_the_first_one() -> None:
+    guest = FakeGuest(
+        qemu=FakeQemu([b"", b"", line("copied") + line("begin") + line("script") + line("over")])
+    )
+    guest.qemu.boots.put_nowait(None)
+
+    assert await follow(guest) == ["info: Running the start script", "info: The start script is done"]
+
+
+def test_an_image_without_a_user_says_so(tmp_path: Path) -> None:
+    guest = CloudGuest(tmp_path / "guest", make_spec(script="#!/bin/sh\nid\n"))
+    (guest.root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+
+    guest.run()
+
+    assert guest.told[1:] == [("personal", 1, "The image has no user of its own.\n"), ("over", 0, "")]
+    assert not guest.folder.exists()
 
 
 async def test_a_machine_in_its_first_boot_is_not_saved_and_one_after_it_has_no_seed(tmp_path: Path) -> None:
