@@ -298,6 +298,17 @@ async def test_the_owner_reads_how_the_start_script_ended_and_what_it_wrote(
     await expect(other.get_by_role("button", name="Start script")).to_be_hidden()
 
 
+async def test_the_owner_reads_that_a_boot_has_interrupted_the_start_script(
+    session: Session, open_page: Open
+) -> None:
+    session.script = {"state": "interrupted", "code": None, "output": ""}
+    page = await open_page()
+
+    await page.get_by_role("button", name="Start script").click()
+
+    await expect(page.locator("#script-end")).to_have_text("It was interrupted, as the machine booted anew.")
+
+
 async def test_a_desktop_without_a_script_has_no_menu_for_it(open_page: Open) -> None:
     page = await open_page()
 
