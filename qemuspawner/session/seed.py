@@ -50,6 +50,9 @@ def _json(value: object) -> bytes:
 def _vendor_data(spec: SessionSpec) -> bytes:
     """Nobody logs in from outside: the image's user has no password and no keys, as its cloud-init has it."""
     config: dict[str, object] = {"ssh_pwauth": False, "disable_root": True, "manage_etc_hosts": "localhost"}
+    if spec.account is not None and spec.account.language:
+        # No: the script of ours sets it.
+        config["locale"] = "false"
     if spec.keyboard:
         keyboard = KEYBOARDS[spec.keyboard]
         config["keyboard"] = {"layout": keyboard.layout, "variant": keyboard.variant}

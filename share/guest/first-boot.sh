@@ -36,7 +36,7 @@ find_account() {
     return 1
 }
 
-# Cloud images have few; cloud-init's own way of making one fails in Debian 12.
+# Cloud images have few. cloud-init's own way of making one is a slow one, and fails in Debian 12.
 make_language() {
     language=$QEMUSPAWNER_LANGUAGE
     [ -n "$language" ] && [ -e "/usr/share/i18n/locales/$language" ] || return 0
@@ -89,7 +89,8 @@ for file in gift-*; do
     [ -e "$file" ] || continue
     case $file in
         *-files) as_user files tar --extract --skip-old-files --no-same-owner --directory="$home" < "$file" ;;
-        *-packages) run packages xargs sh ./install-packages < "$file" ;;
+        # Names of packages, so they may be split.
+        *-packages) run packages sh ./install-packages $(cat "$file") ;;
         *-program) run program sh ./start-script "$limit" < "$file" ;;
     esac
 done

@@ -70,7 +70,7 @@ def test_each_session_is_an_instance_of_its_own_with_its_name() -> None:
 
 
 def test_cloud_init_gets_the_keyboard_and_nobody_a_password_or_a_key() -> None:
-    vendor_data = seed_of(make_spec(keyboard="fr"))["vendor-data"].decode()
+    vendor_data = seed_of(make_spec(account=ZOE, keyboard="fr"))["vendor-data"].decode()
 
     first, parts = vendor_data.split("\n", 1)
     config, script = json.loads(parts)
@@ -80,6 +80,7 @@ def test_cloud_init_gets_the_keyboard_and_nobody_a_password_or_a_key() -> None:
         "ssh_pwauth": False,
         "disable_root": True,
         "manage_etc_hosts": "localhost",
+        "locale": "false",
         "keyboard": {"layout": "fr", "variant": ""},
     }
     assert script["type"] == "text/x-shellscript"
