@@ -224,7 +224,7 @@ class CloudGuest:
                 path,
                 "/bin/sh",
                 "-c",
-                f"sh {folder}/first-boot {folder}; wait; sleep 1",
+                f"sh {folder}/first-boot {folder}; while [ -e {folder} ]; do sleep 0.1; done",
             ],
             capture_output=True,
             text=True,
