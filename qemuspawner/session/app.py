@@ -27,7 +27,7 @@ from qemuspawner.session.rfb import Forward
 from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.shares import Shares
 from qemuspawner.session.sound import Sound
-from qemuspawner.session.stopping import StopSignal
+from qemuspawner.session.stopping import NOTICE, StopSignal
 from qemuspawner.session.supervisor import Supervisor
 from qemuspawner.session.thumbnails import Thumbnails
 from qemuspawner.session.visitors import CloseCode
@@ -83,7 +83,13 @@ async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
     """Run the session and its web side until the session has ended and pages had time to read why."""
     loop = asyncio.get_running_loop()
     stop = Ending(reason=Text("The desktop was stopped."), cause="stop", linger_s=0)
-    stop_signal.hand_to(lambda: loop.call_soon_threadsafe(supervisor.end, stop))
+    notice = Ending(
+        reason=Text("The desktop's time on the cluster is over, or the cluster needs its place."),
+        cause="lifetime",
+    )
+    stop_signal.hand_to(
+        lambda number: loop.call_soon_threadsafe(supervisor.end, notice if number == NOTICE else stop)
+    )
 
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)

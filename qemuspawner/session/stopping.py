@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-# USR1 is what a batch system sends before a job's time is over, and the hub through it.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What a batch system sends before a job's time is over, or where it wants its place back and gives notice.
+NOTICE = signal.SIGUSR1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, NOTICE)
 
 
 class StopSignal:
@@ -19,24 +20,24 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self._came = False
-        self._heed: Callable[[], object] | None = None
+        self._came = 0
+        self._heed: Callable[[int], object] | None = None
         for number in _SIGNALS:
             signal.signal(number, self._take)
 
-    def hand_to(self, heed: Callable[[], object]) -> None:
-        """Call `heed` for each stop from now on, and at once where one came before."""
+    def hand_to(self, heed: Callable[[int], object]) -> None:
+        """Call `heed` with the signal of each stop from now on, and at once where one came before."""
         self._heed = heed
         if self._came:
-            heed()
+            heed(self._came)
 
     def ignore(self) -> None:
         """Heed no stop any more: all is done."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
-    def _take(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self._came = number
         if self._heed is None:
             sys.exit(1)
-        self._heed()
+        self._heed(number)

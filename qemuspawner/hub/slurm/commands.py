@@ -134,7 +134,7 @@ class Slurm:
         Raises:
             SlurmError: It was not asked.
         """
-        await self._run("scancel", "--batch", "--signal=USR1", "--", job_id)
+        await self._run("scancel", "--batch", "--signal=INT", "--", job_id)
 
     async def _run(self, *command: str, given: bytes = b"") -> str:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
