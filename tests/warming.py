@@ -78,6 +78,11 @@ def put_template(state: StatePaths, machine: Machine, fits: Fingerprint, *, name
     return folder
 
 
+def agentless_script(*, answers: bool = True, hook_code: int = 0, says: str = "") -> str:
+    """The command `qemuspawner` for machines whose agent is played by the test."""
+    return _FAKE_AGENT.format(answers=answers, hook_code=hook_code, says=says) + _MAIN
+
+
 def command(state: Path, *arguments: str, script: str = _MAIN) -> list[str]:
     """`qemuspawner` in a process of its own; QEMU runs as the sessions' account."""
     return [sys.executable, "-c", script, "--state", str(state), *arguments, *_run_as()]
@@ -131,7 +136,7 @@ class PainterWarming:
     def start(
         self, *options: str, answers: bool = True, hook_code: int = 0, says: str = ""
     ) -> "subprocess.Popen[str]":
-        script = _FAKE_AGENT.format(answers=answers, hook_code=hook_code, says=says) + _MAIN
+        script = agentless_script(answers=answers, hook_code=hook_code, says=says)
         return subprocess.Popen(
             command(
                 self.state, "--machines", str(self.machines),

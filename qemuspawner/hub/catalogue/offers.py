@@ -57,6 +57,9 @@ class OffersMachines(LoggingConfigurable):
     @property
     def host_command(self) -> list[str]:
         """The administrator's command, with this hub's folders."""
-        program = Path(sys.executable).with_name("qemuspawner")
-        folders = [f"--machines={folder}" for folder in self.machine_folders]
-        return [str(program), f"--state={self.state_dir}", *folders]
+        return [str(Path(sys.executable).with_name("qemuspawner")), *self.host_arguments]
+
+    @property
+    def host_arguments(self) -> list[str]:
+        """What the administrator's command is to work with."""
+        return [f"--state={self.state_dir}", *(f"--machines={folder}" for folder in self.machine_folders)]

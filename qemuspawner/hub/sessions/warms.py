@@ -41,11 +41,16 @@ class WarmsUp(OffersMachines):
         if find_template_obstacle(machine):
             return
         missing = Missing(machine_id=machine.id, cpus=options.cpus, memory_mib=options.memory_mib)
-        warmer().request(missing, [*self._warm_command, *missing.arguments, *self._warm_arguments()])
+        command = [*self._warm_command, *missing.arguments, *self._warm_arguments()]
+        warmer().request(missing, self._place_warming(missing, command))
 
     @property
     def _warm_command(self) -> list[str]:
         return [*self.host_command, "warm"]
+
+    def _place_warming(self, _missing: Missing, command: list[str]) -> list[str]:
+        """`command`, or one that has it run where the desktops do."""
+        return command
 
     def _warm_arguments(self) -> list[str]:
         arguments = ["--nice", "--accelerator", self.accelerator]
