@@ -32,8 +32,9 @@ ScriptState = Literal["", "running", "done", "failed", "interrupted"]
 # What ends a session from outside, and may suspend it instead.
 SuspendOn = Literal["idle", "lifetime", "stop"]
 
-# What can be wrong with a desktop: its disk takes no more, its system has crashed, nobody answers.
-TroubleKind = Literal["disk-limit", "disk-full", "disk-error", "crashed", "silent"]
+# What can be wrong with a desktop: its host has lost the storage, its disk takes no more, its system has
+# crashed, nobody answers.
+TroubleKind = Literal["no-storage", "disk-limit", "disk-full", "disk-error", "crashed", "silent"]
 
 # What a person can do about a trouble: try the disk again, allow it more room, press the reset button.
 Act = Literal["retry", "extend", "reset"]
@@ -144,6 +145,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     account: Account | None = None  # who its user is in the guest; None: as the machine calls them
     sudo: Sudo = ""  # whether they may become root there; "": as the machine has it
     gifts: tuple[str, ...] = ()  # folders of the host, put into a new desktop one after the other
+    # Other hosts have the state folder too: after so long without it the desktop stands still. 0: none has.
+    lease_s: int = 0
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()

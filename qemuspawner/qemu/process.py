@@ -53,6 +53,7 @@ class QemuProcess:
         self._qmp = QMPClient("qemuspawner")
         self._qmp_socket: socket.socket | None = None
         self._limits_files = False
+        self._is_frozen = False
         self._exited = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._picture_lock = asyncio.Lock()
@@ -368,16 +369,32 @@ class QemuProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def freeze(self) -> None:
+        """Have it stand still, whatever it is doing; from any thread. It can still be killed."""
+        self._is_frozen = True
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on after `freeze`."""
+        self._is_frozen = False
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid and self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
     async def stop(self) -> None:
         """End QEMU now: `quit`, then SIGKILL. A guest that should shut down was asked before."""
-        if self.running:
+        if self.running and not self._is_frozen:
             with contextlib.suppress(VmError):
                 await self.execute("quit")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_QUIT_TIMEOUT_S):
                     await self._exited.wait()
         if self.running:
-            self._log.warning("QEMU did not quit; it is killed.")
+            if not self._is_frozen:
+                self._log.warning("QEMU did not quit; it is killed.")
             self._process.kill()
             await self._exited.wait()
         with contextlib.suppress(QMPError, EOFError, OSError):

@@ -18,6 +18,8 @@ from qemuspawner.locks import find_holder, try_lock
 from qemuspawner.paths import MAX_SOCKET_PATH, QMP_SOCKET, SessionPaths, StatePaths
 from qemuspawner.qemu.process import kill_orphan
 from qemuspawner.saved import delete_expired
+from qemuspawner.session.lease import Lease, ask_for, find_host, is_forgotten, revoke, still_held, take_over
+from qemuspawner.session.salvage import keep_left
 from qemuspawner.texts import Text
 
 log = logging.getLogger(__name__)
@@ -29,10 +31,12 @@ _NOT_GIVEN_BACK = Text("This desktop's former session cannot be ended.")
 
 
 @contextlib.contextmanager
-def claim(state: StatePaths, session_id: str) -> Iterator[SessionPaths]:
+def claim(state: StatePaths, session_id: str, *, lease: Lease | None = None) -> Iterator[SessionPaths]:
     """Make the session's directory, hold its lock, and delete at the end what is not to be kept.
 
-    A process that still holds it is a session that the hub no longer knows: it is ended first.
+    A process that still holds it is a session that the hub no longer knows: it is ended first, or asked to
+    end where it is on another host. A `lease` is for directories that other hosts have too: it is taken here,
+    and what another start has taken over meanwhile is left alone at the end.
 
     Raises:
         SessionError: The directory cannot be made, belongs to somebody else, or is not given back.
@@ -48,14 +52,21 @@ def claim(state: StatePaths, session_id: str) -> Iterator[SessionPaths]:
         )
     descriptor = _lock_directory(paths)
     try:
-        # What a killed predecessor left.
-        _kill_orphans(paths)
-        _delete_run(paths)
-        delete_expired(paths)
-        paths.vm.mkdir(mode=0o700)
-        yield paths
+        take_over(paths.root, patience_s=_TERMINATE_S)
+        try:
+            # What a killed predecessor left.
+            _kill_orphans(paths)
+            keep_left(paths)
+            _delete_run(paths)
+            delete_expired(paths)
+            if lease is not None:
+                lease.take()
+            paths.vm.mkdir(mode=0o700)
+            yield paths
+        finally:
+            if lease is None or lease.release():
+                _delete_session(paths)
     finally:
-        _delete_session(paths)
         os.close(descriptor)
 
 
@@ -75,11 +86,17 @@ def _lock_directory(paths: SessionPaths) -> int:
         time.sleep(0.1)
         holder = find_holder(paths.lock)
         now = time.monotonic()
-        if holder is None or holder <= 0:
+        host = find_host(paths.root)
+        if host:
+            # Whose process it is there, only that host knows.
+            ask_for(paths.root)
+        if host or holder is None or holder <= 0:
             # Gone by now, being swept, or not to be named from here.
             if not kill_at:
                 kill_at = now + _TERMINATE_S
             elif now > kill_at + _KILL_S:
+                if host:
+                    raise still_held(host)
                 raise SessionError(_NOT_GIVEN_BACK, hint=Text("Tell the administrator, or wait."))
             continue
         if not terminate_at:
@@ -146,10 +163,12 @@ def _sweep_one(paths: SessionPaths) -> bool:
         return False
     try:
         # Shared: whoever starts this session meanwhile waits, and does not take us for its owner.
-        if not try_lock(descriptor, shared=True):
+        if not try_lock(descriptor, shared=True) or not is_forgotten(paths.root):
             return False
         left = {entry.name for entry in paths.root.iterdir()}
+        revoke(paths.root)
         _kill_orphans(paths)
+        keep_left(paths)
         _delete_session(paths)
         if left <= {paths.lock.name, paths.saved.name} and paths.saved.exists():
             return False

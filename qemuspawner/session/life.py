@@ -98,6 +98,7 @@ class Life:
         self._way_back: Plan | None = None  # where a checkpoint that was gone back to does not work
         self._works: set[asyncio.Task[Any]] = set()  # what must not stop half-way
         self._was_up = False  # somebody could have used it
+        self._is_lost = False  # another host has taken the directory over: nothing in it is ours any more
         self.released = asyncio.Event()  # the hub has read why it failed, and stops us
         self._shut_down_by_guest = False
 

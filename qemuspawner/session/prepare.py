@@ -47,7 +47,9 @@ from qemuspawner.session.directory import claim
 from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
 from qemuspawner.session.folders import FolderPlan, check_required, plan_folders
 from qemuspawner.session.gpus import take_gpus
+from qemuspawner.session.holding import Holding
 from qemuspawner.session.job_gpus import JOB_VARIABLE, find_job_devices
+from qemuspawner.session.lease import Lease
 from qemuspawner.session.seed import make_seed
 from qemuspawner.spec import SessionSpec, Way
 from qemuspawner.texts import Text, list_texts
@@ -111,6 +113,7 @@ class Prepared:
     host: Host
     fingerprint: Fingerprint  # of the VM, taken before QEMU opened the image
     started: Started
+    holding: Holding | None = None  # where other hosts see the directory too
 
 
 def prepare(
@@ -137,7 +140,7 @@ def prepare(
         spec.accelerator, allow_tcg=spec.allow_tcg, qemu=qemu, probes=state.probes
     )
     # A predecessor that the hub has lost gives way here, and gives its memory and its GPUs back.
-    paths = stack.enter_context(claim(state, spec.session_id))
+    paths, holding = _claim(spec, state, stack)
     gpus = _take_gpus(spec, state, paths, stack)
     host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus)
     spec, plan = choose(spec, paths, host)
@@ -160,7 +163,24 @@ def prepare(
             else VmError(Text("It cannot be read: {strerror}.", strerror=exc.strerror))
         )
         started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
-    return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started)
+    return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started, holding=holding)
+
+
+def _claim(
+    spec: SessionSpec, state: StatePaths, stack: contextlib.ExitStack
+) -> tuple[SessionPaths, Holding | None]:
+    """The session's directory, for as long as `stack` is open."""
+    if not spec.lease_s:
+        return stack.enter_context(claim(state, spec.session_id)), None
+    lease = Lease(state.session(spec.session_id).root, lease_s=spec.lease_s)
+    try:
+        paths = stack.enter_context(claim(state, spec.session_id, lease=lease))
+    except OSError as exc:
+        raise SessionError(
+            Text("The session's directory cannot be used: {strerror}.", strerror=exc.strerror),
+            hint=Text("The administrator checks who owns the state folder, and its disk."),
+        ) from exc
+    return paths, stack.enter_context(Holding(lease))
 
 
 def _take_gpus(

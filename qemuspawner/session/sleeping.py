@@ -199,7 +199,7 @@ class Saves(Life):
     async def _keep_what_is_left(self) -> None:
         """After a failure: the disk is worth having where desktops are kept at all."""
         guest, keeper = self._guest, self.keeper
-        if guest is None or keeper is None or not self.spec.suspend_on or not self._was_up:
+        if guest is None or keeper is None or not self.spec.suspend_on or not self._was_up or self._is_lost:
             return
         await guest.stop()
         try:

@@ -13,6 +13,7 @@ from qemuspawner.resolutions import parse_resolution
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.first_boot import FirstBoot
 from qemuspawner.session.first_start import FirstStart
+from qemuspawner.session.giving_way import GivesWay
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.identity import sudo_of
@@ -31,7 +32,6 @@ from qemuspawner.session.prepare import (
     start_vm,
 )
 from qemuspawner.session.pulse import Pulse
-from qemuspawner.session.steering import Steers
 from qemuspawner.session.turns import take_turn
 from qemuspawner.texts import Text
 
@@ -46,7 +46,7 @@ _LAST_EVENT_S = 0.2
 _LONGEST_SLEEP_S = 30
 
 
-class Supervisor(Steers):
+class Supervisor(GivesWay):
     """One session from its spec to its end; what it knows is in `status()`."""
 
     def prepare(self) -> None:
@@ -99,6 +99,8 @@ class Supervisor(Steers):
         """One VM after the other, until the session is to end."""
         self.keeper = Keeper.of(prepared)
         started = prepared.started
+        if prepared.holding is not None:
+            self._heed(prepared.holding)
         while True:
             self._set_state("booting")
             guest = Guest(started, prepared.paths, self.spec.machine, log=self.log)
@@ -122,6 +124,8 @@ class Supervisor(Steers):
             if self._ending is not None:
                 break
             started = self._start(prepared, plan)
+        if prepared.holding is not None:
+            await self._settle(prepared.holding)
         await self._end(guest, self._ending)
 
     def _start(self, prepared: Prepared, plan: Plan) -> Started:
@@ -202,7 +206,8 @@ class Supervisor(Steers):
     async def _end(self, guest: Guest, ending: Ending) -> None:
         if self._state == "suspended":
             return
-        await self._usage.look_again(guest)
+        if not self._is_lost:
+            await self._usage.look_again(guest)
         self._message, self._hint = ending.reason, ending.hint
         if ending.failed:
             self._fail(SessionError(ending.reason, hint=ending.hint))
@@ -248,6 +253,7 @@ class Supervisor(Steers):
         # Nobody could have used it before.
         self.clocks.note_input()
         self._was_up = True
+        await self._note_left()
         self._progress = 100
         self._set_state("running")
         self.report(Text("The desktop is ready"), 100)

@@ -8,7 +8,9 @@ from qemuspawner.spec import Act, Trouble, TroubleKind
 from qemuspawner.texts import Text
 
 # What stops the machine comes before what only may.
-_WORST_FIRST: tuple[TroubleKind, ...] = ("disk-limit", "disk-full", "disk-error", "crashed", "silent")
+_WORST_FIRST: tuple[TroubleKind, ...] = (
+    *("no-storage", "disk-limit", "disk-full", "disk-error", "crashed", "silent"),
+)
 DISK: tuple[TroubleKind, ...] = ("disk-limit", "disk-full", "disk-error")
 
 

@@ -236,6 +236,7 @@ class LastRun:
     ready: float | None
     ended: float | None
     end: str
+    outcome: str  # an Outcome; "" while it runs
     first_started: float
 
 
@@ -263,6 +264,7 @@ def last_runs(records: Records, user: str) -> dict[str, LastRun]:
             ready=run.ready,
             ended=run.ended,
             end=run.why,
+            outcome=run.outcome,
             first_started=first_started,
         )
         for run, first_started in rows

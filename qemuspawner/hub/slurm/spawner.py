@@ -30,6 +30,7 @@ from qemuspawner.hub.slurm.owners import Owners
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.reaper import begin_reaping
 from qemuspawner.hub.slurm.script import make_arguments, make_script
+from qemuspawner.hub.slurm.shared import SharesStorage
 from qemuspawner.hub.slurm.warming import WarmsOnNodes
 from qemuspawner.internal_tls import VARIABLES
 from qemuspawner.spec import SessionSpec
@@ -53,7 +54,7 @@ _STOP_S = 300
 _CANCEL_S = 30
 
 
-class QemuSlurmSpawner(WarmsOnNodes, OffersCluster, QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
+class QemuSlurmSpawner(SharesStorage, WarmsOnNodes, OffersCluster, QemuSpawnerMixin, SlurmSpawner):  # type: ignore[misc]
     """Sessions are jobs of a Slurm cluster.
 
     batchspawner's own ways of asking Slurm are not used: they build shell commands out of what a user sends,
