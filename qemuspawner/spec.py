@@ -147,6 +147,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     gifts: tuple[str, ...] = ()  # folders of the host, put into a new desktop one after the other
     # Other hosts have the state folder too: after so long without it the desktop stands still. 0: none has.
     lease_s: int = 0
+    # A folder of the host's own disk for copies of images, each fetched once; "": they are used in place.
+    image_cache: str = ""
 
     def to_json(self) -> str:
         return msgspec.json.encode(self, enc_hook=encode_unit).decode()

@@ -48,6 +48,7 @@ from qemuspawner.session.disk_limits import disk_limit_mib, max_file_mib
 from qemuspawner.session.folders import FolderPlan, check_required, plan_folders
 from qemuspawner.session.gpus import take_gpus
 from qemuspawner.session.holding import Holding
+from qemuspawner.session.image_cache import ImageCache
 from qemuspawner.session.job_gpus import JOB_VARIABLE, find_job_devices
 from qemuspawner.session.lease import Lease
 from qemuspawner.session.seed import make_seed
@@ -67,6 +68,7 @@ class Host:
     qemu: Qemu
     accelerator: Accelerator
     gpus: tuple[Passed, ...] = ()  # those that this session has taken
+    cache: ImageCache | None = None  # of what lies on shared storage
 
     def fingerprint(self, machine: Machine, *, cpus: int, memory_mib: int) -> Fingerprint:
         """Raises OSError where a file of the image is missing."""
@@ -142,7 +144,8 @@ def prepare(
     # A predecessor that the hub has lost gives way here, and gives its memory and its GPUs back.
     paths, holding = _claim(spec, state, stack)
     gpus = _take_gpus(spec, state, paths, stack)
-    host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus)
+    cache = ImageCache.within(spec.image_cache) if spec.image_cache else None
+    host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus, cache=cache)
     spec, plan = choose(spec, paths, host)
     _check_supported(spec)
     check_image(spec.machine.image)
@@ -348,6 +351,9 @@ def start_vm(
         QemuSpawnerError: What is missing or wrong.
     """
     outside = _plan_network(spec, paths)
+    if host.cache is not None:
+        # Only this VM knows: what is saved of it is woken on any host.
+        spec = structs.replace(spec, machine=host.cache.localise(spec.machine, report))
     report(Text("Making your own copy of the machine's disk"), 15)
     _empty(paths.vm)
     uefi_code = None
@@ -357,7 +363,7 @@ def start_vm(
         shutil.copyfile(kept, paths.firmware_vars)
     layers = _make_disk(spec, paths, plan)
     with contextlib.ExitStack() as opened:
-        memory, state = _open_saved(spec, plan, memories or {}, opened)
+        memory, state = _open_saved(spec, host, plan, memories or {}, opened, report)
         lan = None
         if spec.machine.has_lan:
             at = opened.enter_context(opened_lan(spec.network))
@@ -488,7 +494,12 @@ def _make_disk(spec: SessionSpec, paths: SessionPaths, plan: Plan) -> tuple[Path
 
 
 def _open_saved(
-    spec: SessionSpec, plan: Plan, memories: Mapping[str, int], opened: contextlib.ExitStack
+    spec: SessionSpec,
+    host: Host,
+    plan: Plan,
+    memories: Mapping[str, int],
+    opened: contextlib.ExitStack,
+    report: Report,
 ) -> tuple[Memory, int | None]:
     """The VM's memory, and the descriptor of the state that it goes on from."""
     memory = Memory(size_mib=spec.memory_mib)
@@ -503,6 +514,8 @@ def _open_saved(
         digest = plan.saved.files[file.name].digest
         descriptor = memories.get(digest)
         if descriptor is None:
+            if host.cache is not None:
+                file = Path(host.cache.find(str(file), report))
             descriptor = load_memory(file, digest=digest)
             opened.callback(os.close, descriptor)
         memory = Memory(size_mib=spec.memory_mib, descriptor=descriptor)

@@ -1,7 +1,7 @@
 """What nodes have in common, the storage, and what each has for itself: the traits for it."""
 
 from msgspec import structs
-from traitlets import Integer
+from traitlets import Integer, Unicode
 
 from qemuspawner.hub.mixin import QemuSpawnerMixin
 from qemuspawner.hub.runs.runs import last_runs
@@ -21,6 +21,13 @@ class SharesStorage(QemuSpawnerMixin):
         Who starts it on another node waits a little longer than that: no disk ever has two desktops.
         """,
     ).tag(config=True)
+    image_cache = Unicode(
+        "",
+        help="""A folder on each node's own disk to which images are copied once, such as "/local/desktops".
+
+        "": they are read from `state_dir`, over the network.
+        """,
+    ).tag(config=True)
 
     _was_lost = False
 
@@ -35,4 +42,4 @@ class SharesStorage(QemuSpawnerMixin):
         await super().follow_start()
 
     def make_spec(self) -> SessionSpec:
-        return structs.replace(super().make_spec(), lease_s=self.lease)
+        return structs.replace(super().make_spec(), lease_s=self.lease, image_cache=self.image_cache)
