@@ -17,7 +17,12 @@ def find_processes(paths: SessionPaths) -> list[int]:
 
 def find_qemu(paths: SessionPaths) -> int | None:
     """The session's QEMU itself, without its walls."""
-    return next((pid for pid, program in _named(paths) if Path(program).name.startswith("qemu-system")), None)
+    return next(iter(find_qemus(paths)), None)
+
+
+def find_qemus(paths: SessionPaths) -> list[int]:
+    """All of them, where there should be one at most."""
+    return [pid for pid, program in _named(paths) if Path(program).name.startswith("qemu-system")]
 
 
 def _named(paths: SessionPaths) -> Iterator[tuple[int, str]]:

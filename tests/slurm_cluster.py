@@ -38,12 +38,13 @@ class SlurmCluster:
         """Where nodes reach what listens on this host."""
         return f"{_NET}.1"
 
-    def run(self, *command: str, check: bool = True) -> str:
+    def run(self, *command: str, check: bool = True, errors: bool = False) -> str:
+        """What it prints, with what it complains about where `errors` are wanted."""
         done = subprocess.run(
             command, env={**os.environ, "SLURM_CONF": str(self.config)}, capture_output=True, text=True
         )
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
-        return done.stdout
+        return done.stdout + (done.stderr if errors else "")
 
     # Nodes
 
@@ -58,6 +59,11 @@ class SlurmCluster:
         command = ("sinfo", "-h", "-p", "desktop", "-t", "idle", "-o", "%D")
         self._wait(lambda: self.run(*command, check=False).strip() == str(NODES))
 
+    def wait_until_answering(self, node: int) -> None:
+        """It may have jobs."""
+        command = ("sinfo", "-h", "-n", f"n{node}", "-p", "desktop", "-o", "%t")
+        self._wait(lambda: self.run(*command, check=False).strip() in ("idle", "mix", "alloc"))
+
     def cut(self, node: int) -> None:
         """Take its network away; what runs there goes on."""
         self.run("ip", "link", "set", f"{self.tag}-{node}", "down")
@@ -70,6 +76,27 @@ class SlurmCluster:
         for pid in self._pids(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def is_drained(self, node: int) -> Iterator[None]:
+        """Nothing new starts there."""
+        self.run("scontrol", "update", f"nodename=n{node}", "state=drain", "reason=test")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", f"nodename=n{node}", "state=resume")
+
+    @contextlib.contextmanager
+    def controller_is_down(self) -> Iterator[None]:
+        """As for an upgrade: it has written down which jobs there are."""
+        pid = int((self.folder / "slurmctld.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        self._wait(lambda: not Path(f"/proc/{pid}").exists())
+        try:
+            yield
+        finally:
+            self.run("slurmctld", "-f", str(self.config))
+            self._wait(lambda: "UP" in self.run("scontrol", "ping", check=False))
 
     @contextlib.contextmanager
     def munge_is_down(self) -> Iterator[None]:
@@ -182,7 +209,10 @@ KillWait=5
 MinJobAge=30
 SlurmdTimeout=10
 MessageTimeout=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}PartitionName=desktop Nodes=n[1-{NODES}] Default=YES DefaultTime=10:00 MaxTime=4:00:00 State=UP
+PartitionName=urgent Nodes=n[1-{NODES}] PriorityTier=10 DefaultTime=5:00 MaxTime=5:00 State=UP
 PartitionName=short Nodes=n1 DefaultTime=1:00 MaxTime=5:00 State=UP
 PartitionName=gpu Nodes=n{last} DefaultTime=10:00 MaxTime=1:00:00 State=UP
 """)

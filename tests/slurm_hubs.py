@@ -54,8 +54,10 @@ async def refused_by_form(hub: hubs.Hub, person: hubs.Person, **fields: str) -> 
 
 def prepare_state(state: Path) -> None:
     """What of the nodes' storage is the administrator's to prepare."""
-    (state / "sessions").mkdir(mode=0o711)
-    shutil.chown(state / "sessions", hubs.sessions_account())
+    for name in ("sessions", "templates"):
+        (state / name).mkdir(mode=0o755)
+        shutil.chown(state / name, hubs.sessions_account())
+    (state / "sessions").chmod(0o711)
 
 
 def running_slurm_hub(

@@ -2,39 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import aiohttp
 import hubs
 import pytest
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, slurm_config
 
-from qemuspawner.hub.runs.runs import find_run
-from qemuspawner.hub.slurm.commands import SlurmError, tag
-
-
-@pytest.fixture
-async def hub(
-    request: pytest.FixtureRequest,
-    hub_app: Any,
-    cluster: SlurmCluster,
-    state_dir: Path,
-    machines_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[hubs.Hub]:
-    prepare_state(state_dir)
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    config = slurm_config(state_dir, machines_dir, cluster)
-    config.JupyterHub.update(getattr(request, "param", {}))
-    # Else they are written to the working directory.
-    config.JupyterHub.internal_certs_location = str(tmp_path / "certificates")
-    async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
-        yield hub
-
+from qemuspawner.hub.slurm.commands import tag
 
 # Of a job that only has to be there.
 SMALL = ("--time=5", "--output=/dev/null")
@@ -81,7 +55,8 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
         async with asyncio.timeout(30):
             async for event in spawner.progress():
                 said.append(str(event["message"]))
-                if "Place" in said[-1]:
+                # The others may still be on their way.
+                if said[-1].startswith("Place 2 of 2"):
                     break
 
         await hub.stop(alice)
@@ -93,35 +68,6 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
     assert any(text.startswith("Waiting") for text in said)
     assert said[-1].startswith("Place 2 of 2 in the queue")
     assert waiting == blockers[3:]
-
-
-async def test_a_job_that_is_cancelled_on_the_cluster_is_gone_from_the_hub(
-    hub: hubs.Hub, cluster: SlurmCluster
-) -> None:
-    alice = await hub.with_token("alice")
-    await hub.start(alice, {})
-    await hub.wait_until_ready("alice")
-
-    cluster.run("scancel", *jobs(cluster))
-    async with asyncio.timeout(60):
-        while await hub.spawner("alice").poll() is None:
-            await asyncio.sleep(0.5)
-
-
-async def test_no_answer_from_slurm_is_not_the_end_of_a_desktop(hub: hubs.Hub, cluster: SlurmCluster) -> None:
-    """As where munge is down, without which Slurm answers nobody."""
-    alice = await hub.with_token("alice")
-    await hub.start(alice, {})
-    await hub.wait_until_ready("alice")
-    spawner = hub.spawner("alice")
-
-    with cluster.munge_is_down():
-        with pytest.raises(SlurmError):
-            await spawner._queue.find_job(spawner.job_id, max_age_s=0)
-        assert await spawner.poll() is None
-
-    assert await spawner.poll() is None
-    assert len(jobs(cluster, "running")) == 1
 
 
 async def test_a_session_tells_its_port_and_nothing_else(hub: hubs.Hub, cluster: SlurmCluster) -> None:
@@ -187,7 +133,7 @@ async def test_a_start_ends_a_former_job_of_its_server_first(hub: hubs.Hub, clus
     spawner = hub.spawner("alice")
     former = await spawner._slurm.submit(
         [f"--comment={tag(spawner._hub_id, spawner.session_id)}", *SMALL],
-        "#!/bin/sh\ntrap 'exit 0' USR1\nsleep 300 & wait\n",
+        "#!/bin/sh\ntrap 'exit 0' INT\nsleep 300 & wait\n",
     )
 
     await hub.start(alice, {})
@@ -214,30 +160,3 @@ async def test_with_internal_tls_nobody_reads_along_between_the_nodes(hub: hubs.
 
     assert url.startswith("https://198.18.77.1")
     assert (status, answer["state"]) == (200, "running")
-
-
-async def test_who_had_a_desktop_on_a_node_that_is_lost_reads_so(
-    hub: hubs.Hub, cluster: SlurmCluster
-) -> None:
-    """And nothing starts it anew elsewhere, where two desktops would have one disk."""
-    alice = await hub.with_token("alice")
-    await hub.start(alice, {})
-    await hub.wait_until_ready("alice")
-    spawner = hub.spawner("alice")
-    job_id, run_id = spawner.job_id, spawner.run_id
-    node = cluster.run("squeue", "-h", "-o", "%N").strip()
-
-    cluster.kill(int(node.removeprefix("n")))
-    try:
-        async with asyncio.timeout(90):
-            while await spawner.poll() is None:
-                await asyncio.sleep(1)
-        state = cluster.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").strip()
-        run = find_run(spawner.records, run_id)
-    finally:
-        cluster.boot(int(node.removeprefix("n")))
-        cluster.wait_until_idle()
-
-    assert state == "NODE_FAIL"
-    assert run is not None
-    assert (run.outcome, run.end) == ("lost", f"The cluster lost the node {node} that the desktop ran on.")
