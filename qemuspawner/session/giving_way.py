@@ -62,7 +62,7 @@ class GivesWay(Steers):
     async def _note_left(self) -> None:
         """Have the disk kept should this host be lost, where desktops are kept at all."""
         prepared, keeper = self._prepared, self.keeper
-        if prepared is None or prepared.holding is None or keeper is None or not self.spec.suspend_on:
+        if prepared is None or prepared.host.holding is None or keeper is None or not self.spec.suspend_on:
             return
         try:
             await asyncio.to_thread(note_left, keeper.paths, keeper.spec, keeper.fingerprint)

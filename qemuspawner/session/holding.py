@@ -9,7 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
+from qemuspawner.errors import SessionError
 from qemuspawner.session.lease import Lease, LeaseLostError, now_s
+from qemuspawner.texts import Text
 
 # Of a lease's time: written to so often, and the clock looked at.
 _RENEWALS = 6
@@ -47,6 +49,14 @@ class Holding:
     def is_wanted(self) -> bool:
         """Whether another start waits for this session's end."""
         return self._is_wanted
+
+    def check(self) -> None:
+        """Raise SessionError where the directory may be another host's by now."""
+        if self._hold != "held":
+            raise SessionError(
+                Text("The desktop's storage did not answer for too long while it started."),
+                hint=Text("Try again."),
+            )
 
     def heed(self, *, freeze: Callable[[], None], thaw: Callable[[], None], tell: Callable[[], None]) -> None:
         """Whom to call from now on, from threads: to stop QEMU, to let it go on, and of each change."""

@@ -23,8 +23,9 @@ _PREFIX = "lease-"
 # Made by who waits for the directory, for its holder to see.
 _WANTED = "wanted"
 _LOOK_EVERY_S = 0.5
-# Of what cannot be read, and of one that nobody has written to since: nothing stands still for so long.
-_UNKNOWN_S = 60.0
+# How long one of an unknown length may be, at most; the hub's trait `lease` is bounded by that.
+_UNKNOWN_S = 180.0
+# So long nobody is late who will ever be back, however wrong a host's clock is.
 _FORGOTTEN_S = 3600.0
 
 

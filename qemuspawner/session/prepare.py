@@ -69,6 +69,7 @@ class Host:
     accelerator: Accelerator
     gpus: tuple[Passed, ...] = ()  # those that this session has taken
     cache: ImageCache | None = None  # of what lies on shared storage
+    holding: Holding | None = None  # where other hosts have the session's directory too
 
     def fingerprint(self, machine: Machine, *, cpus: int, memory_mib: int) -> Fingerprint:
         """Raises OSError where a file of the image is missing."""
@@ -115,7 +116,6 @@ class Prepared:
     host: Host
     fingerprint: Fingerprint  # of the VM, taken before QEMU opened the image
     started: Started
-    holding: Holding | None = None  # where other hosts see the directory too
 
 
 def prepare(
@@ -145,7 +145,7 @@ def prepare(
     paths, holding = _claim(spec, state, stack)
     gpus = _take_gpus(spec, state, paths, stack)
     cache = ImageCache.within(spec.image_cache) if spec.image_cache else None
-    host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus, cache=cache)
+    host = Host(qemu=qemu, accelerator=accelerator, gpus=gpus, cache=cache, holding=holding)
     spec, plan = choose(spec, paths, host)
     _check_supported(spec)
     check_image(spec.machine.image)
@@ -166,7 +166,7 @@ def prepare(
             else VmError(Text("It cannot be read: {strerror}.", strerror=exc.strerror))
         )
         started = start_vm(spec, paths, host, boot_instead(spec, reason), stack, report)
-    return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started, holding=holding)
+    return Prepared(spec=spec, paths=paths, host=host, fingerprint=fits, started=started)
 
 
 def _claim(
@@ -354,6 +354,9 @@ def start_vm(
     if host.cache is not None:
         # Only this VM knows: what is saved of it is woken on any host.
         spec = structs.replace(spec, machine=host.cache.localise(spec.machine, report))
+    if host.holding is not None:
+        # Copying may have taken minutes; from here on the directory is written to.
+        host.holding.check()
     report(Text("Making your own copy of the machine's disk"), 15)
     _empty(paths.vm)
     uefi_code = None

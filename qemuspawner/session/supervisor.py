@@ -99,8 +99,8 @@ class Supervisor(GivesWay):
         """One VM after the other, until the session is to end."""
         self.keeper = Keeper.of(prepared)
         started = prepared.started
-        if prepared.holding is not None:
-            self._heed(prepared.holding)
+        if prepared.host.holding is not None:
+            self._heed(prepared.host.holding)
         while True:
             self._set_state("booting")
             guest = Guest(started, prepared.paths, self.spec.machine, log=self.log)
@@ -124,8 +124,8 @@ class Supervisor(GivesWay):
             if self._ending is not None:
                 break
             started = self._start(prepared, plan)
-        if prepared.holding is not None:
-            await self._settle(prepared.holding)
+        if prepared.host.holding is not None:
+            await self._settle(prepared.host.holding)
         await self._end(guest, self._ending)
 
     def _start(self, prepared: Prepared, plan: Plan) -> Started:

@@ -14,6 +14,25 @@ from qemuspawner.session.lease import ask_for
 LEASE_S = 1
 
 
+# Between its lease and its disk another host comes, and has noticed that it is late.
+_LATE = """
+import time
+from qemuspawner.session import main, prepare
+
+plan_network = prepare._plan_network
+
+def late(spec, paths):
+    for lease in paths.root.glob("lease-*"):
+        lease.unlink()
+    time.sleep(1)
+    paths.overlay(0).write_text("another host's")
+    return plan_network(spec, paths)
+
+prepare._plan_network = late
+main()
+"""
+
+
 def lease_of(session: Session) -> Path:
     return next(session.paths.root.glob("lease-*"))
 
@@ -93,3 +112,14 @@ def test_its_disk_is_locked_by_qemu_itself(start: Callable[..., Session]) -> Non
 
     assert done.returncode != 0
     assert "lock" in done.stderr
+
+
+def test_a_start_whose_directory_was_taken_over_meanwhile_touches_nothing_in_it(
+    start: Callable[..., Session],
+) -> None:
+    """As where copying the image took long, and the storage was away for a while."""
+    session = start(lease_s=LEASE_S, program=_LATE)
+
+    wait_for(lambda: session.probe() == 503)
+
+    assert session.paths.overlay(0).read_text() == "another host's"

@@ -75,11 +75,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_what_is_written_to_in_time_is_not_taken_over(
     paths: SessionPaths, on_host: Callable[[str], None]
 ) -> None:
-    with Holding(taken(paths, lease_s=0.6)):
+    with Holding(taken(paths, lease_s=1.2)):
         on_host("n2")
 
         with pytest.raises(SessionError, match="still runs on the node n1"):
-            take_over(paths.root, patience_s=2)
+            take_over(paths.root, patience_s=4)
 
 
 def test_its_holder_is_asked_to_end(paths: SessionPaths, on_host: Callable[[str], None]) -> None:
