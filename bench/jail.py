@@ -1,6 +1,6 @@
 """What the walls around QEMU cost a start, and how soon a full host says no.
 
-    python bench/jail.py [--rounds N]
+    python bench/jail.py [--rounds N] [--only jail|refusals]
 
 All in one run on one machine: the painter guest started with the jail and without, interleaved, from QEMU's
 command to the display's answer; the memory of what stands around QEMU; ten starts at once through a hub on a
@@ -146,11 +146,14 @@ async def ask(hub: hubs.Hub, person: hubs.Person) -> tuple[int, float, str]:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", choices=("jail", "refusals"))
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     print(f"QEMU {find_qemu().build}\n")
-    await measure_jail(arguments.rounds)
-    await measure_refusals(max(1, arguments.rounds // 5))
+    if arguments.only != "refusals":
+        await measure_jail(arguments.rounds)
+    if arguments.only != "jail":
+        await measure_refusals(max(1, arguments.rounds // 5))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from traitlets import HasTraits
 from qemuspawner import hub
 from qemuspawner.cli import _parser
 from qemuspawner.hub import metrics
+from qemuspawner.hub.admission import gate
 from qemuspawner.machine import Machine
 from qemuspawner.scopes import CUSTOM_SCOPES
 from qemuspawner.session.routes import ROUTES
@@ -132,7 +133,8 @@ def hub_routes() -> list[tuple[str, str]]:
     return [
         (path, method.upper())
         for path, handler in routes
-        if handler.__module__.startswith("qemuspawner.")
+        # Those of the gate are JupyterHub's own routes.
+        if handler.__module__.startswith("qemuspawner.") and handler.__module__ != gate.__name__
         for method in ("get", "head", "post", "put", "patch", "delete")
         if getattr(handler, method) is not getattr(RequestHandler, method)
     ]

@@ -45,11 +45,13 @@ class KeepsPromise(_Below):  # type: ignore[misc]
     """Part of `QemuSpawnerMixin`: what this server's desktop was promised, from its start to its end."""
 
     _promise: Promise | None = None
+    # For a start that JupyterHub has yet to begin with.
+    _claimed: Promise | None = None
 
     @property
     def promise(self) -> Promise | None:
         """None where nothing of this server runs, starts or stops."""
-        return self._promise if self.active else None
+        return self._claimed or (self._promise if self.active else None)
 
     def note_deadline(self, status: SessionStatus) -> None:
         """Its session has said until when it lasts; people extend it."""

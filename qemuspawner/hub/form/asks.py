@@ -11,6 +11,7 @@ from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.admission.admission import Admission, ShortageError
 from qemuspawner.hub.admission.claims import ClaimsCapacity
 from qemuspawner.hub.admission.drains import DrainedError, HeedsDrains
+from qemuspawner.hub.admission.gate import ChecksFirst
 from qemuspawner.hub.desktops.keeps import KeepsDesktops
 from qemuspawner.hub.desktops.shown import show_kept, show_saved
 from qemuspawner.hub.form import form
@@ -52,6 +53,7 @@ class AsksOptions(
     LimitTraits,
     TermsTraits,
     ClaimsCapacity,
+    ChecksFirst,
     HeedsDrains,
     HeedsAnnouncements,
     KeepsDesktops,
@@ -60,6 +62,7 @@ class AsksOptions(
 
     handler: Any
     user_options: Any
+    apply_user_options: Any
 
     _options: Options | None = None
 
@@ -105,9 +108,22 @@ class AsksOptions(
             self._store_options(without_once(stored))
 
     async def _apply_options(self, user_options: Mapping[str, object]) -> None:
+        """JupyterHub comes to a start, whose options it has stored."""
+        checked = self.take_claim()
+        if checked is None:
+            await self.check_options(user_options)
+        else:
+            self._store_options(checked)
+
+    @property
+    def can_check_first(self) -> bool:
+        # A function of the administrator's may change the options.
+        return super().can_check_first and self.apply_user_options is AsksOptions._apply_options
+
+    async def check_options(self, user_options: Mapping[str, object]) -> None:
         """Check the options of this start, wherever they came from.
 
-        JupyterHub has stored them already: refused ones are taken back, or the next start would use them.
+        Refused ones are taken back where they are stored already, or the next start would use them.
         """
         self._options = None
         asked_for = user_options
