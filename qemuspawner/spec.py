@@ -41,7 +41,17 @@ Act = Literal["retry", "extend", "reset"]
 
 # What stands around QEMU; `qemu.walls` says of each what it is for.
 Wall = Literal[
-    "seccomp", "privileges", "core", "oom", "capabilities", "processes", "files", "network", "ipc", "users"
+    "seccomp",
+    "privileges",
+    "core",
+    "oom",
+    "memory",
+    "capabilities",
+    "processes",
+    "files",
+    "network",
+    "ipc",
+    "users",
 ]
 
 # What the hub writes down as it was told fits into its records.

@@ -48,6 +48,21 @@ CHATTERER = bytes.fromhex(
     "baf803 b041 ee"  # mov dx, 3f8h; out dx, "A"
     "ebf0"  # jmp again
 )
+# Waits for a key, then says on its serial port as the clipboard's agent (VDAgent) that a text of 4 GiB comes,
+# and sends it in pieces of 1984 bytes.
+COPIER = (
+    bytes.fromhex(
+        "31c0 8ed8"  # ds = 0
+        "cd16"  # wait for a key
+        "be407c b92800 e81400"  # the announcement at 7c40h: send 40 bytes
+        "be387c b90800 e80b00"  # again: a piece's head at 7c38h: send 8
+        "be007c b9c007 e80200 ebec"  # 1984 bytes of anything; jmp again
+        "bafd03 ec a820 74fb"  # send: until the port takes a byte
+        "baf803 ac ee e2f1 c3"  # lodsb; out dx, al; loop; ret
+    ).ljust(0x38, b"\0")
+    + bytes.fromhex("01000000 c0070000")
+    + bytes.fromhex("01000000 20000000 01000000 04000000 0000000000000000 00f0ffff").ljust(40, b"\0")
+)
 # Its system says by the panic device that it has crashed, as often as it can.
 PANICKER = bytes.fromhex(
     "ba0505"  # mov dx, 505h

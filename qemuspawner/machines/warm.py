@@ -456,7 +456,8 @@ def _start(order: _Order, paths: SessionPaths, memory: int) -> "subprocess.Popen
     command = [str(host.qemu.program), *qemu_args(vm)]
     if host.jail:
         command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
-    tied = tie_to_parent(limited(command), parent_pid=os.getpid(), account=host.account)
+    command = limited(command, memory_mib=order.memory_mib, cpus=order.cpus)
+    tied = tie_to_parent(command, parent_pid=os.getpid(), account=host.account)
     return start_qemu(tied, work_dir=paths.vm, inherited=[memory])
 
 

@@ -1,9 +1,9 @@
 """The walls around QEMU: it dies with its supervisor, is bounded, and sees nothing but its own files.
 
-From outside in: `setpriv` (killed when the supervisor dies), `prlimit` (how large a file may become, no core
-files), `unshare` (a process-id namespace, so that whatever is inside dies as one), `bwrap` (bubblewrap: own
-file system, no network, no capabilities). QEMU's seccomp filter (`-sandbox`) stands inside. All of it works
-without privileges. Whether they stand around a QEMU that runs is for `walls` to see.
+From outside in: `setpriv` (killed when the supervisor dies), `prlimit` (how large its files and its memory
+may become, no core files), `unshare` (a process-id namespace, so that whatever is inside dies as one) and
+`bwrap` (bubblewrap: own file system, no network, no capabilities). QEMU's seccomp filter (`-sandbox`) stands
+inside. All of it works without privileges. Whether they stand around a QEMU that runs is for `walls` to see.
 """
 
 import os
@@ -22,6 +22,12 @@ _TOOLS = ("setpriv", "unshare", "bwrap", "choom", "prlimit")
 
 # The kernel takes the VM before the supervisor, and the supervisor before the hub.
 OOM_SCORE = 500
+
+# What QEMU may map beside the guest's memory and its CPUs' stacks, most of which it never touches: 350 MiB by
+# emulation, the stacks of up to 64 threads for its disk, two screens of 256 MiB. QEMU 7.2 itself has no bound
+# for what a guest says that it has copied: room is made for up to 4 GiB of that.
+_BESIDE_MIB = 1536
+_STACK_MIB = 8
 
 # Far more than a QEMU with every device has open.
 MAX_OPEN_FILES = 4096
@@ -53,12 +59,18 @@ def tie_to_parent(
     ]
 
 
-def limited(command: Sequence[str], *, file_mib: int | None = None) -> list[str]:
+def limited(
+    command: Sequence[str], *, memory_mib: int = 0, cpus: int = 0, file_mib: int | None = None
+) -> list[str]:
     """`command`, whose files cannot become larger than `file_mib`, and which leaves no core file.
 
-    That would hold the guest's memory. Nothing that runs in it can do more, whoever is in control of it.
+    That would hold the guest's memory. It may map as much memory as a QEMU for a guest of this size does at
+    most. Nothing that runs in it can do more, whoever is in control of it.
     """
-    bounds = ["--core=0", f"--nofile={MAX_OPEN_FILES}"]
+    data_mib = memory_mib + cpus * _STACK_MIB + _BESIDE_MIB
+    # Of its threads, too: some sites have a limit of gigabytes.
+    stack = f"--stack={_STACK_MIB << 20}:"
+    bounds = ["--core=0", f"--data={data_mib << 20}", stack, f"--nofile={MAX_OPEN_FILES}"]
     if file_mib is not None:
         bounds.append(f"--fsize={file_mib << 20}")
     return ["prlimit", *bounds, *command]

@@ -21,7 +21,7 @@ from qemuspawner.spec import Wall
 from qemuspawner.texts import Text
 
 # Around every QEMU, and those that the jail adds.
-ALWAYS: tuple[Wall, ...] = ("seccomp", "privileges", "core", "oom")
+ALWAYS: tuple[Wall, ...] = ("seccomp", "privileges", "core", "oom", "memory")
 JAIL: tuple[Wall, ...] = ("capabilities", "processes", "files", "network", "ipc", "users")
 
 # What each of them keeps from QEMU, or keeps it from.
@@ -30,6 +30,7 @@ MEANINGS: Mapping[Wall, str] = {
     "privileges": "way to gain privileges by another program",
     "core": "file of the guest's memory after a crash",
     "oom": "memory that the hub needs when there is little",
+    "memory": "memory of the host beyond its guest's and 1.5 GiB",
     "capabilities": "right of an administrator",
     "processes": "process of the host",
     "files": "file but its own",
@@ -71,8 +72,7 @@ def find_walls(pid: int) -> tuple[Wall, ...]:
     process = Path("/proc") / str(pid)
     try:
         standing = _find_in_status((process / "status").read_text(errors="replace"))
-        if _has_no_core(process / "limits"):
-            standing.add("core")
+        standing |= _find_in_limits((process / "limits").read_text())
         if int((process / "oom_score_adj").read_text()) >= OOM_SCORE:
             standing.add("oom")
         for wall, name in _NAMESPACES.items():
@@ -98,10 +98,20 @@ def _find_in_status(status: str) -> set[Wall]:
     return standing
 
 
-def _has_no_core(limits: Path) -> bool:
-    lines = [line.split() for line in limits.read_text().splitlines()]
+def _find_in_limits(limits: str) -> set[Wall]:
     # "Max core file size  0  0  bytes": soft and hard.
-    return any(words[:4] == ["Max", "core", "file", "size"] and words[4:6] == ["0", "0"] for words in lines)
+    hard = {name.strip(): words.split()[1] for name, words in map(_split_limit, limits.splitlines()[1:])}
+    standing: set[Wall] = set()
+    if hard["Max core file size"] == "0":
+        standing.add("core")
+    if hard["Max data size"] != "unlimited":
+        standing.add("memory")
+    return standing
+
+
+def _split_limit(line: str) -> tuple[str, str]:
+    """Its name, and the rest of the line; the kernel writes it in columns."""
+    return line[:26], line[26:]
 
 
 def try_walls(qemu: Qemu) -> tuple[Wall, ...]:

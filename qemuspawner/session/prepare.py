@@ -421,7 +421,12 @@ def start_vm(
             )
             inherited += [one.descriptor for one in exported]
         limit_mib = disk_limit_mib(spec, vm)
-        command = limited(command, file_mib=max_file_mib(spec, limit_mib))
+        command = limited(
+            command,
+            memory_mib=spec.memory_mib,
+            cpus=spec.cpus,
+            file_mib=max_file_mib(spec, limit_mib),
+        )
         process = start_qemu(
             tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
         )

@@ -482,7 +482,7 @@ function makeHost({ name, desktops: count, cpus, memory_mib: memory, walls, drai
 }
 
 // In the order in which they are told; qemuspawner/spec.py has the same.
-const WALLS = ["seccomp", "privileges", "core", "oom", "capabilities", "processes", "files", "network", "ipc", "users"];
+const WALLS = ["seccomp", "privileges", "core", "oom", "memory", "capabilities", "processes", "files", "network", "ipc", "users"];
 
 /** The walls around the desktops of a host: all, or which of them are missing. */
 function describeWalls(walls) {

@@ -114,7 +114,9 @@ def test_the_jail_is_what_the_golden_file_says(
 ) -> None:
     qemu = ["/usr/bin/qemu-system-x86_64"]
     command = in_jail(qemu, work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
-    compare_with_golden("jail", tie_to_parent(limited(command, file_mib=4096), parent_pid=4711))
+    compare_with_golden(
+        "jail", tie_to_parent(limited(command, memory_mib=2048, cpus=2, file_mib=4096), parent_pid=4711)
+    )
 
 
 def test_a_gpu_adds_its_nodes_and_folders_to_the_jail_and_nothing_more() -> None:

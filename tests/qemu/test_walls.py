@@ -35,13 +35,17 @@ async def test_without_the_jail_the_filter_and_the_limits_stay(spec: SessionSpec
         assert not {"files", "network", "processes"} & set(guest.walls)
 
 
+# Of a guest of 64 MiB with one CPU.
+MEMORY_BOUND = f"--data={(64 + 8 + 1536) << 20}"
+
+
 def drop(option: str) -> Callable[[list[str]], list[str]]:
     return lambda words: [word for word in words if word != option]
 
 
 @pytest.mark.parametrize(
     ("missing", "option"),
-    [("network", "--unshare-net"), ("ipc", "--unshare-ipc"), ("core", "--core=0")],
+    [("network", "--unshare-net"), ("ipc", "--unshare-ipc"), ("core", "--core=0"), ("memory", MEMORY_BOUND)],
 )
 async def test_a_guest_behind_fewer_walls_never_runs(
     spec: SessionSpec, monkeypatch: pytest.MonkeyPatch, missing: str, option: str

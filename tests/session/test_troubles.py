@@ -1,5 +1,6 @@
 """Guests that fill their disk, crash, or fall silent: said so, and their people can do something about it."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -14,6 +15,7 @@ import vms
 from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
+from qemuspawner.qemu.process import QemuProcess
 from qemuspawner.session import prepare
 from qemuspawner.session.oom import count_kills
 from qemuspawner.session.pulse import Pulse
@@ -139,6 +141,14 @@ def short_of_memory() -> Iterator[Callable[[int], None]]:
     group.rmdir()
 
 
+async def press_until_ended(qemu: QemuProcess) -> None:
+    """Press a key until QEMU is gone: the firmware may still be at work, and takes none then."""
+    async with asyncio.timeout(60):
+        while qemu.running:
+            with contextlib.suppress(VmError):
+                await qemu.execute("send-key", keys=[{"type": "qcode", "data": "a"}])
+
+
 async def test_a_desktop_that_the_kernel_ended_for_want_of_memory_says_so(
     tmp_path: Path, short_of_memory: Callable[[int], None]
 ) -> None:
@@ -147,15 +157,25 @@ async def test_a_desktop_that_the_kernel_ended_for_want_of_memory_says_so(
         await vms.wait_for_status(supervisor, lambda status: status.state == "running")
         qemu = supervisor.running_guest().qemu
         short_of_memory(qemu.pid)
-        keys = [{"type": "qcode", "data": "a"}]
-
-        # The firmware may still be at work, and takes no key then.
-        while qemu.running:
-            with contextlib.suppress(VmError):
-                await qemu.execute("send-key", keys=keys)
+        await press_until_ended(qemu)
 
         status = await vms.wait_for_status(supervisor, lambda status: status.state == "failed")
         assert status.message == "The host ran out of memory, and ended the desktop for it."
+
+
+async def test_a_guest_that_copies_four_gigabytes_takes_no_memory_of_the_host(tmp_path: Path) -> None:
+    """QEMU makes room for what the clipboard's agent announces; it ends, and so does nobody else."""
+    spec = make_spec(tmp_path, guests.COPIER)
+    async with vms.supervised(spec) as supervisor:
+        await vms.wait_for_status(supervisor, lambda status: status.state == "running")
+        qemu = supervisor.running_guest().qemu
+        agent = {"type": "qemu-vdagent", "data": {"clipboard": True, "mouse": False}}
+        await qemu.execute("chardev-change", id="serial0", backend=agent)
+
+        await press_until_ended(qemu)
+
+        status = await vms.wait_for_status(supervisor, lambda status: status.state == "failed")
+        assert status.message == "The virtual machine ended unexpectedly."
 
 
 async def test_a_desktop_that_somebody_killed_is_not_out_of_memory(tmp_path: Path) -> None:
