@@ -27,6 +27,7 @@ SYSTEMD_UNITS = SHARE / "systemd"  # units to copy: the hub, its proxy, and what
 
 MACHINE_FILE = "machine.toml"
 SAVED_FILE = "saved.json"
+DIGESTS = "digests.json"  # beside the files of an image: what they hold
 
 # QEMU's sockets. Relative to its working directory they are short, and no host path is among its options.
 VNC_SOCKET = "vnc"

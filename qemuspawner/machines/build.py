@@ -24,6 +24,7 @@ from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.recipe import Recipe
 from qemuspawner.machines.software import list_software, write_software
 from qemuspawner.machines.writing import locked_folder, make_folder
+from qemuspawner.qemu.digests import note_digest, read_digest
 from qemuspawner.units import render_mib
 
 Progress = Callable[[str], None]
@@ -103,6 +104,7 @@ def build_machine(
         if sessions is not None:
             keep_image(machine, sessions)
         write_software(target, software)
+        progress("Reading it once more for its digest")
         _put_in_place(machine, target, disk, digest=digest)
         log.unlink()
         size = render_mib(Path(machine.image.file).stat().st_size >> 20)
@@ -317,7 +319,9 @@ def _put_in_place(machine: Machine, target: Path, disk: Path, *, digest: str) ->
     written.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     (target / MANIFEST).unlink(missing_ok=True)
     for name, path in finished.items():
+        held = read_digest(path)
         path.chmod(0o444)
         path.replace(name)
+        note_digest(Path(name), held)
     written.chmod(0o444)
     written.replace(target / MANIFEST)

@@ -22,6 +22,7 @@ from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.writing import locked_folder, make_folder, sync_folder
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.convert import TARGETS, convert_image, measure
+from qemuspawner.qemu.digests import note_digest
 from qemuspawner.qemu.image import check_image, recognise_format
 from qemuspawner.units import render_mib
 
@@ -137,6 +138,7 @@ def put_in_place(
     if convert and (found := recognise_format(draft)) != machine.image.format:
         draft = _convert_draft(machine, draft, found, progress=progress)
     size = draft.stat().st_size
+    held = digest_of(draft, like="sha256:", progress=progress)
     draft.chmod(0o444)
     descriptor = os.open(draft, os.O_RDONLY)
     try:
@@ -145,6 +147,7 @@ def put_in_place(
         os.close(descriptor)
     keep_image(machine, state.sessions)
     draft.replace(machine.image.file)
+    note_digest(Path(machine.image.file), held)
     sync_folder(Path(machine.image.file).parent)
     shutil.rmtree(folder)
     progress(Step(step="done", done=size, total=size))

@@ -17,8 +17,8 @@ from qemuspawner.errors import SessionError
 from qemuspawner.locks import find_holder
 from qemuspawner.machine import Image, Machine
 from qemuspawner.machines.uses import load_spec, session_folders
-from qemuspawner.paths import SessionPaths
-from qemuspawner.qemu.saving import image_identity
+from qemuspawner.paths import DIGESTS, SessionPaths
+from qemuspawner.qemu.saving import image_identity, is_image, place_identity
 from qemuspawner.saved import list_saved
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def machine_of_saved(machine: Machine, identity: str) -> Machine:
     """
     for image in (machine.image, *_kept_images(machine)):
         with contextlib.suppress(OSError):
-            if image_identity(image) == identity:
+            if is_image(image, identity):
                 return structs.replace(machine, image=image)
     return machine
 
@@ -46,16 +46,16 @@ def keep_image(machine: Machine, sessions: Path) -> None:
     """
     users = _Users(machine, sessions)
     try:
-        present = image_identity(machine.image)
+        present = place_identity(machine.image)
     except OSError:
         present = ""  # there is none to be replaced
-    if present and users.stand_on(present):
+    if present and users.stand_on(machine.image):
         _keep(machine.image)
     for kept in _kept_images(machine):
         folder = Path(kept.file).parent
         with contextlib.suppress(OSError):
-            if image_identity(kept) != present and not users.stand_on(
-                image_identity(kept), replaced_at=folder.stat().st_mtime
+            if place_identity(kept) != present and not users.stand_on(
+                kept, replaced_at=folder.stat().st_mtime
             ):
                 shutil.rmtree(folder)
 
@@ -72,6 +72,9 @@ def _keep(image: Image) -> None:
     for name in (image.file, image.kernel, image.initrd):
         if name:
             os.link(name, draft / Path(name).name)
+    with contextlib.suppress(FileNotFoundError):
+        # Of the same files, so it counts there, too.
+        shutil.copy(file.with_name(DIGESTS), draft)
     draft.rename(folder)
 
 
@@ -107,6 +110,11 @@ class _Users:
                     # It may have begun later than that, from a checkpoint on an image replaced long ago.
                     self._images.add(image_identity(spec.machine.image))
 
-    def stand_on(self, identity: str, *, replaced_at: float = float("inf")) -> bool:
-        """Whether anybody does, or may: a session that began before the image was replaced."""
-        return identity in self._images or any(moment <= replaced_at for moment in self._started_at)
+    def stand_on(self, image: Image, *, replaced_at: float = float("inf")) -> bool:
+        """Whether anybody does, or may: a session that began before the image was replaced.
+
+        Raises OSError where it is missing.
+        """
+        return any(is_image(image, identity) for identity in self._images) or any(
+            moment <= replaced_at for moment in self._started_at
+        )

@@ -15,6 +15,7 @@ from qemuspawner.errors import VmError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
 from qemuspawner.qemu.command import TCG_CPUS, qemu_args
+from qemuspawner.qemu.digests import find_digest, image_files
 from qemuspawner.qemu.host import Qemu, find_uefi
 from qemuspawner.qemu.tpm import MAX_STATE_BYTES
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
@@ -102,13 +103,28 @@ def _firmware_identity(machine: Machine) -> str:
 
 
 def image_identity(image: Image) -> str:
-    """Which files a machine starts from, as text. Raises OSError where one is missing."""
-    names = (image.file, image.kernel, image.initrd, image.drivers)
-    return " ".join(_identity(Path(name)) for name in names if name)
+    """Which files a machine starts from, as text: what they hold, where somebody has read that.
+
+    Raises OSError where one is missing.
+    """
+    digests = [find_digest(path) for path in image_files(image)]
+    return " ".join(digests) if all(digests) else place_identity(image)
 
 
-def _identity(path: Path) -> str:
-    """Which file it is and that nobody has written to it, without reading gigabytes at every start."""
+def is_image(image: Image, identity: str) -> bool:
+    """Whether a machine's files are those of this identity, also of one from before they were read.
+
+    Raises OSError where one is missing.
+    """
+    return identity in (image_identity(image), place_identity(image))
+
+
+def place_identity(image: Image) -> str:
+    """Which files they are and that nobody has written to them, without reading gigabytes at every start."""
+    return " ".join(map(_place, image_files(image)))
+
+
+def _place(path: Path) -> str:
     status = path.stat()
     return f"{path.name}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 

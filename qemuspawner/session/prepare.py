@@ -38,7 +38,7 @@ from qemuspawner.qemu.memory import load_memory, make_memory
 from qemuspawner.qemu.network import Outside, plan_network
 from qemuspawner.qemu.passing import find_late_obstacle
 from qemuspawner.qemu.process import end_qemu, start_qemu
-from qemuspawner.qemu.saving import check_files, fingerprint, image_identity
+from qemuspawner.qemu.saving import check_files, fingerprint, is_image
 from qemuspawner.qemu.seed import write_seed
 from qemuspawner.qemu.tpm import opened_tpm, put_state
 from qemuspawner.qemu.vm import Accelerator, Lan, Memory, Vm, can_plug_gpus, make_vm
@@ -272,6 +272,8 @@ def _wake(spec: SessionSpec, folder: Path, host: Host) -> tuple[SessionSpec, Pla
     paths = SavedPaths(root=folder)
     try:
         now = host.fingerprint(spec.machine, cpus=spec.cpus, memory_mib=spec.memory_mib)
+        if is_image(spec.machine.image, saved.fingerprint.image):
+            now = structs.replace(now, image=saved.fingerprint.image)
         if differences := saved.fingerprint.differences(now):
             raise VmError(list_texts(differences))
         check_files(paths, saved)
@@ -302,7 +304,7 @@ def _as_saved(spec: SessionSpec, saved: Saved) -> SessionSpec:
     assert saved.spec is not None
     machine = machine_of_saved(saved.spec.machine, saved.fingerprint.image)
     try:
-        is_there = image_identity(machine.image) == saved.fingerprint.image
+        is_there = is_image(machine.image, saved.fingerprint.image)
     except OSError:
         is_there = False
     if not is_there:

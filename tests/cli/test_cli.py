@@ -150,6 +150,27 @@ def test_check_finds_an_image_that_is_not_the_one_named(command: Command) -> Non
     )
 
 
+def test_check_notes_what_images_hold_and_finds_what_has_changed(command: Command) -> None:
+    """Bits that have turned on the disk leave its date alone."""
+    command.add("rocky", image=True)
+    disk = command.state / "images/rocky/disk.raw"
+    disk.write_bytes(b"image")
+    digest = f"sha256:{sha256(b'image').hexdigest()}"
+
+    assert command.run("machines", "check", "--digests") == 0
+    assert command.out.splitlines()[-2:] == [
+        f"rocky: disk.raw {digest}",
+        "1 machines, no problems.",
+    ]
+
+    status = disk.stat()
+    disk.write_bytes(b"imago")
+    os.utime(disk, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert command.run("machines", "check", "--digests") == 1
+    assert command.out.splitlines()[-1].startswith(f"rocky: disk.raw has changed: it had the digest {digest}")
+
+
 def test_check_takes_an_image_whose_digest_is_right(command: Command) -> None:
     command.add("rocky", f'{MACHINE}digest = "sha256:{sha256().hexdigest()}"', image=True)
 

@@ -16,7 +16,7 @@ from qemuspawner.errors import ImageError, MachineError, QemuSpawnerError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.machines.image_files import Step, import_image
-from qemuspawner.paths import StatePaths
+from qemuspawner.paths import DIGESTS, StatePaths
 from qemuspawner.qemu import convert
 from qemuspawner.qemu.convert import measure
 
@@ -65,7 +65,7 @@ def test_every_format_becomes_another_one(
 
     assert disk_in(machine, tmp_path).startswith(guests.BOOT_SECTOR)
     assert ("converting" in {step.step for step in steps}) is (source != target)
-    assert [path.name for path in Path(machine.image.file).parent.iterdir()] == ["disk"]
+    assert {path.name for path in Path(machine.image.file).parent.iterdir()} == {"disk", DIGESTS}
 
 
 def test_a_compressed_image_of_vmware_is_converted(

@@ -18,7 +18,8 @@ from qemuspawner.machines import download, fetch, image_files
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.machines.fetch import fetch_image
 from qemuspawner.machines.image_files import Step, import_image
-from qemuspawner.paths import StatePaths
+from qemuspawner.paths import DIGESTS, StatePaths
+from qemuspawner.qemu.digests import find_digest
 
 # Large enough that a connection can break in the middle.
 CONTENT = guests.BOOT_SECTOR + bytes(range(256)) * 12_000
@@ -163,7 +164,7 @@ def test_an_image_is_fetched_checked_and_readable(get: Callable[..., list[Step]]
     steps = get("/image")
 
     assert image_of(machine) == CONTENT
-    assert names(machine) == ["disk.img"]
+    assert names(machine) == [DIGESTS, "disk.img"]
     assert Path(machine.image.file).stat().st_mode & 0o777 == 0o444
     assert steps[-1] == Step(step="done", done=len(CONTENT), total=len(CONTENT))
     assert {step.step for step in steps} == {"fetching", "checking", "done"}
@@ -393,6 +394,7 @@ def test_a_file_is_imported(machine: Machine, state: StatePaths, tmp_path: Path,
 
     assert image_of(machine) == CONTENT
     assert source.exists() is not move
+    assert find_digest(Path(machine.image.file)) == DIGEST
 
 
 @pytest.mark.parametrize("how", ["import", "file: URL"])

@@ -14,6 +14,7 @@ from qemuspawner.locks import try_lock
 from qemuspawner.machine import Machine
 from qemuspawner.machines.old_images import keep_image, machine_of_saved
 from qemuspawner.paths import SavedPaths, StatePaths
+from qemuspawner.qemu.digests import check_digest
 from qemuspawner.qemu.saving import image_identity
 from qemuspawner.saved import Fingerprint, Saved, delete_saved, write_manifest
 
@@ -78,6 +79,19 @@ def test_a_suspended_desktop_gets_the_image_that_it_stands_on(machine: Machine, 
     found = machine_of_saved(machine, identity)
     assert Path(found.image.file).read_text() == "first disk.qcow2"
     assert Path(found.image.kernel).read_text() == "first vmlinuz"
+    assert image_identity(found.image) == identity
+
+
+def test_an_image_that_was_read_is_kept_with_what_it_holds(machine: Machine, state: StatePaths) -> None:
+    for name in (machine.image.file, machine.image.kernel):
+        check_digest(Path(name))
+    identity = image_identity(machine.image)
+    suspend_on(machine, state)
+
+    rebuild(machine, state, "second")
+
+    found = machine_of_saved(machine, identity)
+    assert Path(found.image.file).read_text() == "first disk.qcow2"
     assert image_identity(found.image) == identity
 
 

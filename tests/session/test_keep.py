@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.qemu.digests import check_digest
 from qemuspawner.saved import FirstSteps, Saved, find_suspended, list_saved, load_saved, write_manifest
 from qemuspawner.session.directory import sweep
 from qemuspawner.session.guest import Guest
@@ -255,6 +257,34 @@ async def test_a_disk_is_never_laid_over_another_image(spec: SessionSpec, sleepi
             pass
 
     image.with_suffix(".former").replace(image)
+    async with vms.running_guest(spec) as (guest, _):
+        assert await colour(guest) == guests.RED
+
+
+async def test_a_desktop_wakes_on_a_copy_of_its_image_that_was_read(spec: SessionSpec) -> None:
+    """As on another host, where nothing of the file but its content is the same."""
+    image = Path(spec.machine.image.file)
+    check_digest(image)
+    await suspend_red(spec)
+    copy = image.with_suffix(".copy")
+    shutil.copyfile(image, copy)
+    copy.replace(image)
+
+    with pytest.raises(SessionError, match="has been replaced"):
+        async with vms.running_guest(spec):
+            pass
+
+    check_digest(image)
+    async with vms.running_guest(spec) as (guest, prepared):
+        assert prepared.started.plan.way == "woken"
+        assert await colour(guest) == guests.RED
+
+
+async def test_a_desktop_from_before_its_image_was_read_wakes(spec: SessionSpec) -> None:
+    await suspend_red(spec)
+
+    check_digest(Path(spec.machine.image.file))
+
     async with vms.running_guest(spec) as (guest, _):
         assert await colour(guest) == guests.RED
 
