@@ -15,7 +15,6 @@ import msgspec
 from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image
 from qemuspawner.paths import DIGESTS
-from qemuspawner.texts import Text
 
 _MAX_RECORD_BYTES = 1 << 20
 
@@ -75,8 +74,8 @@ def check_digest(path: Path) -> str:
     found = read_digest(path)
     if before and found != before:
         raise ImageError(
-            Text("{name} has changed: it had the digest {before}.", name=path.name, before=before),
-            hint=Text("Its date has not, so the disk or somebody on the host has changed it; replace it."),
+            f"{path.name} has changed: it had the digest {before}.",
+            hint="Its date has not, so the disk or somebody on the host has changed it; replace it.",
         )
     if not before:
         note_digest(path, found)
