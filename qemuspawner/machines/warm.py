@@ -52,7 +52,7 @@ from qemuspawner.qemu.host import (
     kvm_works,
 )
 from qemuspawner.qemu.image import check_image, create_overlay
-from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import Limits, check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.memory import make_memory, save_memory
 from qemuspawner.qemu.process import QemuProcess, end_qemu, kill_orphan, start_qemu
 from qemuspawner.qemu.saving import check_files, copy_from_qemu, digest_file, fingerprint, sync_file
@@ -456,8 +456,8 @@ def _start(order: _Order, paths: SessionPaths, memory: int) -> "subprocess.Popen
     command = [str(host.qemu.program), *qemu_args(vm)]
     if host.jail:
         command = in_jail(command, work_dir=paths.vm, files=vm.files, kvm=host.accelerator == "kvm")
-    command = limited(command, memory_mib=order.memory_mib, cpus=order.cpus)
-    tied = tie_to_parent(command, parent_pid=os.getpid(), account=host.account)
+    limits = Limits(memory_mib=order.memory_mib, cpus=order.cpus)
+    tied = tie_to_parent(command, parent_pid=os.getpid(), account=host.account, limits=limits)
     return start_qemu(tied, work_dir=paths.vm, inherited=[memory])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from qemuspawner.errors import HostError, ImageError, printable
 from qemuspawner.machine import Image, ImageFormat
 from qemuspawner.qemu.image import check_image
-from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import Limits, check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.qcow2 import MAX_DISK_BYTES
 from qemuspawner.qemu.vm import DRIVERS
 from qemuspawner.units import render_mib
@@ -120,7 +120,7 @@ def _walled(source: Image, folder: Path, arguments: Sequence[str], *, cpu_s: int
     # Where the source lies in the same folder, it is bound over it to be read only.
     inside = in_jail([program, *arguments], work_dir=folder, files=[Path(source.file)], kvm=False)
     bounds = ["prlimit", f"--as={_MEMORY_BYTES}", f"--cpu={cpu_s}"]
-    return tie_to_parent([*bounds, *limited(inside, file_mib=file_mib)], parent_pid=os.getpid())
+    return tie_to_parent([*bounds, *inside], parent_pid=os.getpid(), limits=Limits(file_mib=file_mib))
 
 
 def _failed(source: Image, words: bytes) -> ImageError:

@@ -1,9 +1,10 @@
 """The walls around QEMU: it dies with its supervisor, is bounded, and sees nothing but its own files.
 
-From outside in: `setpriv` (killed when the supervisor dies), `prlimit` (how large its files and its memory
-may become, no core files), `unshare` (a process-id namespace, so that whatever is inside dies as one) and
-`bwrap` (bubblewrap: own file system, no network, no capabilities). QEMU's seccomp filter (`-sandbox`) stands
-inside. All of it works without privileges. Whether they stand around a QEMU that runs is for `walls` to see.
+From outside in: `setpriv` (killed when the supervisor dies), `sh` (how large its files and its memory may
+become, no core files, who goes first when memory runs out), `unshare` (a process-id namespace, so that
+whatever is inside dies as one) and `bwrap` (bubblewrap: own file system, no network, no capabilities). QEMU's
+seccomp filter (`-sandbox`) stands inside. All of it works without privileges. Whether they stand around a
+QEMU that runs is for `walls` to see.
 """
 
 import os
@@ -11,6 +12,7 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from qemuspawner.errors import HostError
 from qemuspawner.qemu.network import Outside
 from qemuspawner.texts import Text
 
-_TOOLS = ("setpriv", "unshare", "bwrap", "choom", "prlimit")
+_TOOLS = ("setpriv", "unshare", "bwrap")
 
 # The kernel takes the VM before the supervisor, and the supervisor before the hub.
 OOM_SCORE = 500
@@ -33,15 +35,46 @@ _STACK_MIB = 8
 MAX_OPEN_FILES = 4096
 
 # Between fork and the death signal's registration the supervisor may already be gone. A file that must not
-# grow any more is an error of that write, which pauses the VM, and not the end of QEMU by SIGXFSZ.
-_IF_PARENT_LIVES = 'trap "" XFSZ; test "$PPID" = "$0" && exec "$@"'
+# grow any more is an error of that write, which pauses the VM, and not the end of QEMU by SIGXFSZ. The shell
+# does all of it itself: each program more takes milliseconds.
+_IF_PARENT_LIVES = 'trap "" XFSZ; test "$PPID" = "$0"'
+_GO_FIRST = f"echo {OOM_SCORE} > /proc/self/oom_score_adj"
 
 # QEMU finds its firmware and its libraries there, whatever the distribution.
 _FIRMWARE = ("qemu", "seabios", "ipxe", "ovmf", "OVMF", "edk2", "AAVMF", "qemu-efi-aarch64")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a QEMU may take for a guest of this size; whoever controls what runs in it cannot do more.
+
+    It leaves no core file, which would hold the guest's memory.
+    """
+
+    memory_mib: int = 0  # the guest's
+    cpus: int = 0
+    file_mib: int | None = None  # how large its files may become
+
+    def render(self) -> list[str]:
+        """Each as a command of the shell; nothing but numbers of ours is in them."""
+        data_mib = self.memory_mib + self.cpus * _STACK_MIB + _BESIDE_MIB
+        commands = [
+            "ulimit -c 0",
+            f"ulimit -d {data_mib << 10}",
+            # Of its threads, too: some sites have a limit of gigabytes.
+            f"ulimit -S -s {_STACK_MIB << 10}",
+            f"ulimit -n {MAX_OPEN_FILES}",
+        ]
+        # In blocks of 512 bytes.
+        return commands if self.file_mib is None else [*commands, f"ulimit -f {self.file_mib << 11}"]
+
+
 def tie_to_parent(
-    command: Sequence[str], *, parent_pid: int, account: pwd.struct_passwd | None = None
+    command: Sequence[str],
+    *,
+    parent_pid: int,
+    account: pwd.struct_passwd | None = None,
+    limits: Limits | None = None,
 ) -> list[str]:
     """`command`, killed by the kernel as soon as its parent dies; with root's rights given up for `account`.
 
@@ -51,29 +84,12 @@ def tie_to_parent(
     if account is not None:
         # In the same call: a change of the account clears the death signal, which setpriv sets last.
         become = (f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups")
+    steps = [_IF_PARENT_LIVES, _GO_FIRST, *(limits.render() if limits else ()), 'exec "$@"']
     return [
         *("setpriv", *become, "--pdeathsig", "KILL", "--"),
-        *("sh", "-c", _IF_PARENT_LIVES, str(parent_pid)),
-        *("choom", "-n", str(OOM_SCORE), "--"),
+        *("sh", "-c", " && ".join(steps), str(parent_pid)),
         *command,
     ]
-
-
-def limited(
-    command: Sequence[str], *, memory_mib: int = 0, cpus: int = 0, file_mib: int | None = None
-) -> list[str]:
-    """`command`, whose files cannot become larger than `file_mib`, and which leaves no core file.
-
-    That would hold the guest's memory. It may map as much memory as a QEMU for a guest of this size does at
-    most. Nothing that runs in it can do more, whoever is in control of it.
-    """
-    data_mib = memory_mib + cpus * _STACK_MIB + _BESIDE_MIB
-    # Of its threads, too: some sites have a limit of gigabytes.
-    stack = f"--stack={_STACK_MIB << 20}:"
-    bounds = ["--core=0", f"--data={data_mib << 20}", stack, f"--nofile={MAX_OPEN_FILES}"]
-    if file_mib is not None:
-        bounds.append(f"--fsize={file_mib << 20}")
-    return ["prlimit", *bounds, *command]
 
 
 def in_jail(
@@ -148,7 +164,7 @@ def check_jail(account: pwd.struct_passwd | None = None) -> None:
     inside = in_jail(
         [shutil.which("true") or "/usr/bin/true"], work_dir=Path("/usr/lib"), files=(), kvm=False
     )
-    command = tie_to_parent(limited(inside), parent_pid=os.getpid(), account=account)
+    command = tie_to_parent(inside, parent_pid=os.getpid(), account=account, limits=Limits())
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
     if done.returncode != 0:
         words = done.stderr.strip() or Text("exit code {code}", code=done.returncode)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qemuspawner.errors import HostError, VmError
-from qemuspawner.qemu.jail import in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import Limits, in_jail, tie_to_parent
 from qemuspawner.texts import Text
 
 PROGRAM = "swtpm"
@@ -60,10 +60,10 @@ def opened_tpm(state: Path, *, jail: bool, stack: contextlib.ExitStack) -> Itera
         ]
         if jail:
             command = in_jail(command, work_dir=state.parent, files=(), kvm=False)
-        command = limited(command, file_mib=MAX_STATE_BYTES >> 20)
+        limits = Limits(file_mib=MAX_STATE_BYTES >> 20)
         try:
             process = subprocess.Popen(
-                tie_to_parent(command, parent_pid=os.getpid()),
+                tie_to_parent(command, parent_pid=os.getpid(), limits=limits),
                 cwd=state.parent,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,

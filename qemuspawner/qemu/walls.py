@@ -15,7 +15,7 @@ from pathlib import Path
 from qemuspawner.errors import HostError, VmError
 from qemuspawner.qemu.command import SANDBOX
 from qemuspawner.qemu.host import Qemu
-from qemuspawner.qemu.jail import OOM_SCORE, in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import OOM_SCORE, Limits, in_jail, tie_to_parent
 from qemuspawner.qemu.process import connect_socket, end_qemu, find_listener, start_qemu
 from qemuspawner.spec import Wall
 from qemuspawner.texts import Text
@@ -132,7 +132,9 @@ def try_walls(qemu: Qemu) -> tuple[Wall, ...]:
             kvm=False,
         )
         try:
-            process = start_qemu(tie_to_parent(limited(command), parent_pid=os.getpid()), work_dir=work_dir)
+            process = start_qemu(
+                tie_to_parent(command, parent_pid=os.getpid(), limits=Limits()), work_dir=work_dir
+            )
         except VmError as exc:
             raise HostError(exc.message, hint=exc.hint) from exc
         try:

@@ -32,7 +32,7 @@ from qemuspawner.qemu.host import (
     find_uefi,
 )
 from qemuspawner.qemu.image import check_image, create_layer, create_overlay
-from qemuspawner.qemu.jail import check_jail, in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import Limits, check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.lan import mac_address, opened_lan
 from qemuspawner.qemu.memory import load_memory, make_memory
 from qemuspawner.qemu.network import Outside, plan_network
@@ -423,14 +423,11 @@ def start_vm(
             )
             inherited += [one.descriptor for one in exported]
         limit_mib = disk_limit_mib(spec, vm)
-        command = limited(
-            command,
-            memory_mib=spec.memory_mib,
-            cpus=spec.cpus,
-            file_mib=max_file_mib(spec, limit_mib),
-        )
+        limits = Limits(memory_mib=spec.memory_mib, cpus=spec.cpus, file_mib=max_file_mib(spec, limit_mib))
         process = start_qemu(
-            tie_to_parent(command, parent_pid=os.getpid()), work_dir=paths.vm, inherited=inherited
+            tie_to_parent(command, parent_pid=os.getpid(), limits=limits),
+            work_dir=paths.vm,
+            inherited=inherited,
         )
     stack.callback(end_qemu, process)
     return Started(

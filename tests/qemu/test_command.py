@@ -11,7 +11,7 @@ import pytest
 from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.command import qemu_args
-from qemuspawner.qemu.jail import in_jail, limited, tie_to_parent
+from qemuspawner.qemu.jail import Limits, in_jail, tie_to_parent
 from qemuspawner.qemu.vm import Memory, Vm, make_vm
 from qemuspawner.vfio import Passed
 
@@ -114,9 +114,8 @@ def test_the_jail_is_what_the_golden_file_says(
 ) -> None:
     qemu = ["/usr/bin/qemu-system-x86_64"]
     command = in_jail(qemu, work_dir=PATHS.vm, files=CASES["direct-desktop-tcg"].files, kvm=True)
-    compare_with_golden(
-        "jail", tie_to_parent(limited(command, memory_mib=2048, cpus=2, file_mib=4096), parent_pid=4711)
-    )
+    limits = Limits(memory_mib=2048, cpus=2, file_mib=4096)
+    compare_with_golden("jail", tie_to_parent(command, parent_pid=4711, limits=limits))
 
 
 def test_a_gpu_adds_its_nodes_and_folders_to_the_jail_and_nothing_more() -> None:

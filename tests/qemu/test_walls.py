@@ -1,8 +1,8 @@
 """A guest runs only behind all its walls: they are looked at around the process, not in a command line."""
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import guests
 import pytest
@@ -36,27 +36,31 @@ async def test_without_the_jail_the_filter_and_the_limits_stay(spec: SessionSpec
 
 
 # Of a guest of 64 MiB with one CPU.
-MEMORY_BOUND = f"--data={(64 + 8 + 1536) << 20}"
-
-
-def drop(option: str) -> Callable[[list[str]], list[str]]:
-    return lambda words: [word for word in words if word != option]
+MEMORY_BOUND = f"ulimit -d {(64 + 8 + 1536) << 10} && "
 
 
 @pytest.mark.parametrize(
-    ("missing", "option"),
-    [("network", "--unshare-net"), ("ipc", "--unshare-ipc"), ("core", "--core=0"), ("memory", MEMORY_BOUND)],
+    ("missing", "words"),
+    [
+        ("network", "--unshare-net"),
+        ("ipc", "--unshare-ipc"),
+        ("core", "ulimit -c 0 && "),
+        ("memory", MEMORY_BOUND),
+        ("oom", "echo 500 > /proc/self/oom_score_adj && "),
+    ],
 )
 async def test_a_guest_behind_fewer_walls_never_runs(
-    spec: SessionSpec, monkeypatch: pytest.MonkeyPatch, missing: str, option: str
+    spec: SessionSpec, monkeypatch: pytest.MonkeyPatch, missing: str, words: str
 ) -> None:
     """The command that builds the wall is lost, as by a mistake of ours; QEMU starts all the same."""
     tie = prepare.tie_to_parent
     seen = []
 
-    def tie_without(words: list[str], *, parent_pid: int) -> list[str]:
-        assert option in words
-        return tie(drop(option)(words), parent_pid=parent_pid)
+    def tie_without(*args: Any, **kwargs: Any) -> list[str]:
+        command = tie(*args, **kwargs)
+        less = [word.replace(words, "") for word in command]
+        assert less != command
+        return [word for word in less if word]
 
     monkeypatch.setattr(prepare, "tie_to_parent", tie_without)
     execute = vms.Guest.limit_files

@@ -13,7 +13,7 @@ from qemuspawner.hub.spawner import QemuSpawner
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 
-TOOLS = ("sh", "setpriv", "unshare", "bwrap", "choom", "true", "qemu-img", "qemu-system-x86_64")
+TOOLS = ("sh", "setpriv", "unshare", "bwrap", "true", "qemu-img", "qemu-system-x86_64")
 
 
 @pytest.fixture
