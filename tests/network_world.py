@@ -10,9 +10,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from qemuspawner.qemu.lan import find_bridge_helper
 
 PORT, OTHER_PORT = 8000, 8001
 
@@ -41,6 +43,8 @@ PEERS = {
 }
 _NAME_SERVER = "10.77.0.53"
 _ROUTER_6 = "fe80::1"  # routers of IPv6 name themselves so
+# The host's on interfaces that guests are put onto.
+AT_GUESTS = ("10.88.0.1", "fd88::1")
 # By what a guest's QEMU calls the host, whatever its addresses are.
 QEMUS = {"QEMU's host": "10.0.2.2", "QEMU's host 6": "fec0::2"}
 
@@ -106,13 +110,24 @@ class World:
         with _entered(self.host):
             yield
 
-    def make_tap(self, name: str) -> str:
-        """Make a tap for the guest; the host's address there."""
-        address = "10.88.0.1"
+    def make_tap(self, name: str) -> None:
+        """Make a tap for the guest, where the host has the addresses AT_GUESTS."""
         run_ip("-n", self.host, "tuntap", "add", "dev", name, "mode", "tap")
+        self._bring_up(name)
+
+    def make_bridge(self, name: str) -> None:
+        """Make a bridge for guests, where the host has the addresses AT_GUESTS."""
+        # Else its address is that of whichever tap came last, as with no bridge that has a card.
+        run_ip("-n", self.host, "link", "add", name, "address", "02:00:00:00:88:01", "type", "bridge")
+        self._bring_up(name)
+
+    def delete(self, name: str) -> None:
+        run_ip("-n", self.host, "link", "delete", name)
+
+    def _bring_up(self, name: str) -> None:
         run_ip("-n", self.host, "link", "set", name, "up")
-        _add_address(self.host, name, address, size=24)
-        return address
+        for address in AT_GUESTS:
+            _add_address(self.host, name, address, size=64 if ":" in address else 24)
 
     @staticmethod
     def connects(namespace: str, address: str, port: int) -> bool:
@@ -172,6 +187,21 @@ def _add_address(namespace: str, device: str, address: str, *, size: int) -> Non
 def run_ip(*words: str) -> None:
     """Run ip(8)."""
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def make_bridge_helper(folder: Path, *, allowed: Sequence[str]) -> Path:
+    """QEMU's own helper, which finds a bridge.conf of the test's: these bridges are allowed."""
+    real = find_bridge_helper()
+    assert real is not None
+    config = folder / "qemu" / "bridge.conf"
+    config.parent.mkdir()
+    config.write_text("".join(f"allow {name}\n" for name in allowed))
+    # /etc/qemu need not be there: all of /etc is another one for the helper.
+    script = f'mount --bind {folder} /etc && exec {real} "$@"'
+    wrapper = folder / "helper"
+    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{script}' sh \"$@\"\n")
+    wrapper.chmod(0o755)
+    return wrapper
 
 
 @contextlib.contextmanager

@@ -28,25 +28,14 @@ def links(around: World) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.fixture
-def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """QEMU's own helper, which finds a bridge.conf of the test's; returns that."""
-    real = lan.find_bridge_helper()
-    assert real is not None
-    allowed = tmp_path / "qemu" / "bridge.conf"
-    allowed.parent.mkdir()
-    # /etc/qemu need not be there: all of /etc is another one for the helper.
-    script = f'mount --bind {tmp_path} /etc && exec {real} "$@"'
-    wrapper = tmp_path / "helper"
-    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{script}' sh \"$@\"\n")
-    wrapper.chmod(0o755)
-    monkeypatch.setattr(lan, "_HELPERS", (wrapper,))
-    return allowed
+@pytest.fixture(autouse=True)
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that serves br0 alone."""
+    monkeypatch.setattr(lan, "_HELPERS", (network_world.make_bridge_helper(tmp_path, allowed=["br0"]),))
 
 
-def test_a_guest_is_put_onto_a_bridge_that_is_allowed(around: World, helper: Path) -> None:
-    helper.write_text("allow br0\n")
-    network_world.run_ip("-n", around.host, "link", "add", "br0", "type", "bridge")
+def test_a_guest_is_put_onto_a_bridge_that_is_allowed(around: World) -> None:
+    around.make_bridge("br0")
     asked = Network(mode="bridge", interface="br0")
 
     with around.on_host(), opened_lan(asked) as descriptor:
@@ -58,11 +47,10 @@ def test_a_guest_is_put_onto_a_bridge_that_is_allowed(around: World, helper: Pat
     assert "tap0" not in links(around)
 
 
-def test_another_bridge_is_refused(around: World, helper: Path) -> None:
-    helper.write_text("allow br1\n")
-    asked = Network(mode="bridge", interface="br0")
+def test_another_bridge_is_refused(around: World) -> None:
+    asked = Network(mode="bridge", interface="br1")
 
-    with around.on_host(), pytest.raises(HostError, match=r"onto 'br0': .*access denied"), opened_lan(asked):
+    with around.on_host(), pytest.raises(HostError, match=r"onto 'br1': .*access denied"), opened_lan(asked):
         pass
 
 

@@ -8,18 +8,19 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Literal
 
 import network_world
 import pytest
 import vms
 from msgspec import structs
-from network_world import HOST, PEERS, PORT, QEMUS, World
+from network_world import AT_GUESTS, HOST, PEERS, PORT, QEMUS, World
 
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.network import NAMES, Network
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.qemu import network
+from qemuspawner.qemu import lan, network
 from qemuspawner.qemu.lan import mac_address
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.personal import personalise
@@ -174,10 +175,12 @@ async def test_internet_with_names_also_when_it_was_put_to_sleep(
 # A guest's own manager of networks takes away addresses that it was not told of.
 _TAKE_ADDRESS = """
 mkdir -p /run/systemd/network
-printf '[Match]\\nName=eth1\\n[Network]\\nAddress=%s\\n' "$1" > /run/systemd/network/10-tap.network
+printf '[Match]\\nName=eth1\\n[Network]\\nAddress=%s\\nAddress=%s\\n' "$1" "$2" \\
+    > /run/systemd/network/10-lan.network
 networkctl reload
+has() { ip -oneline address show dev eth1 | grep -v tentative | grep -q "$1"; }
 tries=0
-while [ $tries -lt 300 ] && ! ip -4 address show dev eth1 | grep -q "$1"; do
+while [ $tries -lt 300 ] && ! { has "$1" && has "$2"; }; do
     sleep 0.2
     tries=$((tries + 1))
 done
@@ -185,33 +188,47 @@ cat /sys/class/net/eth1/address
 """
 
 
-async def test_a_tap_of_the_host_is_a_second_card(around: World, state_dir: Path) -> None:
+@pytest.mark.parametrize("mode", ["tap", "bridge"])
+async def test_an_interface_of_the_host_is_a_second_card(
+    mode: Literal["tap", "bridge"],
+    around: World,
+    state_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It boots, since its address is its own, and sleeps and wakes as others do."""
     (state_dir / "images").symlink_to(os.environ["QEMUSPAWNER_TEST_IMAGES"])
-    tap = around.make_tap("tap0")
-    asked = Network(mode="tap", interface="tap0")
+    if mode == "tap":
+        around.make_tap("guests0")
+    else:
+        around.make_bridge("guests0")
+        helper = network_world.make_bridge_helper(tmp_path, allowed=["guests0"])
+        monkeypatch.setattr(lan, "_HELPERS", (helper,))
+    asked = Network(mode=mode, interface="guests0")
     demo = load_machine(EXAMPLE_MACHINES / "debian-desktop", state_dir / "images")
     machine = structs.replace(demo, network=asked)
-    places = {"tcp at the tap": ("tcp", tap, PORT), "udp at the tap": ("udp", tap, PORT)}
-    async with desktop(around, state_dir, machine, asked, server_name="tap") as (guest, prepared, spec):
+    places = {f"{kind} at {at}": (kind, at, PORT) for kind in ("tcp", "udp") for at in AT_GUESTS}
+    async with desktop(around, state_dir, machine, asked, server_name=mode) as (guest, prepared, spec):
         assert guest.plan.way == "cold"
         assert guest.agent is not None
-        taken = await guest.agent.run("/bin/sh", "-c", _TAKE_ADDRESS, "take", f"{tap}0/24", timeout_s=90)
+        own = [f"{address}0/{size}" for address, size in zip(AT_GUESTS, (24, 64), strict=True)]
+        taken = await guest.agent.run("/bin/sh", "-c", _TAKE_ADDRESS, "take", *own, timeout_s=90)
         assert taken == (0, f"{mac_address(spec.session_id)}\n")
         assert await reached(guest, routed=False, **places) == places.keys()
         assert await answers(guest)
         await vms.suspend(guest, prepared)
 
-    async with desktop(around, state_dir, machine, asked, server_name="tap") as (guest, prepared, _):
+    async with desktop(around, state_dir, machine, asked, server_name=mode) as (guest, prepared, _):
         assert guest.plan.way == "woken"
         assert await reached(guest, routed=False, **places) == places.keys()
         await vms.suspend(guest, prepared)
 
     # Its user may have no more than that now.
-    async with desktop(around, state_dir, machine, Network(), server_name="tap") as (guest, _, _):
+    async with desktop(around, state_dir, machine, Network(), server_name=mode) as (guest, _, _):
         assert guest.plan.way == "woken"
         assert await reached(guest, routed=False, **places) == set()
         assert await answers(guest)
+    around.delete("guests0")
 
 
 async def test_the_ports_of_a_guest_are_nobody_elses(
