@@ -114,6 +114,26 @@ async def test_files_are_the_same_on_both_sides(desktop: Desktop) -> None:
     assert await desktop.sh("sleep 1; cat '/home/user/my files/desk'") == "there\n"
 
 
+async def test_many_files_come_and_go(desktop: Desktop) -> None:
+    """QEMU's virtiofsd was killed by its own walls when its threads became many."""
+    words = await desktop.sh(
+        "mkdir '/home/user/my files/many' && cd '/home/user/my files/many' &&"
+        " for number in $(seq 500); do echo > $number; done && ls -l | wc -l && rm * && ls"
+    )
+
+    assert words == "501\n"
+    (desktop.home / "many").rmdir()
+
+
+async def test_a_file_by_9p_is_no_larger_than_the_desktop_may_write_to_its_disk(desktop: Desktop) -> None:
+    """As QEMU itself writes it, whose files are bounded; virtiofsd is a program of its own."""
+    words = await desktop.sh("truncate -s 20G '/home/user/my files/large' && echo made")
+
+    is_bounded = desktop.folders[0].way == "9p"
+    assert ("File too large" in words, "made" in words) == (is_bounded, not is_bounded)
+    (desktop.home / "large").unlink(missing_ok=True)
+
+
 async def test_a_read_only_folder_is_read_only(desktop: Desktop) -> None:
     """Also for the guest's root, who may mount it anew."""
     await desktop.sh("mount -o remount,rw /data/data", as_user=False)
