@@ -66,8 +66,17 @@ max = "2 d"
 class LiveHub:
     """A hub behind a proxy of its own, which a restart of the hub leaves alone."""
 
-    def __init__(self, state: Path, *, named_servers: int, suspend_on: Sequence[str], more: str = "") -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        named_servers: int,
+        suspend_on: Sequence[str],
+        more: str = "",
+        within: Sequence[str] = (),
+    ) -> None:
         self.state = state
+        self._within = within
         self._suspend_on = list(suspend_on)
         self._named_servers = named_servers
         self._more = more
@@ -125,7 +134,7 @@ class LiveHub:
     async def start(self) -> None:
         """Start the hub, or start it again."""
         environ = os.environ | {"QEMUSPAWNER_STATE": str(self.state)}
-        command = [sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
+        command = [*self._within, sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
         with (self.state / "hub.log").open("ab") as log:
             self._hub = subprocess.Popen(
                 command, cwd=self.state, env=environ, stdout=log, stderr=log, start_new_session=True
@@ -250,11 +259,11 @@ class LiveHub:
 
 @contextlib.asynccontextmanager
 async def live_hub(
-    *, named_servers: int = 3, suspend_on: Sequence[str] = (), more: str = ""
+    *, named_servers: int = 3, suspend_on: Sequence[str] = (), more: str = "", within: Sequence[str] = ()
 ) -> AsyncIterator[LiveHub]:
-    """`more` is added to the hub's configuration."""
+    """`more` is added to the hub's configuration; `within` is the beginning of its command."""
     with hubs.state_folder() as state:
-        hub = LiveHub(state, named_servers=named_servers, suspend_on=suspend_on, more=more)
+        hub = LiveHub(state, named_servers=named_servers, suspend_on=suspend_on, more=more, within=within)
         hub.prepare()
         try:
             hub.start_proxy()

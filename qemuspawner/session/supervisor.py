@@ -257,8 +257,9 @@ class Supervisor(GivesWay):
         self._progress = 100
         self._set_state("running")
         self.report(Text("The desktop is ready"), 100)
-        if guest.agent is not None and not waits:
-            await self._personalise(guest)
+        if guest.agent is not None:
+            if not waits:
+                await self._personalise(guest)
             await self._attach_folders(guest)
         await self._do_as_asked(guest)
 
