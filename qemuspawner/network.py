@@ -102,3 +102,32 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def asks_names(self) -> bool:
         """Whether the guest gets answers from the host's name servers."""
         return self.mode == "internet" or (self.mode == "allow" and NAMES in self.allow)
+
+
+def is_server(text: str) -> bool:
+    """Whether it is the address of one host, or a host's name."""
+    network = _parse_address(text)
+    return network.num_addresses == 1 and "/" not in text if network is not None else _is_name(text)
+
+
+def can_reach(network: Network, server: str, port: int) -> bool:
+    """Whether a guest of this network may get at the TCP port of a server, an address or a name.
+
+    What a name stands for is not looked up: with "internet" it may lead into the site, where nothing answers.
+    """
+    if network.mode in ("bridge", "tap"):
+        return True
+    address = _parse_address(server)
+    if network.mode == "none" or (address is None and not network.asks_names):
+        return False
+    if any(_covers(target, server, address, port) for target in network.targets):
+        return True
+    return network.mode == "internet" and (address is None or address.is_global)
+
+
+def _covers(target: Target, server: str, address: Address | None, port: int) -> bool:
+    if target.protocol == "udp" or (target.protocol and not target.first_port <= port <= target.last_port):
+        return False
+    if address is None or target.network is None:
+        return target.address.lower() == server.lower()
+    return target.network.version == address.version and address.subnet_of(target.network)  # type: ignore[arg-type]

@@ -19,7 +19,9 @@ CLOUD_SCRIPT = SHARE / "guest" / "cloud-init.sh"  # what has the guest's cloud-i
 FIRST_BOOT_SCRIPT = SHARE / "guest" / "first-boot.sh"  # what cloud-init runs where there is no guest agent
 PACKAGES_SCRIPT = SHARE / "guest" / "packages.sh"  # what installs packages with whatever the guest has for it
 FILES_SCRIPT = SHARE / "guest" / "files.sh"  # what the guest agent has done with the user's files
+MOUNTING_SCRIPT = SHARE / "guest" / "mounting.sh"  # what the next two begin with
 FOLDERS_SCRIPT = SHARE / "guest" / "folders.sh"  # what mounts and unmounts the host's folders in the guest
+REMOTE_SCRIPT = SHARE / "guest" / "remote_folder.sh"  # the same for a folder of a server
 EXAMPLE_MACHINES = SHARE / "machines" if SHARE is _INSTALLED_SHARE else _PACKAGE.parent / "machines"
 
 DEBIAN_PACKAGES = SHARE / "debian" / "packages"  # what a host needs of Debian, by what for

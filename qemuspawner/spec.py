@@ -104,6 +104,42 @@ class FolderStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: Sentence = ""  # why not
 
 
+RemoteKind = Literal["nfs", "cifs", "sshfs"]
+RemoteState = Literal["off", "connecting", "connected", "failed"]
+
+
+class RemoteFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of a server that the guest mounts itself, with what its user knows."""
+
+    name: str  # for people; unique in the session
+    kind: RemoteKind
+    server: str  # an address or a host's name
+    port: int = 0  # 0: the usual one
+    path: str  # absolute; for "cifs" /SHARE or /SHARE/FOLDER
+    mount: str  # where the guest has it; absolute
+    read_only: bool = True
+    domain: str = ""  # "cifs": of the user's account there
+    host_key: str = ""  # "sshfs": how the server is known, as "ssh-ed25519 AAAA..."
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether the server asks who it is; NFS believes the number of the guest's user."""
+        return self.kind != "nfs"
+
+
+class RemoteFolderStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a folder of a server."""
+
+    name: str
+    kind: RemoteKind
+    server: str
+    mount: str
+    read_only: bool
+    state: RemoteState = "off"
+    problem: Sentence = ""  # why it failed
+    asks: bool  # connecting needs an account and a password: the session knows none, or none any more
+
+
 class ChosenProposal(msgspec.Struct, frozen=True, kw_only=True):
     """The proposal (experiment) that a session was started on, one of its user's."""
 
@@ -152,6 +188,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network()  # what the guest may reach
     proposal: ChosenProposal | None = None
     folders: tuple[Folder, ...] = ()  # of the host, for the guest
+    remote_folders: tuple[RemoteFolder, ...] = ()  # of servers, which the guest reaches itself
     account: Account | None = None  # who its user is in the guest; None: as the machine calls them
     sudo: Sudo = ""  # whether they may become root there; "": as the machine has it
     gifts: tuple[str, ...] = ()  # folders of the host, put into a new desktop one after the other
@@ -310,6 +347,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     suspends: tuple[SuspendOn, ...] = ()  # what puts it to sleep, instead of ending it
     suspend_obstacle: Sentence = ""  # why it cannot be suspended; "" where it can
     folders: tuple[FolderStatus, ...] = ()  # of the host, in the guest or not
+    remote_folders: tuple[RemoteFolderStatus, ...] = ()  # of servers, mounted by the guest or not
     version: int = 0  # counts up with every change of state or steps
 
     def to_json(self) -> bytes:

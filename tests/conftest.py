@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _belongs_to(item.path) != "warm", _LONG.index(folder) if folder in _LONG else len(_LONG)
 
     items.sort(key=rank)
+
+
+_GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def compare_with_golden() -> Callable[[str, list[str]], None]:
+    """Compare lines with tests/golden/NAME.txt; with GOLDEN=1 (`make golden`) write them instead."""
+
+    def compare(name: str, lines: list[str]) -> None:
+        path = _GOLDEN / f"{name}.txt"
+        text = "\n".join(lines) + "\n"
+        if os.environ.get("GOLDEN"):
+            path.write_text(text)
+        assert text == path.read_text()
+
+    return compare
 
 
 @pytest.fixture

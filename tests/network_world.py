@@ -107,7 +107,7 @@ class World:
     @contextlib.contextmanager
     def on_host(self) -> Iterator[None]:
         """What this thread starts meanwhile is on that host."""
-        with _entered(self.host):
+        with entered(self.host):
             yield
 
     def make_tap(self, name: str) -> None:
@@ -132,7 +132,7 @@ class World:
     @staticmethod
     def connects(namespace: str, address: str, port: int) -> bool:
         """Whether a program there gets a TCP connection."""
-        with _entered(namespace), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
+        with entered(namespace), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
             one.settimeout(1)
             try:
                 one.connect((address, port))
@@ -205,7 +205,8 @@ def make_bridge_helper(folder: Path, *, allowed: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _entered(namespace: str) -> Iterator[None]:
+def entered(namespace: str) -> Iterator[None]:
+    """What this thread starts and opens meanwhile is in that namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     other = os.open(f"/run/netns/{namespace}", os.O_RDONLY)

@@ -33,7 +33,7 @@ from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
 from qemuspawner.session.routes.page import render_page
 from qemuspawner.session.visitors import CloseCode
 from qemuspawner.session.websocket import accept_websocket, offered_ticket
-from qemuspawner.spec import Extension, SessionStatus, StaffMessage, Step, Trouble
+from qemuspawner.spec import Extension, RemoteFolderStatus, SessionStatus, StaffMessage, Step, Trouble
 
 PREFIX = "/user/alice/desk/"
 
@@ -72,6 +72,7 @@ class Session:
         self.checkpoints: list[dict[str, Any]] = []
         self.files: dict[str, Any] = {"has_home": False, "in": "control", "out": "control", "max_mib": 16}
         self.web_tools: dict[str, Any] = {}
+        self.remote_folders: tuple[RemoteFolderStatus, ...] = ()
         self.is_staff = False
         self.script: dict[str, Any] = {}  # as api/script has it; nothing where it is empty
         self.extension: Extension | None = None
@@ -129,11 +130,14 @@ class Session:
             staff_message=self.staff_message,
             trouble=self.trouble,
             keyboard=self.keyboard,
+            remote_folders=self.remote_folders,
             way=self.way,  # type: ignore[arg-type]
             why=self.why,
             suspends=self.suspends,  # type: ignore[arg-type]
             suspend_obstacle=self.suspend_obstacle,
-            version=zlib.crc32(repr((self.state, self.steps, self.progress, self.script)).encode()),
+            version=zlib.crc32(
+                repr((self.state, self.steps, self.progress, self.script, self.remote_folders)).encode()
+            ),
         )
         you = {"name": "alice", "role": self.role, "staff": self.is_staff}
         return json.loads(status.to_json()) | {"you": you}
@@ -150,6 +154,12 @@ class Session:
         facts = {"automatic": False, "age_s": 320, "expires_in_s": 13 * 86400, "size_bytes": 1_503_238_553}
         self.checkpoints.insert(0, {"name": name, "title": title, **facts, **differs})
         return name
+
+    def set_folder(self, name: str, **changes: Any) -> None:
+        """Another status of one of the servers' folders."""
+        self.remote_folders = tuple(
+            structs.replace(one, **changes) if one.name == name else one for one in self.remote_folders
+        )
 
     def messages(self) -> list[bytes]:
         """What people did and copied, message by message."""
@@ -248,6 +258,7 @@ def _application(session: Session) -> web.Application:
                 "machine": session.machine,
                 "files": session.files,
                 "web_tools": session.web_tools,
+                "remote_folders": bool(session.remote_folders),
                 "xsrf": "the-token",
                 "status": session.status() if session.brings_ticket else None,
                 "ticket": session.issue_ticket() if session.brings_ticket else "",
@@ -292,6 +303,17 @@ def _application(session: Session) -> web.Application:
                     )
                 elif action == "keyboard":
                     session.keyboard = body["layout"]
+                self.finish(session.status())
+
+    class RemoteFoldersRoute(ActionRoute):
+        async def post(self) -> None:  # type: ignore[override]
+            if await self.act("connect"):
+                session.set_folder(session.requests[-1][1]["name"], state="connected", problem="", asks=False)
+                self.finish(session.status())
+
+        async def delete(self) -> None:
+            if await self.act("disconnect"):
+                session.set_folder(session.requests[-1][1]["name"], state="off", asks=True)
                 self.finish(session.status())
 
     class ScriptRoute(SessionRoute):
@@ -348,6 +370,7 @@ def _application(session: Session) -> web.Application:
             (f"{PREFIX}api/status", StatusRoute),
             (f"{PREFIX}api/(ticket|extend|extension|keyboard|power|trouble|suspend)", ActionRoute),
             (f"{PREFIX}api/script", ScriptRoute),
+            (f"{PREFIX}api/remote-folders", RemoteFoldersRoute),
             (f"{PREFIX}api/checkpoints", CheckpointsRoute),
             (f"{PREFIX}api/checkpoints/([0-9a-f]+)", CheckpointRoute),
             (f"{PREFIX}vnc", VncRoute),

@@ -21,8 +21,8 @@ in_root systemctl --quiet enable \
     desktop.service desktop-clipboard.service desktop-resize.service desktop-sound.service \
     systemd-networkd.service web-terminal.service
 
-# A desktop of one person that lives for hours: each of these costs boot time and brings nothing.
-# systemd-logind stays: it turns the power button into a shutdown.
+# A desktop of one person that lives for hours: each of these costs boot time and brings nothing, as NFS of version 4
+# needs none of its helpers. systemd-logind stays: it turns the power button into a shutdown.
 in_root systemctl --quiet mask \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer systemd-pstore.service systemd-timesyncd.service systemd-networkd-wait-online.service \
@@ -34,4 +34,6 @@ in_root systemctl --quiet mask \
     modprobe@fuse.service modprobe@loop.service \
     shellinabox.service \
     dev-hugepages.mount dev-mqueue.mount sys-fs-fuse-connections.mount sys-kernel-config.mount \
-    sys-kernel-debug.mount sys-kernel-tracing.mount
+    sys-kernel-debug.mount sys-kernel-tracing.mount \
+    nfs-blkmap.service nfs-client.target rpc-gssd.service rpc-statd.service rpc-statd-notify.service \
+    rpcbind.service rpcbind.socket run-rpc_pipefs.mount

@@ -12,9 +12,10 @@ from qemuspawner.hub.form.options import Options
 from qemuspawner.hub.proposals.data import is_plain
 from qemuspawner.spec import DataFolder, Folder
 
+LISTS = ("machines", "groups", "users")  # whom a folder is for
+
 _TEXTS = ("name", "path", "mount")
 _SWITCHES = ("read_only", "required")
-_LISTS = ("machines", "groups", "users")
 _PLACEHOLDERS = {"username", "home"}
 
 
@@ -65,9 +66,7 @@ class FolderTraits(LoggingConfigurable):
         found = [
             self._make_folder(entry)
             for entry in self.folders
-            if _is_for(entry.get("machines"), {options.machine.id})
-            and _is_for(entry.get("groups"), groups)
-            and _is_for(entry.get("users"), {self.user.name})
+            if is_for(entry, machine=options.machine.id, groups=groups, user=self.user.name)
         ]
         if options.proposal is not None and self.data_folder:
             found += [self._make_data_folder(data) for data in options.proposal.data]
@@ -75,25 +74,15 @@ class FolderTraits(LoggingConfigurable):
 
     def _make_folder(self, entry: Mapping[str, Any]) -> Folder:
         name = entry["name"]
-        mount = self._fill_in(entry.get("mount", f"/mnt/{name}"))
-        path = self._fill_in(entry["path"])
+        mount = fill_in(entry.get("mount", f"/mnt/{name}"), user=self.user.name)
+        path = fill_in(entry["path"], user=self.user.name)
         return Folder(
             name=name,
-            # A user's name may have a slash, or be "..".
             path=path if is_plain(path) and is_plain(mount) else "",
             mount=mount,
             read_only=entry.get("read_only", True),
             required=entry.get("required", False),
         )
-
-    def _fill_in(self, template: str) -> str:
-        name = self.user.name
-        if not is_plain(f"/{name}") or "/" in name:
-            name = ""
-        values = {"username": name, "home": _find_home(name) if "{home}" in template else ""}
-        if any(f"{{{key}}}" in template and not value for key, value in values.items()):
-            return ""
-        return template.format_map(values)
 
     def _make_data_folder(self, data: DataFolder) -> Folder:
         return Folder(
@@ -105,8 +94,20 @@ class FolderTraits(LoggingConfigurable):
         )
 
 
-def _is_for(wanted: list[str] | None, having: set[str]) -> bool:
-    return not wanted or not having.isdisjoint(wanted)
+def is_for(entry: Mapping[str, Any], *, machine: str, groups: set[str], user: str) -> bool:
+    """Whether an entry of a list of folders is for a desktop of `machine` of this user."""
+    having = {"machines": {machine}, "groups": groups, "users": {user}}
+    return all(not entry.get(key) or not having[key].isdisjoint(entry[key]) for key in LISTS)
+
+
+def fill_in(template: str, *, user: str) -> str:
+    """A path with the user's name in it; "" where that is not fit for one, or there is no such home."""
+    # A user's name may have a slash, or be "..".
+    name = user if is_plain(f"/{user}") and "/" not in user else ""
+    values = {"username": name, "home": _find_home(name) if "{home}" in template else ""}
+    if any(f"{{{key}}}" in template and not value for key, value in values.items()):
+        return ""
+    return template.format_map(values)
 
 
 def _find_home(name: str) -> str:
@@ -118,27 +119,38 @@ def _find_home(name: str) -> str:
 
 def _find_problem(entry: Mapping[str, Any]) -> str:
     """Why it is no folder, as half a sentence; "" where it is one."""
-    if unknown := entry.keys() - {*_TEXTS, *_SWITCHES, *_LISTS}:
-        return f"'{min(unknown)}' is none of {', '.join((*_TEXTS, *_SWITCHES, *_LISTS))}"
+    if problem := find_common_problem(entry, texts=_TEXTS, switches=_SWITCHES):
+        return problem
+    for key, allowed in (("path", _PLACEHOLDERS), ("mount", {"username"})):
+        if problem := find_path_problem(entry.get(key, "/mnt"), allowed):
+            return f"'{key}' {problem}"
+    return ""
+
+
+def find_common_problem(
+    entry: Mapping[str, Any], *, texts: tuple[str, ...], switches: tuple[str, ...]
+) -> str:
+    """What is wrong with keys that every list of folders has, as half a sentence."""
+    known = (*texts, *switches, *LISTS)
+    if unknown := entry.keys() - set(known):
+        return f"'{min(unknown)}' is none of {', '.join(known)}"
     for key in ("name", "path"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             return f"'{key}' is missing, or no text"
     if not is_plain(f"/{entry['name']}") or "/" in entry["name"]:
         return "'name' is not fit for the name of a folder"
-    for key in _SWITCHES:
+    for key in switches:
         if not isinstance(entry.get(key, True), bool):
             return f"'{key}' is neither true nor false"
-    for key in _LISTS:
+    for key in LISTS:
         names = entry.get(key, [])
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             return f"'{key}' is no list of names"
-    for key, allowed in (("path", _PLACEHOLDERS), ("mount", {"username"})):
-        if problem := _find_path_problem(entry.get(key, "/mnt"), allowed):
-            return f"'{key}' {problem}"
     return ""
 
 
-def _find_path_problem(path: object, allowed: set[str]) -> str:
+def find_path_problem(path: object, allowed: set[str]) -> str:
+    """Why it is no path, with the placeholders that it may have, as half a sentence."""
     try:
         parts = list(string.Formatter().parse(path)) if isinstance(path, str) else []
     except ValueError:

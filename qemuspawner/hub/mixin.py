@@ -26,6 +26,7 @@ from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.languages import speak_languages
 from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.policies import PolicyTraits
+from qemuspawner.hub.remote_folders import RemoteFolderTraits
 from qemuspawner.hub.runs.upkeep import keep_up
 from qemuspawner.hub.sessions.accounts import AccountTraits
 from qemuspawner.hub.sessions.activity import trust_sessions
@@ -70,6 +71,7 @@ class QemuSpawnerMixin(
     AsksOptions,
     PolicyTraits,
     FolderTraits,
+    RemoteFolderTraits,
     AccountTraits,
     Notifies,
     WarmsUp,
@@ -208,6 +210,7 @@ class QemuSpawnerMixin(
             account = self.find_account()
         except OptionsError as exc:
             raise self.refusal(exc, reason="account", status_code=500) from exc
+        network = self._limits.networks.of(options.machine)
         spec = SessionSpec(
             session_id=self.session_id,
             user=self.user.name,
@@ -248,9 +251,10 @@ class QemuSpawnerMixin(
             checkpoint_every_s=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
             policy=self.make_policy(),
-            network=self._limits.networks.of(options.machine),
+            network=network,
             proposal=options.proposal,
             folders=self.make_folders(options),
+            remote_folders=self.make_remote_folders(options, network),
             account=account,
             sudo=self.find_sudo(groups=groups),
             gifts=self.find_gifts(groups=groups),

@@ -15,7 +15,7 @@ from typing import Literal
 from msgspec import structs
 
 from qemuspawner.errors import HostError, QemuSpawnerError, SessionError, VmError, printable
-from qemuspawner.paths import FOLDERS_SCRIPT, SessionPaths
+from qemuspawner.paths import FOLDERS_SCRIPT, MOUNTING_SCRIPT, SessionPaths
 from qemuspawner.qemu.agent import ENVIRONMENT, GuestAgent
 from qemuspawner.qemu.folders import Ids, OpenFolder, check_binding, folder_place, open_folder
 from qemuspawner.qemu.plugging import device_id, is_plugged, plug_9p, plug_virtiofs, unplug
@@ -301,7 +301,7 @@ class GuestFolders:
             arguments += [device_id(number), self._plan.way, options, folder.mount]
         code, output = await agent.run(
             *("/bin/sh", "-s", "--", verb, *arguments),
-            stdin=FOLDERS_SCRIPT.read_bytes(),
+            stdin=MOUNTING_SCRIPT.read_bytes() + FOLDERS_SCRIPT.read_bytes(),
             env=ENVIRONMENT,
             timeout_s=_MOUNT_TIMEOUT_S if verb == "mount" else _UNMOUNT_TIMEOUT_S,
         )

@@ -19,12 +19,14 @@ from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.session.clocks import Clocks
 from qemuspawner.session.extensions import Extensions
+from qemuspawner.session.folders import find_ids
 from qemuspawner.session.guest import Guest
 from qemuspawner.session.keep import Keeper
 from qemuspawner.session.notices import Notices
 from qemuspawner.session.oom import KILLED, OomWatch
 from qemuspawner.session.paused_disk import PausedDisk
 from qemuspawner.session.prepare import Plan, Prepared
+from qemuspawner.session.remote_folders import RemoteFolders
 from qemuspawner.session.troubles import Troubles
 from qemuspawner.session.usage import UsageMeter
 from qemuspawner.spec import (
@@ -90,6 +92,13 @@ class Life:
         self._extensions = Extensions(self.clocks)
         self._notices = Notices(self.clocks, spec)
         self._troubles = Troubles(self._note_change)
+        self.remote_folders = RemoteFolders(
+            spec.remote_folders,
+            ids=find_ids(spec),
+            changed=self._note_change,
+            tell=lambda text: self.report(text, level="warning"),
+            log=self.log,
+        )
         self._disk: PausedDisk | None = None
         self._oom = OomWatch()
         self._ending: Ending | None = None
@@ -147,6 +156,7 @@ class Life:
             suspends=spec.suspend_on,
             suspend_obstacle=find_suspend_obstacle(spec),
             folders=self._guest.folders.statuses if self._guest else (),
+            remote_folders=self.remote_folders.statuses,
             version=self._version,
         )
 

@@ -16,17 +16,16 @@ from qemuspawner.texts import Text
 
 
 class Saves(Life):
-    """Saves the VM, which has no folder of the host in it meanwhile."""
+    """Saves the VM, which has no folder of the host or of a server in it meanwhile."""
 
-    # Folders of the host
+    # Folders of the host and of servers
 
     async def _attach_folders(self, guest: Guest, *, is_anew: bool = False) -> None:
-        """Bring the host's folders into a guest that has come up, and say what became of each.
+        """Bring the folders into a guest that has come up, and say what became of each of the host's.
 
         `is_anew`: it has booted once more, and virtiofsd takes a file system to be mounted still.
         """
-        if not guest.folders.statuses:
-            return
+        self.remote_folders.forget()
         assert self.keeper is not None
         # Not while it is saved, which is without them.
         async with self.keeper.lock:
@@ -40,12 +39,15 @@ class Saves(Life):
 
     async def _attach(self, guest: Guest) -> None:
         if guest.agent is not None:
-            await guest.folders.attach(guest.agent)
-            self._note_change()
+            self.remote_folders.resume(guest.agent)
+            if guest.folders.statuses:
+                await guest.folders.attach(guest.agent)
+                self._note_change()
 
     async def _detach(self, guest: Guest, *, ends_programs: bool = False) -> None:
         """Raises VmError where a folder is in use, so that the VM cannot be saved."""
         if guest.agent is not None:
+            await self.remote_folders.release(guest.agent, ends_programs=ends_programs)
             await guest.folders.detach(guest.agent, ends_programs=ends_programs)
 
     # Asleep, and checkpoints

@@ -9,10 +9,12 @@ from typing import Literal, assert_never
 
 from msgspec import structs
 
-from qemuspawner.errors import SessionError
+from qemuspawner.errors import SessionError, VmError
 from qemuspawner.keyboards import KEYBOARDS
+from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.session.hooks import NoHookError, run_hook
 from qemuspawner.session.life import Ending
+from qemuspawner.session.remote_mounts import Login
 from qemuspawner.session.sleeping import Saves
 from qemuspawner.spec import (
     Act,
@@ -106,6 +108,34 @@ class Steers(Saves):
                 await qemu.reset()
             case _:
                 assert_never(act)
+
+    async def connect_folder(self, name: str, login: Login | None, *, by: str) -> None:
+        """Have the guest mount a folder of a server, with the account and password there or those of before.
+
+        Raises:
+            SessionError, VmError: It is not there now, and why.
+        """
+        self.log.info("The folder %s is to be connected, asked for by %s", name, by)
+        await self.remote_folders.connect(self._folders_agent(), name, login)
+
+    async def disconnect_folder(self, name: str, *, by: str) -> None:
+        """Take a server's folder out of the guest, and forget the login.
+
+        Raises:
+            SessionError, VmError: It is in use, or there is none.
+        """
+        self.log.info("The folder %s is to be disconnected, asked for by %s", name, by)
+        await self.remote_folders.disconnect(self._folders_agent(), name)
+
+    def _folders_agent(self) -> GuestAgent:
+        """Raises QemuSpawnerError where the desktop cannot be given folders, or not yet."""
+        guest = self.running_guest()
+        if guest.agent is None:
+            machine = self.spec.machine.name
+            raise SessionError(Text("'{machine}' has no guest agent, which mounts folders.", machine=machine))
+        if self._state != "running":
+            raise VmError(Text("The desktop is not ready yet."), hint=Text("Try again in a moment."))
+        return guest.agent
 
     async def screenshot(self) -> bytes:
         """The screen as a PNG. Raises VmError where there is none."""

@@ -84,6 +84,7 @@ class Supervisor(GivesWay):
             )
             await self._keep_what_is_left()
         finally:
+            self.remote_folders.forget()
             if self._guest is not None:
                 await self._guest.stop()
             self.close()

@@ -1,7 +1,6 @@
 # Mounts and unmounts the host's folders. The guest agent runs this as root with a verb and the folders: tag, type,
 # options and path of each. It says a line for each folder that failed: the tag, a space and why.
-# Beyond a POSIX shell and mount nothing is sure to be there.
-set -u
+# It goes on below mounting.sh.
 
 verb=$1 failed=
 shift
@@ -11,18 +10,6 @@ is_mounted() {
         [ "$source" != "$1" ] || return 0
     done < /proc/mounts
     return 1
-}
-
-# Who the folder above belongs to gets it.
-make_folder() {
-    [ ! -d "$1" ] || return 0
-    case $1 in */*/*) make_folder "${1%/*}" || return ;; esac
-    mkdir "$1" && chown "$(stat -c %u:%g "$1/..")" "$1"
-}
-
-# Through a link that the guest's user has made, root would give them any folder of the guest.
-is_itself() {
-    [ "$(cd -P "$1" && pwd -P)" = "$1" ]
 }
 
 mount_folder() {
@@ -52,42 +39,6 @@ mount_folder() {
             ;;
         esac
     done < /proc/mounts
-}
-
-# The processes that have something below $1 open, or are in it.
-find_users() {
-    ls -l -d /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd/* 2> /dev/null |
-        while IFS= read -r line; do
-            case $line in *" -> $1" | *" -> $1/"*) ;; *) continue ;; esac
-            line=${line%% -> *} line=${line##* /proc/}
-            echo "${line%%/*}"
-        done | sort -u
-}
-
-name_users() {
-    names=
-    for process in $(find_users "$1"); do
-        read -r name < "/proc/$process/comm" || continue
-        case ", $names," in *", $name,"*) ;; *) names=${names:+$names, }$name ;; esac
-    done 2> /dev/null
-    echo "${names:-$said}"
-}
-
-end_users() {
-    for signal in TERM KILL; do
-        for process in $(find_users "$1"); do
-            kill -s "$signal" "$process"
-        done 2> /dev/null
-        tries=0
-        until said=$(umount "$1" 2>&1); do
-            tries=$((tries + 1))
-            [ "$tries" -lt 20 ] || break
-            sleep 0.1
-        done
-        [ "$tries" -ge 20 ] || return 0
-    done
-    echo "$said"
-    return 1
 }
 
 unmount_folder() {

@@ -66,6 +66,15 @@ export class Api {
     return this.#act("POST", "api/trouble", { act });
   }
 
+  /** Mount a folder of a server; `login` is {account, password}, or {} where none is needed or it is known. */
+  connectFolder(name, login) {
+    return this.#act("POST", "api/remote-folders", { name, ...login });
+  }
+
+  disconnectFolder(name) {
+    return this.#act("DELETE", "api/remote-folders", { name });
+  }
+
   power(action) {
     return this.#act("POST", "api/power", { action });
   }

@@ -7,6 +7,7 @@ import { Keyboard } from "./keyboard.js";
 import { People } from "./people.js";
 import { Pointers } from "./pointers.js";
 import { Script } from "./script.js";
+import { RemoteFolders } from "./remotefolders.js";
 import { Sound } from "./sound.js";
 import { StaffMessage } from "./staffmessage.js";
 import { Trouble } from "./trouble.js";
@@ -25,6 +26,7 @@ export class Panels {
   #trouble;
   #script;
   #keyboard;
+  #remoteFolders;
 
   /** `onGoBack` is called with the checkpoint that somebody wants back, and means it; `onPower` asks before it does
    *  what it is called with; `onStatus` takes the status with which the session answers. */
@@ -43,6 +45,7 @@ export class Panels {
     this.#staffMessage = new StaffMessage();
     this.#trouble = new Trouble({ api, onPower, onStatus });
     this.#script = new Script({ api });
+    this.#remoteFolders = config.remote_folders ? new RemoteFolders({ api, onStatus }) : null;
     this.#keyboard = new Keyboard({ api, config, desktop, onStatus });
     setUpTyping(desktop, { give: (text) => clipboard.give(text) });
     // Who was quicker than this module has opened a menu that nobody has filled.
@@ -58,6 +61,7 @@ export class Panels {
     this.#trouble.take(status);
     this.#keyboard.take(status);
     this.#script.take(status);
+    this.#remoteFolders?.take(status);
     this.#checkpoints.obstacle = status.suspend_obstacle ?? "";
   }
 

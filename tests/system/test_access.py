@@ -116,6 +116,10 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "api/files"): controllers(404),  # this machine has no home
     ("POST", "api/files/folders"): controllers(404),
     ("POST!", "api/files/folders"): forged(404),
+    ("POST", "api/remote-folders"): owner(409),  # this machine has no agent
+    ("POST!", "api/remote-folders"): forged(409),
+    ("DELETE", "api/remote-folders"): owner(400),
+    ("DELETE!", "api/remote-folders"): forged(400),
     ("GET", "api/files/content"): controllers(404),
     ("OPTIONS", "api/files/uploads"): controllers(204),
     ("POST", "api/files/uploads"): controllers(412),  # without the tus protocol's headers
@@ -150,6 +154,7 @@ BODIES: dict[str, Any] = {
     "api/power": {"action": "reset"},
     "api/trouble": {"act": "retry"},
     "api/files/folders": {"folder": "", "name": "new"},
+    "api/remote-folders": {"name": "data"},
     "api/extension": {"grant": False},
     "api/about": {"name": "Night run"},
     "api/keyboard": {"layout": "de"},

@@ -38,6 +38,7 @@ from qemuspawner.session.routes.files import (
 )
 from qemuspawner.session.routes.page import NotFoundHandler, PageHandler, ProbeHandler, StaticHandler
 from qemuspawner.session.routes.ports import PortHandler
+from qemuspawner.session.routes.remote_folders import RemoteFoldersHandler
 from qemuspawner.session.routes.screen import VncHandler
 from qemuspawner.session.routes.sharing import (
     AnswersHandler,
@@ -89,6 +90,7 @@ ROUTES = (
     Route("api/share-codes", ShareCodesHandler),
     Route("api/files", FilesHandler),
     Route("api/files/folders", FoldersHandler),
+    Route("api/remote-folders", RemoteFoldersHandler),
     Route("api/files/content", ContentHandler),
     Route("api/files/uploads", UploadsHandler),
     Route("api/files/uploads/([A-Za-z0-9_-]+)", UploadHandler),

@@ -57,6 +57,7 @@ class PageHandler(Handler):
                 "max_mib": spec.policy.max_file_mib,
             },
             "web_tools": self._web_tools(),
+            "remote_folders": bool(spec.remote_folders),
             "xsrf": self.xsrf_token.decode(),
             # With these the page connects at once, without asking for them.
             "status": self.status(),
