@@ -82,8 +82,8 @@ async def test_a_start_without_options_takes_the_last_ones(hub: hubs.Hub) -> Non
         (
             {"prologue": "rm -rf"},
             "There is no option 'prologue'; the options are machine, preset, cpus, memory, gpu, lifetime, "
-            "name, notes, keyboard, resolution, script, proposal, sleeping, branch, invite, terms and "
-            "setting.",
+            "partition, reservation, name, notes, keyboard, resolution, script, proposal, sleeping, branch, "
+            "invite, terms and setting.",
         ),
     ],
 )  # fmt: skip
