@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qemuspawner.hub.slurm import commands
+from qemuspawner.hub.batch import engine
 from qemuspawner.hub.slurm.commands import Slurm, SlurmError
 from qemuspawner.hub.slurm.queue import Queue
 
@@ -79,7 +79,7 @@ async def test_partitions_that_are_not_told_make_the_whole_unknown(say: Say) -> 
 
 
 async def test_who_says_nothing_is_not_waited_for_for_ever(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(engine, "_TIMEOUT_S", 0.3)
     say(sinfo="exec sleep 20")
     begun = time.monotonic()
 

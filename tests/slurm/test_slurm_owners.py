@@ -11,7 +11,8 @@ from slurm_cluster import SlurmCluster
 from slurm_hubs import prepare_state, refused_by_form, slurm_config
 
 from qemuspawner.errors import HostError
-from qemuspawner.hub.slurm.commands import Slurm, tag
+from qemuspawner.hub.batch.engine import tag
+from qemuspawner.hub.slurm.commands import Slurm
 from qemuspawner.hub.slurm.owners import Owners
 
 ONE, OTHER, STRANGER = "nobody", "games", "news"
@@ -75,7 +76,7 @@ async def test_only_jobs_of_the_hubs_users_are_taken_for_forgotten_ones(
         await Slurm(("runuser", "-u", name, "--")).submit([*more, *SMALL], "#!/bin/sh\nsleep 300\n")
         for name, more in ((OTHER, [mark]), (STRANGER, [mark]), (OTHER, []))
     ]
-    reaper = spawner.user.settings["qemuspawner_slurm_reaper"]
+    reaper = spawner.user.settings["qemuspawner_reaper"]
     reaper._timer.stop()  # its rounds are ours now
     reaper._suspects.clear()
 

@@ -8,7 +8,7 @@ import hubs
 import pytest
 from slurm_cluster import SlurmCluster
 
-from qemuspawner.hub.slurm.commands import tag
+from qemuspawner.hub.batch.engine import tag
 
 # Of a job that only has to be there.
 SMALL = ("--time=5", "--output=/dev/null")
@@ -113,7 +113,7 @@ async def test_a_job_that_nobody_owns_is_cancelled(hub: hubs.Hub, cluster: Slurm
         await spawner._slurm.submit([f"--comment={comment}", *SMALL], "#!/bin/sh\nsleep 300\n")
         for comment in (tag(spawner._hub_id, "f" * 20), tag("another-hub", "f" * 20))
     ]
-    reaper = spawner.user.settings["qemuspawner_slurm_reaper"]
+    reaper = spawner.user.settings["qemuspawner_reaper"]
     reaper._timer.stop()  # its rounds are ours now
     reaper._suspects.clear()
 

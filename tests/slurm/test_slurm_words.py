@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemuspawner.batch import JobDocument, read_document, write_document
+from qemuspawner.hub.batch.script import make_script
 from qemuspawner.hub.slurm.jobs import (
     Place,
     describe_end,
@@ -17,7 +18,7 @@ from qemuspawner.hub.slurm.jobs import (
     parse_places,
 )
 from qemuspawner.hub.slurm.nodes import parse_cluster
-from qemuspawner.hub.slurm.script import make_arguments, make_script
+from qemuspawner.hub.slurm.script import make_arguments
 from qemuspawner.hub.slurm.words import parse_duration, parse_moment, write_duration
 
 SINFO = """\

@@ -1,37 +1,27 @@
 """Slurm's commands, as argument lists; what they answer, and what it means when they do not."""
 
 import asyncio
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.hub.batch.engine import BatchError, Commands, tag
 from qemuspawner.hub.slurm import jobs, nodes, rules
 from qemuspawner.texts import Text
 
-# A controller that is down is said to be so after 9 to 18 s, one that hangs after 20 s.
-_TIMEOUT_S = 30
-_MAX_ANSWER_BYTES = 64 << 20
 _THERE = "--states=pending,configuring,running,suspended"
-# Slurm's own settings and where its programs are; the hub's environment has secrets.
-_ENVIRONMENT = ("PATH", "LANG", "TZ", "HOME", "USER", "LOGNAME", "SLURM_CONF")
 
 
-def tag(hub: str, session_id: str) -> str:
-    """The comment by which a job is known again, whatever became of the hub that submitted it."""
-    return f"qemuspawner:{hub}:{session_id}"
-
-
-class SlurmError(QemuSpawnerError):
+class SlurmError(BatchError):
     """A command of Slurm failed, was silent, or answered something else than it does."""
 
 
 @dataclass(frozen=True)
-class Slurm:
-    """One cluster's commands, after `prefix` (such as `sudo -u NAME`) where they are another account's."""
+class Slurm(Commands):
+    """One cluster's commands."""
 
-    prefix: tuple[str, ...] = ()
+    name = "Slurm"
+    error = SlurmError
+    variables = ("SLURM_CONF",)
 
     async def submit(self, arguments: Sequence[str], script: str) -> str:
         """Submit a job; its id.
@@ -59,7 +49,7 @@ class Slurm:
         try:
             return jobs.parse_jobs(answer)
         except ValueError as exc:
-            raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
+            raise self._not_understood(exc) from None
 
     async def list_places(self) -> dict[str, jobs.Place]:
         """Where each job stands that waits, also other accounts', as far as this one may see them.
@@ -118,7 +108,7 @@ class Slurm:
                 reservations=rules.parse_reservations(reservations),
             )
         except ValueError as exc:
-            raise SlurmError(Text("Slurm's answer is not understood: {why}.", why=exc)) from None
+            raise self._not_understood(exc) from None
 
     async def cancel(self, job_id: str) -> None:
         """End a job, whether it waits or runs; one that is over already is none of an error.
@@ -135,39 +125,3 @@ class Slurm:
             SlurmError: It was not asked.
         """
         await self._run("scancel", "--batch", "--signal=INT", "--", job_id)
-
-    async def _run(self, *command: str, given: bytes = b"") -> str:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.prefix, *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=environment,
-                cwd="/",
-                limit=_MAX_ANSWER_BYTES,
-            )  # fmt: skip
-        except OSError as exc:
-            raise SlurmError(
-                Text("'{command}' cannot be run: {why}.", command=command[0], why=exc.strerror),
-                hint=Text("The administrator installs Slurm's commands where the hub runs."),
-            ) from exc
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                answer, complaint = await process.communicate(given)
-        except TimeoutError:
-            raise SlurmError(
-                Text("Slurm's '{command}' says nothing for {s} s.", command=command[0], s=_TIMEOUT_S)
-            ) from None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            words = complaint.decode(errors="replace").strip().splitlines() or ["no word"]
-            raise SlurmError(
-                Text("Slurm's '{command}' failed: {words}", command=command[0], words=words[-1][:300])
-            )
-        return answer.decode(errors="replace")

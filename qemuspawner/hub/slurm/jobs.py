@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from qemuspawner.hub.batch.engine import Phase
 from qemuspawner.hub.slurm.words import parse_moment
 from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
 # What `squeue` is asked for: Slurm's own words, nothing that somebody may have written into their job.
 COLUMNS = "%i|%T|%B|%r|%S|%e"
-
-Phase = Literal["pending", "running", "over", "unknown"]
 
 # Of `man squeue`, JOB STATE CODES. What is suspended goes on later; what is requeued would start anew,
 # and jobs of ours never are.
@@ -86,6 +84,14 @@ class Job:
     @property
     def never_runs(self) -> bool:
         return self.phase == "pending" and self.reason in _NEVER
+
+    @property
+    def wait(self) -> Text:
+        return describe_wait(self)
+
+    @property
+    def ending(self) -> Text:
+        return describe_end(self)
 
 
 def parse_jobs(listed: str) -> dict[str, Job]:

@@ -1,8 +1,12 @@
 """Whose the jobs are: all of them one account's, or each user's own."""
 
+import contextlib
 import pwd
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from jupyterhub import orm
 
 from qemuspawner.errors import HostError
 from qemuspawner.hub.slurm.commands import Slurm
@@ -62,3 +66,18 @@ class Owners:
         Jobs of many accounts are looked at by the hub's own, in one go.
         """
         return (Slurm(), "") if self.are_users else (Slurm(self.prefix), self.user)
+
+
+async def list_owners(owners: Owners, database: Any) -> list[tuple[str, Slurm]]:
+    """The accounts whose jobs may be this hub's, and what ends the jobs of each. Raises SlurmError."""
+    watching, user = owners.watch
+    if not owners.are_users:
+        return [(user, watching)]
+    busy = await watching.list_users()
+    found = []
+    for (username,) in database.query(orm.User.name):
+        with contextlib.suppress(HostError):
+            name = owners.name_of(username)
+            if name in busy:
+                found.append((name, owners.slurm_of(username)))
+    return found

@@ -1,9 +1,6 @@
-"""What `sbatch` is given: arguments for what Slurm decides by, and a script that becomes the session."""
+"""What `sbatch` is given: arguments for what Slurm decides by."""
 
-import shlex
-from collections.abc import Sequence
-
-from qemuspawner.batch import SPARE_S, JobDocument, job_memory_mib, write_document
+from qemuspawner.batch import SPARE_S, job_memory_mib
 from qemuspawner.hub.slurm.words import write_duration
 
 # Before that limit the session is told, and has this long to end or to be saved.
@@ -42,12 +39,3 @@ def make_arguments(
         f"--output={log}",
         *(f"--{name}={value}" for name, value in wanted.items() if value),
     ]
-
-
-def make_script(command: Sequence[str], document: JobDocument) -> str:
-    """A script that becomes `command`, with the document on its descriptor 3.
-
-    Slurm signals the batch process alone, so it has to be the session itself. No line of the document can end
-    it: it is one line of JSON.
-    """
-    return f"#!/bin/sh\nexec {shlex.join(command)} --job 3 3<<'END'\n{write_document(document)}\nEND\n"

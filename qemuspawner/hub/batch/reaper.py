@@ -1,25 +1,26 @@
 """Jobs of this hub that nobody owns: a hub that is killed between submitting and noting leaves one."""
 
-import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from jupyterhub import orm
 from tornado.ioloop import PeriodicCallback
 
-from qemuspawner.errors import HostError
-from qemuspawner.hub.slurm.commands import Slurm, SlurmError
-from qemuspawner.hub.slurm.owners import Owners
+from qemuspawner.hub.batch.engine import BatchError, Engine
 
 _EVERY_S = 60
 # The hub has one, wherever its first spawner is made.
-_SETTING = "qemuspawner_slurm_reaper"
+_SETTING = "qemuspawner_reaper"
+
+# The accounts whose jobs may be a hub's, and what ends the jobs of each; raises BatchError.
+ListOwners = Callable[[], Awaitable[Sequence[tuple[str, Engine]]]]
 
 
 class Reaper:
     """Of one hub. A job has to be nobody's twice, a round apart: one is submitted before it is noted."""
 
-    def __init__(self, owners: Owners, *, hub: str, settings: dict[str, Any], log: Any) -> None:
-        self._owners, self._hub = owners, hub
+    def __init__(self, list_owners: ListOwners, *, hub: str, settings: dict[str, Any], log: Any) -> None:
+        self._list_owners, self._hub = list_owners, hub
         self._database = settings["db"]
         self._log = log
         self._suspects: set[str] = set()
@@ -32,41 +33,27 @@ class Reaper:
         """One round."""
         found = set()
         try:
-            for user, slurm in await self._list_owners():
-                tagged = await slurm.list_tagged(user=user, hub=self._hub)
+            for user, engine in await self._list_owners():
+                tagged = await engine.list_tagged(user=user, hub=self._hub)
                 nobodys = tagged.keys() - self._owned()
                 found |= nobodys
                 for job_id in nobodys & self._suspects:
                     self._log.warning("Job %s (session %s) is nobody's: cancelled", job_id, tagged[job_id])
-                    await slurm.cancel(job_id)
-        except SlurmError as exc:
+                    await engine.cancel(job_id)
+        except BatchError as exc:
             self._log.warning("Jobs that nobody owns are not looked for: %s", exc.text)
             return
         self._suspects = found
-
-    async def _list_owners(self) -> list[tuple[str, Slurm]]:
-        """The accounts whose jobs may be this hub's, and what ends the jobs of each."""
-        watching, user = self._owners.watch
-        if not self._owners.are_users:
-            return [(user, watching)]
-        busy = await watching.list_users()
-        found = []
-        for (username,) in self._database.query(orm.User.name):
-            with contextlib.suppress(HostError):
-                name = self._owners.name_of(username)
-                if name in busy:
-                    found.append((name, self._owners.slurm_of(username)))
-        return found
 
     def _owned(self) -> set[str]:
         states = [server.state for server in self._database.query(orm.Spawner)]
         return {str(state["job_id"]) for state in states if state and state.get("job_id")}
 
 
-def begin_reaping(owners: Owners, *, hub: str, settings: dict[str, Any], log: Any) -> Reaper:
+def begin_reaping(list_owners: ListOwners, *, hub: str, settings: dict[str, Any], log: Any) -> Reaper:
     """This hub's reaper, begun where there is none yet."""
     if _SETTING not in settings:
-        settings[_SETTING] = reaper = Reaper(owners, hub=hub, settings=settings, log=log)
+        settings[_SETTING] = reaper = Reaper(list_owners, hub=hub, settings=settings, log=log)
         reaper.start()
     found: Reaper = settings[_SETTING]
     return found
