@@ -116,6 +116,11 @@ class StatePaths:
         """`certs/ID/`: a session's part of JupyterHub's internal TLS, for its account alone."""
         return self.root / "certs" / session_id
 
+    @property
+    def jobs(self) -> Path:
+        """`jobs/ID`: what a session is given that is a job of Grid Engine or Torque, until it takes it."""
+        return self.root / "jobs"
+
     def session(self, session_id: str) -> "SessionPaths":
         return SessionPaths(root=self.sessions / session_id)
 

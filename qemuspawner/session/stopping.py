@@ -7,11 +7,12 @@ from types import FrameType
 
 # What a batch system sends before a job's time is over, or where it wants its place back and gives notice.
 NOTICE = signal.SIGUSR1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, NOTICE)
+# SIGUSR2 is what Grid Engine sends before it kills a job that is deleted.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, NOTICE)
 
 
 class StopSignal:
-    """Takes SIGINT, SIGTERM and SIGUSR1 on, for whoever heeds them at the time.
+    """Takes these signals on, for whoever heeds them at the time.
 
     Until `hand_to`, a stop ends the process where it is, by `SystemExit`. The exception may get lost in C
     code that calls Python and forgives errors, as msgspec does while it looks at a type for the first time;

@@ -82,6 +82,7 @@ class Commands:
     name: ClassVar[str]
     error: ClassVar[type[BatchError]] = BatchError
     variables: ClassVar[tuple[str, ...]] = ()  # the engine's own settings
+    farewell: ClassVar[str] = ""  # what a command that failed says last, after the reason
 
     async def _run(self, *command: str, given: bytes = b"") -> str:
         names = (*_ENVIRONMENT, *self.variables)
@@ -122,7 +123,10 @@ class Commands:
                     process.kill()
                 await process.wait()
         if process.returncode != 0:
-            words = complaint.decode(errors="replace").strip().splitlines() or ["no word"]
+            # Grid Engine complains on either.
+            said = (complaint or answer).decode(errors="replace").strip()
+            said = said.removesuffix(self.farewell).rstrip()
+            words = said.splitlines() or ["no word"]
             raise self.error(
                 Text(
                     "'{command}' of {engine} failed: {words}",

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +139,13 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         try:
             await asyncio.to_thread(self._prepare_folders, spec.session_id)
             await self._end_forgotten(spec.session_id)
-            self._submitted_at = time.monotonic()
-            self.job_id = await self._submit(spec)
-            self.save_state()
-            await self._reach_session()
+            # Before it is submitted: a session may be quicker than the answer with its job's id.
+            with self._expecting_port():
+                self.job_id = await self._submit(spec)
+                # From now on a list without it is one from which it is gone.
+                self._submitted_at = time.monotonic()
+                self.save_state()
+                await self._reach_session()
         except (BatchError, HostError) as exc:
             raise self.failure(
                 exc.message, exc.hint or Text("Try again; if it happens again, tell the administrator.")
@@ -150,19 +153,24 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         await self.follow_start()
         return self.server.ip, self.server.port
 
+    @contextlib.contextmanager
+    def _expecting_port(self) -> Iterator[None]:
+        """Let the job's session tell its port."""
+        self._port = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            self._port = None
+
     async def _reach_session(self) -> None:
-        """Wait until the job has a node and its session a port there.
+        """Wait until the job has a node and its session, which is expected to tell it, a port there.
 
         Raises:
             SpawnException: It never will.
             BatchError: The engine has not said where the node is.
         """
-        self._port = asyncio.get_running_loop().create_future()
-        try:
-            node = await self._wait_for_node()
-            self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
-        finally:
-            self._port = None
+        node = await self._wait_for_node()
+        self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
         self.server.proto = "https" if self.internal_ssl else "http"
         self._session["node"] = node
         self.save_state()
@@ -287,7 +295,8 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         """Go on waiting for what a hub was waiting for that was restarted meanwhile."""
         try:
             if not self._session.get("node"):
-                await self._reach_session()
+                with self._expecting_port():
+                    await self._reach_session()
             while not await desktop_answers(self.server.url, ssl_context=self.session_ssl_context):
                 job = await self._find_job(WAITING_S)
                 if job is None or job.phase == "over":

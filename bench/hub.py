@@ -1,0 +1,190 @@
+"""What a hub of many desktops costs: memory, polling, how soon it answers, and its way back after a restart.
+
+    python bench/hub.py [--sessions 100 300 1000] [--watched S]
+
+The hub is real, and so is its proxy; its desktops are jobs of a Slurm whose commands and sessions are stubs
+in one process (stub_cluster.py). Those that are looked at tell and ask the hub what a session does whose
+owner has it open. Prints Markdown.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import hubs
+import stub_cluster
+from hub_process import HubProcess, running_hub_process
+from slurm import cpu_s
+
+# At once; JupyterHub's own concurrent_spawn_limit is 100.
+_STARTS = 20
+_SETTLE_S = 20
+# Within that each stub session has seen that it is looked at.
+_ALL_ASK_S = 20
+
+_CONFIG = """
+from pathlib import Path
+import hubs
+from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
+c.merge(hubs.hub_config(Path({state!r}), Path({machines!r})))
+c.JupyterHub.spawner_class = QemuSlurmSpawner
+c.JupyterHub.authenticate_prometheus = False
+c.JupyterHub.log_level = "ERROR"
+c.QemuSlurmSpawner.update({{name: value for name, value in c.QemuSpawner.items() if name != "run_as"}})
+c.QemuSlurmSpawner.slurm_prefix = [{commands!r}]
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Of one number of desktops."""
+
+    sessions: int
+    start_cpu_ms: float  # of the hub, a start
+    pss_mib: float
+    quiet: float  # part of a core
+    busy: float  # the same while each is looked at
+    answers_ms: list[float]  # while busy
+    list_ms: float  # a page of staff that shows them all
+    scrape_ms: float
+    restart_s: float
+
+
+def pss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no Pss")
+
+
+@dataclass(kw_only=True)
+class Bench:
+    hub: HubProcess
+    folder: Path
+    started: int = 0
+
+    async def time_ms(self, path: str) -> float:
+        begun = time.monotonic()
+        await self.hub.ask("GET", path)
+        return 1000 * (time.monotonic() - begun)
+
+    async def watch(self, seconds: float) -> tuple[float, list[float]]:
+        """The part of a core that the hub and its commands take, and how long it takes to answer, ms."""
+        answers = []
+        before, begun = cpu_s(self.hub.pid), time.monotonic()
+        while time.monotonic() < begun + seconds:
+            answers.append(await self.time_ms("/health"))
+            await asyncio.sleep(0.1)
+        return (cpu_s(self.hub.pid) - before) / (time.monotonic() - begun), answers
+
+    async def start_up_to(self, sessions: int) -> float:
+        """CPU seconds of the hub for each that was started."""
+        before, first = cpu_s(self.hub.pid), self.started
+        turn = asyncio.Semaphore(_STARTS)
+
+        async def start(number: int) -> None:
+            async with turn:
+                await self.hub.ask("POST", f"/users/user{number}")
+                await self.hub.ask("POST", f"/users/user{number}/server")
+                while not (await self.server(number))["ready"]:
+                    await asyncio.sleep(0.2)
+
+        await asyncio.gather(*(start(number) for number in range(first, sessions)))
+        self.started = sessions
+        return (cpu_s(self.hub.pid) - before) / (sessions - first)
+
+    async def server(self, number: int) -> dict[str, object]:
+        user = await self.hub.ask("GET", f"/users/user{number}?include_stopped_servers")
+        server: dict[str, object] = user["servers"].get("", {"ready": False})
+        return server
+
+    async def measure(self, sessions: int, watched_s: float) -> Row:
+        start_cpu_s = await self.start_up_to(sessions)
+        await asyncio.sleep(_SETTLE_S)
+        quiet, _ = await self.watch(watched_s)
+        looked_at = self.folder / stub_cluster.LOOKED_AT
+        looked_at.touch()
+        await asyncio.sleep(_ALL_ASK_S)
+        busy, answers = await self.watch(watched_s)
+        row = Row(
+            sessions=sessions,
+            start_cpu_ms=1000 * start_cpu_s,
+            pss_mib=pss_mib(self.hub.pid),
+            quiet=quiet,
+            busy=busy,
+            answers_ms=answers,
+            list_ms=await self.time_ms("/desktops"),
+            scrape_ms=await self.time_ms("/../metrics"),
+            restart_s=await self.time_restart(),
+        )
+        looked_at.unlink()
+        return row
+
+    async def time_restart(self) -> float:
+        """Seconds from the start of a hub that was killed until it knows that all desktops run."""
+        self.hub.kill()
+        begun = time.monotonic()
+        await self.hub.start()
+        while not (await self.server(self.started - 1))["ready"]:
+            await asyncio.sleep(0.2)
+        return time.monotonic() - begun
+
+
+async def main(counts: list[int], watched_s: float) -> None:
+    with hubs.state_folder() as state, tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        hubs.add_machine(folder / "machines", state, "mini")
+        commands = folder / "slurm"
+        commands.write_text(stub_cluster.COMMANDS.format(folder=folder))
+        commands.chmod(0o755)
+        stub = subprocess.Popen([sys.executable, stub_cluster.__file__, str(folder)])
+        try:
+            while not (folder / "socket").exists():
+                assert stub.poll() is None
+                await asyncio.sleep(0.1)
+            merged = _CONFIG.format(
+                state=str(state), machines=str(folder / "machines"), commands=str(commands)
+            )
+            async with running_hub_process(folder, merged, path=sys.path, state=state) as hub:
+                bench = Bench(hub=hub, folder=folder)
+                try:
+                    rows = [await bench.measure(count, watched_s) for count in counts]
+                finally:
+                    # With its proxy, which would go on.
+                    os.killpg(hub.pid, signal.SIGKILL)
+        finally:
+            stub.kill()
+            stub.wait()
+    print(
+        "| desktops | hub, MiB PSS | a start, ms of CPU | quiet: part of a core | looked at: the same |",
+        end="",
+    )
+    print(" answers, ms | the slowest | all for staff, ms | a scrape, ms | restart, s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        slowest = sorted(row.answers_ms)
+        print(
+            f"| {row.sessions} | {row.pss_mib:.0f} | {row.start_cpu_ms:.0f} | {row.quiet:.3f}"
+            f" | {row.busy:.3f} | {statistics.median(slowest):.1f} | {slowest[len(slowest) * 99 // 100]:.0f}"
+            f" | {row.list_ms:.0f} | {row.scrape_ms:.0f} | {row.restart_s:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sessions", type=int, nargs="+", default=[100, 300, 1000])
+    parser.add_argument("--watched", type=float, default=40, metavar="S")
+    asked = parser.parse_args()
+    asyncio.run(main(asked.sessions, asked.watched))
