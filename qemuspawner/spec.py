@@ -161,6 +161,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Gpus | None = None  # what was promised
     # What may be taken for them: PCI addresses, or ADDRESS/TYPE for a mediated device of that GPU.
     gpu_devices: tuple[str, ...] = ()
+    where: str = ""  # which of the hub's places it runs at; "" where the hub has one
     lifetime_s: int
     max_lifetime_s: int  # what extending can reach, counted from the start
     idle_s: int = 0  # 0: never ends for being idle

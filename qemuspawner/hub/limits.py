@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from traitlets import Bool, Dict, Integer, TraitError, Unicode, Union, validate
 
@@ -30,10 +30,13 @@ class Limits:
     networks: Networks = field(default_factory=Networks)
     partitions: tuple[OfferedPartition, ...] | None = None  # None: no cluster that is known
     reservations: tuple[OfferedReservation, ...] = ()
+    places: tuple[str, ...] = ()  # to choose from; none where there is one
 
 
 class LimitTraits(NetworkTraits):
     """Part of `QemuSpawnerMixin`."""
+
+    places: ClassVar[tuple[str, ...]] = ()
 
     max_lifetime = Union(
         [Integer(), Unicode()],
@@ -122,6 +125,7 @@ class LimitTraits(NetworkTraits):
             networks=self.find_networks(user=user, groups=groups, admin=admin),
             partitions=partitions,
             reservations=reservations,
+            places=self.places,
         )
 
 

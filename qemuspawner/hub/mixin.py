@@ -58,6 +58,7 @@ _SESSION_KEYS = (
     "proposal",
     "invited",
     "starting",
+    "where",
 )
 # One environment variable is at most 128 KiB on Linux, with its name.
 _MAX_SPEC_KIB = 120
@@ -229,6 +230,7 @@ class QemuSpawnerMixin(
             memory_mib=options.memory_mib,
             gpus=options.gpus,
             gpu_devices=self.find_gpu_devices(options.gpus),
+            where=options.where,
             lifetime_s=options.lifetime_s,
             max_lifetime_s=options.max_lifetime_s,
             idle_s=int(options.machine.lifetime.idle),
@@ -316,6 +318,7 @@ class QemuSpawnerMixin(
             "proposal": {"id": spec.proposal.id, "title": spec.proposal.title} if spec.proposal else None,
             "token": getattr(orm.APIToken.find(self._database, self.api_token), "id", 0),
             "starting": True,
+            "where": spec.where,
         }
 
     async def poll(self) -> int | None:

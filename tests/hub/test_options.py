@@ -125,8 +125,8 @@ def test_every_problem_is_told_at_once() -> None:
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
     assert problems({"run\nas": 1}) == {
         "'run\\nas'": "There is no option 'run\\nas'; the options are machine, preset, cpus, memory, gpu, "
-        "lifetime, partition, reservation, name, notes, keyboard, resolution, script, proposal, sleeping, "
-        "branch, invite, terms and setting."
+        "lifetime, where, partition, reservation, name, notes, keyboard, resolution, script, proposal, "
+        "sleeping, branch, invite, terms and setting."
     }
 
 

@@ -176,7 +176,11 @@ class LocalHost(KeepsPromise):
             cpus=int(cpus * self.cpu_overcommit) if self.cpu_overcommit else None,
             memory_mib=max(0, find_memory_mib() - self.memory_reserve),
             gpus=self.find_gpu_models(),
-            promises=list_promises(self.user.settings["users"], LocalHost),
+            promises=[
+                promise
+                for promise in list_promises(self.user.settings["users"], LocalHost)
+                if promise.where in ("", "host")
+            ],
         )
 
     async def capacity(self) -> list[HostCapacity]:

@@ -39,6 +39,7 @@ class Promise(Need, frozen=True, kw_only=True):
     user: str
     server: str
     until: float
+    where: str = ""  # of the hub's places; "" where it has one
 
 
 class KeepsPromise(_Below):  # type: ignore[misc]

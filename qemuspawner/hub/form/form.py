@@ -66,7 +66,7 @@ KEPT_LIFETIME = "kept_lifetime"
 ROOM = Admission()
 _LOOK_EVERY_S = 10
 # What is under "Advanced".
-_ADVANCED = frozenset((*PRESET_FIELDS, "name", "notes", "keyboard", "resolution", "script"))
+_ADVANCED = frozenset((*PRESET_FIELDS, "where", "name", "notes", "keyboard", "resolution", "script"))
 _PRESET_CHOICE = re.compile(r"([a-z][a-z0-9-]*)/(.+)", re.DOTALL)
 # Of a text that was refused for its length; it is shown to be shortened.
 _MAX_TEXT = 80_000
@@ -77,6 +77,9 @@ _ENDS = {
     "idle": Text("nobody uses it"),
     "stop": Text("it is stopped on the hub"),
 }
+
+# Where a desktop can run, on a hub that has both.
+_PLACES = {"host": Text("This host"), "cluster": Text("The cluster")}
 
 # What a guest reaches, in a word.
 _NETWORKS = {
@@ -237,6 +240,7 @@ def render_form(
         texts=_texts(entry),
         keyboards=_named_choices({name: one.title for name, one in KEYBOARDS.items()}, entry, "keyboard"),
         resolutions=_named_choices({name: name for name in RESOLUTIONS}, entry, "resolution"),
+        places=_named_choices({name: _PLACES[name] for name in limits.places}, entry, "where"),
         script_kib=limits.script_kib,
         lacks=_all_lack(machines.values(), limits),
         is_advanced=not _ADVANCED.isdisjoint(entry.problems)

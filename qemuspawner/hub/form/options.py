@@ -26,7 +26,7 @@ from qemuspawner.units import parse_mib, parse_seconds, render_mib, render_secon
 
 # What a new desktop is made of, and is remembered for the next one.
 FIELDS = (
-    *("machine", "preset", "cpus", "memory", "gpu", "lifetime"),
+    *("machine", "preset", "cpus", "memory", "gpu", "lifetime", "where"),
     *PLACE_FIELDS,
     *("name", "notes", "keyboard", "resolution", "script", "proposal"),
 )
@@ -56,6 +56,7 @@ class Options:
     lifetime_s: int
     max_lifetime_s: int
     gpus: Gpus | None = None
+    where: str = ""  # of the hub's places; "" where it has one, or any will do
     partition: str = ""  # of a cluster; "" on one host
     is_partition_chosen: bool = False  # by the user
     reservation: str = ""
@@ -73,6 +74,7 @@ class Options:
     def stored(self) -> dict[str, object]:
         """As JupyterHub keeps them, and as they can be given again; what was kept is used once."""
         texts = {
+            "where": self.where,
             "name": self.name,
             "notes": self.notes,
             "keyboard": self.keyboard,
@@ -200,7 +202,8 @@ def check_options(
         elif preset.gpu:
             # Whether there is such a one, the hub's hosts say.
             user_options = {"gpu": preset.gpu, **user_options}
-    place = find_place(user_options, limits, problems)
+    is_here = bool(limits.places) and user_options.get("where") == "host"
+    place = None if is_here else find_place(user_options, limits, problems)
     if place is not None and "lifetime" not in user_options:
         limits = place.narrow(limits)
     values: dict[str, Any] = {}
@@ -219,6 +222,7 @@ def check_options(
         lifetime_s=values["lifetime"],
         max_lifetime_s=max_lifetime_s(machine, limits),
         gpus=source.gpus if source is not None else values["gpu"],
+        where=values["where"],
         name=values["name"],
         notes=values["notes"],
         keyboard=values.get("keyboard", ""),
@@ -289,6 +293,14 @@ def find_fields(
             least=render_seconds(MIN_LIFETIME_S),
             most=render_seconds(longest_s),
         ),
+    )
+    yield Field(
+        name="where",
+        default="",
+        parse=one_of(text_of(MAX_NAME), ("", *limits.places)),
+        bound=Text("a place is {names}", names=any_of(limits.places))
+        if limits.places
+        else Text("desktops of this hub have one place"),
     )
     yield Field(
         name="name",
