@@ -15,7 +15,15 @@ from sqlalchemy import insert, select
 
 from qemuspawner import scopes
 from qemuspawner.hub.records import Records
-from qemuspawner.hub.runs.runs import Run, delete_old_runs, end_lost_runs, find_last_uses
+from qemuspawner.hub.runs.runs import (
+    Run,
+    delete_old_runs,
+    end_lost_runs,
+    find_last_uses,
+    find_run,
+    note_seen,
+)
+from qemuspawner.hub.runs.upkeep import keep_up
 from qemuspawner.paths import StatePaths
 from qemuspawner.spec import Usage
 
@@ -243,6 +251,38 @@ def test_runs_that_nobody_knows_of_ended_when_they_were_seen_last(records: Recor
         ("", None),
         ("ended", pytest.approx(now - 900)),
     ]
+
+
+def test_all_that_runs_is_noted_at_once(records: Records) -> None:
+    now = time.time()
+    add(records, seen=now - 1000)
+    add(records, seen=now - 1000)
+    add(records, seen=now - 1000)
+
+    note_seen(records, {1: now - 20, 3: now - 10, 99: now})  # the last one was deleted
+
+    assert [run.seen for run in all_runs(records)] == [
+        pytest.approx(now - 20),
+        pytest.approx(now - 1000),
+        pytest.approx(now - 10),
+    ]
+
+
+async def test_a_desktop_that_was_looked_at_is_noted_within_the_minute(hub: hubs.Hub) -> None:
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {})
+    await hub.wait_until_ready("alice")
+    spawner = hub.spawner("alice")
+    before = find_run(spawner.records, spawner.run_id)
+
+    await spawner.poll()
+    looked_at = time.time()
+    await keep_up(spawner).tend()
+    after = find_run(spawner.records, spawner.run_id)
+
+    assert before is not None
+    assert after is not None
+    assert before.seen < after.seen <= looked_at
 
 
 def test_runs_of_long_ago_are_deleted(records: Records) -> None:

@@ -7,13 +7,13 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
 from msgspec import structs
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import bindparam, case, delete, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 from traitlets import Integer, Unicode, Union
@@ -131,10 +131,12 @@ def note_ready(records: Records, run_id: int, *, way: str) -> None:
         session.execute(update(Run).where(Run.id == run_id).values(ready=now, seen=now, way=way))
 
 
-def note_seen(records: Records, run_id: int) -> None:
-    """It still runs."""
+def note_seen(records: Records, seen: Mapping[int, float]) -> None:
+    """When each of these runs was known to run, by its number."""
+    change = update(Run).where(Run.id == bindparam("run")).values(seen=bindparam("at"))
     with records.session() as session:
-        session.execute(update(Run).where(Run.id == run_id).values(seen=time.time()))
+        # Not as rows of the session: one that was deleted meanwhile is no mistake.
+        session.connection().execute(change, [{"run": run_id, "at": at} for run_id, at in seen.items()])
 
 
 def end_run(records: Records, run_id: int, *, outcome: Outcome, why: str = "") -> Run | None:
@@ -300,7 +302,7 @@ class KeepsRuns(LoggingConfigurable):
     state_dir: Any
     user: Any
     _run_id: int = 0  # 0: none is open
-    _seen_at: float = 0  # by time.monotonic
+    run_seen_at: float = 0  # Unix seconds; noted with all others, once a minute
 
     @property
     def run_id(self) -> int:
@@ -313,15 +315,14 @@ class KeepsRuns(LoggingConfigurable):
 
     def begin_run(self, spec: SessionSpec, *, node: str) -> None:
         self._run_id = self._noted(lambda: begin_run(self.records, spec, node=node)) or 0
+        self.run_seen_at = 0
 
     def note_run_ready(self, *, way: str) -> None:
         if self._run_id:
             self._noted(lambda: note_ready(self.records, self._run_id, way=way))
 
     def note_run_seen(self) -> None:
-        if self._run_id and time.monotonic() - self._seen_at > _SEEN_EVERY_S:
-            self._seen_at = time.monotonic()
-            self._noted(lambda: note_seen(self.records, self._run_id))
+        self.run_seen_at = time.time()
 
     def usual_start_s(self, machine: str, way: str) -> float | None:
         usual: float | None = self._noted(lambda: usual_start_s(self.records, machine, way))

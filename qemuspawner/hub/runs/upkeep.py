@@ -11,7 +11,7 @@ from tornado.ioloop import PeriodicCallback
 
 from qemuspawner.hub.departed import find_noted_users, forget_users
 from qemuspawner.hub.notices.notify import Notifies
-from qemuspawner.hub.runs.runs import delete_old_runs, end_lost_runs
+from qemuspawner.hub.runs.runs import delete_old_runs, end_lost_runs, note_seen
 from qemuspawner.hub.sessions.running import describe_running
 
 _EVERY_S = 60
@@ -45,14 +45,19 @@ class Upkeep:
             if isinstance(spawner, Notifies) and spawner.active
         ]
         try:
-            await asyncio.to_thread(self._tidy, {spawner.run_id for spawner in spawners})
+            await asyncio.to_thread(
+                self._tidy, {spawner.run_id: spawner.run_seen_at for spawner in spawners if spawner.run_id}
+            )
             await self._forget_departed()
         except (SQLAlchemyError, OSError):
             self._log.exception("The hub's records cannot be written")
         if self._warns:
             await self._warn(spawners)
 
-    def _tidy(self, running: set[int]) -> None:
+    def _tidy(self, running: dict[int, float]) -> None:
+        """`running` are the numbers of runs, and when each was known to run; 0: not by this hub yet."""
+        if seen := {run_id: at for run_id, at in running.items() if at}:
+            note_seen(self._records, seen)
         if lost := end_lost_runs(self._records, running):
             self._log.warning("%d desktops ended unseen by this hub", lost)
         if self._keep_s and time.monotonic() >= self._deletes_at:
