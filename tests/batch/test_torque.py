@@ -1,5 +1,6 @@
 """Desktops as jobs of Torque, whose commands are stood in for: Debian has none."""
 
+import asyncio
 import os
 import shutil
 import sys
@@ -12,6 +13,8 @@ import hubs
 import pytest
 from traitlets.config import Config
 
+from qemuspawner.hub.batch.qsub import Order
+from qemuspawner.hub.torque.commands import Torque
 from qemuspawner.hub.torque.spawner import QemuTorqueSpawner
 
 
@@ -63,3 +66,41 @@ async def test_a_desktop_is_a_job_and_ends_with_its_server(hub: hubs.Hub, state_
     await hub.wait_until_stopped("alice")
     assert hub.session_folders() == []
     script.unlink()
+
+
+async def test_a_session_may_be_quicker_than_the_answer_of_who_submitted_it(
+    hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await hub.with_token("alice")
+    spawner = hub.spawner("alice")
+    submit = Torque.submit
+
+    async def submit_slowly(self: Torque, order: Order, script: str) -> str:
+        job_id = await submit(self, order, script)
+        async with asyncio.timeout(60):
+            while spawner._port is None or not spawner._port.done():
+                await asyncio.sleep(0.05)
+        return job_id
+
+    monkeypatch.setattr(Torque, "submit", submit_slowly)
+    await hub.start(alice, {})
+
+    await hub.wait_until_ready("alice")
+
+
+async def test_a_list_from_before_a_job_was_taken_does_not_make_it_gone(
+    hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others ask for the list, too, while one is submitted."""
+    alice = await hub.with_token("alice")
+    spawner = hub.spawner("alice")
+    submit = Torque.submit
+
+    async def submit_while_others_ask(self: Torque, order: Order, script: str) -> str:
+        assert await spawner._queue.find_job("another", max_age_s=0) is None
+        return await submit(self, order, script)
+
+    monkeypatch.setattr(Torque, "submit", submit_while_others_ask)
+    await hub.start(alice, {})
+
+    await hub.wait_until_ready("alice")
