@@ -28,6 +28,7 @@ from slurm import cpu_s
 
 # At once; JupyterHub's own concurrent_spawn_limit is 100.
 _STARTS = 20
+_START_S = 300
 _SETTLE_S = 20
 # Within that each stub session has seen that it is looked at.
 _ALL_ASK_S = 20
@@ -128,8 +129,9 @@ class Bench:
             async with turn:
                 await self.hub.ask("POST", f"/users/user{number}")
                 await self.hub.ask("POST", f"/users/user{number}/server")
-                while not (await self.server(number))["ready"]:
-                    await asyncio.sleep(0.2)
+                async with asyncio.timeout(_START_S):
+                    while not (await self.server(number))["ready"]:
+                        await asyncio.sleep(0.2)
 
         await asyncio.gather(*(start(number) for number in range(first, sessions)))
         self.started = sessions
