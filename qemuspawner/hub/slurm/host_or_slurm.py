@@ -13,12 +13,18 @@ from qemuspawner.hub.admission.admission import Admission, Shortage, ShortageErr
 from qemuspawner.hub.admission.capacity import HostCapacity
 from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.form.options import Options
+from qemuspawner.hub.slurm.shared import SharesStorage
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.texts import Text
 
+
+class _OnHost(SharesStorage, QemuSpawner):
+    """On this host, with the storage that the cluster's nodes have too."""
+
+
 _PLACES: Mapping[str, type[QemuSpawner] | type[QemuSlurmSpawner]] = {
-    "host": QemuSpawner,
+    "host": _OnHost,
     "cluster": QemuSlurmSpawner,
 }
 
