@@ -130,6 +130,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     description: Annotated[str, Meta(max_length=2000)] = ""
     icon: str = ""  # an SVG beside machine.toml
     version: Annotated[str, Meta(max_length=50)] = ""
+    owner: Annotated[str, Meta(max_length=255)] = ""  # the user whose desktop it was made from
     software: Annotated[tuple[Label | Software, ...], Meta(max_length=100)] = ()
     hidden: bool = False  # not offered to anybody
     architecture: Architecture = "x86_64"

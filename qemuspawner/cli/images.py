@@ -19,7 +19,13 @@ from qemuspawner.units import parse_mib, render_mib
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_WORDS = {"fetching": "Fetching", "copying": "Copying", "checking": "Checking", "converting": "Converting"}
+_WORDS = {
+    "fetching": "Fetching",
+    "copying": "Copying",
+    "checking": "Checking",
+    "converting": "Converting",
+    "comparing": "Comparing",
+}
 _EXPORTED = ("qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx")
 # Where nobody looks at a line that changes.
 _TELL_EVERY_S = 10.0
@@ -72,7 +78,7 @@ def fetch(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> in
     fetch_image(
         machine,
         state=state,
-        progress=_progress(as_json=arguments.json),
+        progress=make_progress(as_json=arguments.json),
         url=arguments.url,
         digest=arguments.digest,
         max_mib=max_mib,
@@ -86,7 +92,7 @@ def import_file(arguments: Namespace, *, state: StatePaths, folders: list[Path])
         find_machine(arguments.id, folders, state),
         arguments.file.absolute(),
         state=state,
-        progress=_progress(as_json=arguments.json),
+        progress=make_progress(as_json=arguments.json),
         digest=arguments.digest,
         move=arguments.move,
         convert=arguments.convert,
@@ -99,12 +105,12 @@ def export(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> i
         find_machine(arguments.id, folders, state),
         arguments.folder.absolute(),
         image_format=arguments.format,
-        progress=_progress(as_json=arguments.json),
+        progress=make_progress(as_json=arguments.json),
     )
     return 0
 
 
-def _progress(*, as_json: bool) -> Progress:
+def make_progress(*, as_json: bool) -> Progress:
     if as_json:
         return _tell_programs
     return _Bars() if sys.stdout.isatty() else _Lines()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from qemuspawner.cli import images, own_machines
+from qemuspawner.cli import images, own_machines, publishing
 from qemuspawner.cli.finding import find_machine
 from qemuspawner.cli.tables import print_table
 from qemuspawner.errors import ImageError
@@ -53,6 +53,7 @@ def add_commands(commands: "_SubParsersAction[ArgumentParser]") -> None:
 
     own_machines.add_actions(actions)
     images.add_actions(actions)
+    publishing.add_actions(actions)
 
 
 def list_machines(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:

@@ -92,19 +92,19 @@ def add(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
         digest=arguments.digest,
         firmware=arguments.firmware,
     )
-    entry = _own(state, folders).add(arguments.id, text)
+    entry = find_own(state, folders).add(arguments.id, text)
     print(f"'{entry.id}' was added in {entry.folder}. It is hidden until 'qemuspawner machines unhide'.")
     return 0
 
 
 def copy(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    entry = _own(state, folders).copy(arguments.id, arguments.new_id, name=arguments.name)
+    entry = find_own(state, folders).copy(arguments.id, arguments.new_id, name=arguments.name)
     print(f"'{entry.id}' was made in {entry.folder}. It is hidden until 'qemuspawner machines unhide'.")
     return 0
 
 
 def edit(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    own = _own(state, folders)
+    own = find_own(state, folders)
     entry = own.find(arguments.id)
     if arguments.set:
         values = dict(_parse_setting(text) for text in arguments.set)
@@ -122,7 +122,7 @@ def edit(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int
 
 
 def hide(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    own = _own(state, folders)
+    own = find_own(state, folders)
     entry = own.find(arguments.id)
     what = "hide" if arguments.hidden else "unhide"
     own.change(entry.id, {"hidden": arguments.hidden}, digest=entry.digest, what=what)
@@ -131,7 +131,7 @@ def hide(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int
 
 
 def show_history(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    own = _own(state, folders)
+    own = find_own(state, folders)
     digest = own.find(arguments.id).digest
     versions = own.versions(arguments.id)
     if arguments.json:
@@ -152,14 +152,14 @@ def show_history(arguments: Namespace, *, state: StatePaths, folders: list[Path]
 
 
 def undo(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    own = _own(state, folders)
+    own = find_own(state, folders)
     own.undo(arguments.id, digest=own.find(arguments.id).digest, number=arguments.version)
     print(f"'{arguments.id}': {own.versions(arguments.id)[0].what}.")
     return 0
 
 
 def remove(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    own = _own(state, folders)
+    own = find_own(state, folders)
     digest = own.find(arguments.id).digest
     removed = remove_machine(own, arguments.id, digest=digest, uses=find_uses(state).get(arguments.id))
     if removed is None:
@@ -198,15 +198,16 @@ def show_removed(arguments: Namespace, *, state: StatePaths, **_: object) -> int
 
 
 def restore(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
-    entry = restore_machine(_own(state, folders), arguments.name)
+    entry = restore_machine(find_own(state, folders), arguments.name)
     print(f"'{entry.id}' is back.")
     return 0
 
 
-def _own(state: StatePaths, folders: list[Path]) -> OwnMachines:
+def find_own(state: StatePaths, folders: list[Path], *, by: str = "") -> OwnMachines:
+    """The machines as this account may change them; `by` is who has us do it, from the hub."""
     # Who called us with sudo did it, and not root.
     name = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    return OwnMachines(state=state, folders=folders, by=f"{name} (host)", is_host_admin=True)
+    return OwnMachines(state=state, folders=folders, by=by or f"{name} (host)", is_host_admin=True)
 
 
 def _parse_setting(text: str) -> tuple[str, object]:

@@ -47,7 +47,7 @@ _SPARE_BYTES = 256 << 20
 class Step:
     """How far it is; `total` is 0 where nobody knows."""
 
-    step: Literal["fetching", "copying", "checking", "converting", "done"]
+    step: Literal["fetching", "copying", "checking", "converting", "comparing", "done"]
     done: int = 0  # bytes
     total: int = 0
 

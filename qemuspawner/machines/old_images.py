@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import structs
@@ -17,6 +18,7 @@ from qemuspawner.errors import SessionError
 from qemuspawner.locks import find_holder
 from qemuspawner.machine import Image, Machine
 from qemuspawner.machines.uses import load_spec, session_folders
+from qemuspawner.machines.versions import files_of_version
 from qemuspawner.paths import DIGESTS, SessionPaths
 from qemuspawner.qemu.saving import image_identity, is_image, place_identity
 from qemuspawner.saved import list_saved
@@ -58,6 +60,16 @@ def keep_image(machine: Machine, sessions: Path) -> None:
                 kept, replaced_at=folder.stat().st_mtime
             ):
                 shutil.rmtree(folder)
+
+
+def delete_unused(machine: Machine, images: Sequence[Image], sessions: Path) -> None:
+    """Delete those images of the machine that no desktop stands on, and that it does not start from now."""
+    users = _Users(machine, sessions)
+    for image in images:
+        with contextlib.suppress(OSError):
+            if image.file != machine.image.file and not users.stand_on(image):
+                for path in files_of_version(image):
+                    path.unlink(missing_ok=True)
 
 
 def _keep(image: Image) -> None:

@@ -110,8 +110,7 @@ class OwnMachines:
             self._check_new_id(machine_id)
             with self._draft(machine_id) as draft:
                 self._check(text, draft, before=None)
-                self._write(draft, text, what="add")
-                draft.rename(self.state.machines / machine_id)
+                self._put_new(draft, text, what="add")
         return self.find(machine_id)
 
     def copy(self, machine_id: str, new_id: str, *, name: str = "") -> Entry:
@@ -121,14 +120,21 @@ class OwnMachines:
         if name:
             changes["name"] = name
         text = set_keys(source.text, changes)
-        with self._locked():
-            self._check_new_id(new_id)
-            with self._draft(new_id, source.folder) as draft:
-                machine = self._check(text, draft, before=source.machine)
-                if source.machine is not None:
-                    _copy_images(source.machine.image, machine.image)
-                self._write(draft, text, what=f"copy of {machine_id}")
-                draft.rename(self.state.machines / new_id)
+        with self._locked(), self._like(source, new_id, text) as (draft, machine):
+            if source.machine is not None:
+                copy_images(source.machine.image, machine.image)
+            self._put_new(draft, text, what=f"copy of {machine_id}")
+        return self.find(new_id)
+
+    def check_like(self, source: Entry, new_id: str, text: str) -> None:
+        """Raises CatalogueError where `add_like` would."""
+        with self._locked(), self._like(source, new_id, text):
+            pass
+
+    def add_like(self, source: Entry, new_id: str, text: str, *, what: str) -> Entry:
+        """A new machine with the files that lie beside another one's text, and no image yet."""
+        with self._locked(), self._like(source, new_id, text) as (draft, _):
+            self._put_new(draft, text, what=what)
         return self.find(new_id)
 
     def save(
@@ -253,6 +259,17 @@ class OwnMachines:
                 shutil.copytree(source, draft, symlinks=True, ignore=_left_out)
             draft.chmod(0o755)
             yield draft
+
+    @contextlib.contextmanager
+    def _like(self, source: Entry, new_id: str, text: str) -> Iterator[tuple[Path, Machine]]:
+        """A draft of a new machine, checked, and the machine that it makes."""
+        self._check_new_id(new_id)
+        with self._draft(new_id, source.folder) as draft:
+            yield draft, self._check(text, draft, before=source.machine)
+
+    def _put_new(self, draft: Path, text: str, *, what: str) -> None:
+        self._write(draft, text, what=what)
+        draft.rename(self.state.machines / draft.name)
 
     def _check_new_id(self, machine_id: str) -> None:
         if not is_machine_id(machine_id):
@@ -388,7 +405,7 @@ def _check_size(folder: Path) -> None:
         )
 
 
-def _copy_images(source: Image, target: Image) -> None:
+def copy_images(source: Image, target: Image) -> None:
     """Give the new machine the same files, which takes no room where the disk allows a second name."""
     for key in ("file", "kernel", "initrd"):
         old, new = getattr(source, key), getattr(target, key)

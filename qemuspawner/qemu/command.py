@@ -213,7 +213,7 @@ def overlay_node(name: str, path: Path) -> dict[str, object]:
 
 def _backing_node(disk: Disk) -> dict[str, object] | None:
     """The frozen layers, the newest outside, around the base image."""
-    node = _base_node(disk) if disk.backing else None
+    node = base_node(disk) if disk.backing else None
     for depth, path in enumerate(disk.layers):
         file = {"driver": "file", "filename": str(path), "read-only": True}
         name = node_name(disk.id, depth)
@@ -232,7 +232,15 @@ def merge_node(disk: Disk) -> dict[str, object]:
     return {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk.path)}, "backing": node}
 
 
-def _base_node(disk: Disk) -> dict[str, object]:
+def frozen_node(disk: Disk) -> dict[str, object]:
+    """The whole disk as `qemu-img convert` takes it, where all of it is only read."""
+    node = _backing_node(replace(disk, layers=(*disk.layers, disk.path)))
+    assert node is not None
+    return node
+
+
+def base_node(disk: Disk) -> dict[str, object]:
+    """The base image under a disk, without the layers above it."""
     base: dict[str, object] = {
         "driver": disk.backing_driver,
         "node-name": f"{disk.id}-base",

@@ -12,13 +12,15 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qemuspawner.errors import HostError, ImageError, printable
 from qemuspawner.machine import Image, ImageFormat
-from qemuspawner.qemu.image import check_image
+from qemuspawner.qemu.command import base_node, frozen_node
+from qemuspawner.qemu.image import check_image, read_disk_mib
 from qemuspawner.qemu.jail import Limits, check_jail, in_jail, tie_to_parent
 from qemuspawner.qemu.qcow2 import MAX_DISK_BYTES
-from qemuspawner.qemu.vm import DRIVERS
+from qemuspawner.qemu.vm import DRIVERS, Disk
 from qemuspawner.units import render_mib
 
 TARGETS: tuple[ImageFormat, ...] = ("qcow2", "raw")
@@ -69,15 +71,47 @@ def convert_image(
         ImageError: qemu-img fails, such as for a full disk; no file is left.
         HostError: There is no qemu-img, or no jail.
     """
-    path.unlink(missing_ok=True)
     arguments = ["convert", "-p", "-f", DRIVERS[source.format], "-O", DRIVERS[target], source.file, str(path)]
     command = _walled(
-        source,
+        [Path(source.file)],
         path.parent,
         arguments,
         cpu_s=_LEAST_CPU_S + _CPU_S_PER_GIB * (size.disk_bytes >> 30),
         file_mib=(size.max_file_bytes >> 20) + _SPARE_MIB,
     )
+    _convert(command, Image(file=str(path), format=target), source.format, on_part=on_part)
+
+
+def convert_disk(
+    disk: Disk, path: Path, *, target: Literal["qcow2", "raw"], on_part: Callable[[float], None], below: bool
+) -> None:
+    """Write the whole of a session's disk, or with `below` what it began from, into a new file at `path`.
+
+    Every layer is one that `check_layer` has looked at. `on_part` may raise.
+
+    Raises:
+        ImageError: qemu-img fails, such as for a full disk; no file is left.
+        HostError: There is no qemu-img, or no jail.
+    """
+    node = base_node(disk) if below else frozen_node(disk)
+    files = [*disk.layers, disk.path, *([disk.backing] if disk.backing else [])]
+    disk_mib = read_disk_mib(disk.path)
+    command = _walled(
+        files,
+        path.parent,
+        ["convert", "-p", "-O", target, f"json:{json.dumps(node)}", str(path)],
+        cpu_s=_LEAST_CPU_S + _CPU_S_PER_GIB * (disk_mib >> 10),
+        # A qcow2's tables are a small part of it.
+        file_mib=disk_mib + disk_mib // 64 + _SPARE_MIB,
+    )
+    _convert(command, Image(file=str(path), format=target), "qcow2", on_part=on_part)
+
+
+def _convert(
+    command: list[str], made: Image, source: ImageFormat, *, on_part: Callable[[float], None]
+) -> None:
+    path = Path(made.file)
+    path.unlink(missing_ok=True)
     pipe = subprocess.PIPE
     try:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
@@ -94,38 +128,40 @@ def convert_image(
                 raise
         if process.returncode != 0:
             raise _failed(source, words)
-        check_image(Image(file=str(path), format=target))
+        check_image(made)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
 def _ask(source: Image, folder: Path, arguments: Sequence[str]) -> dict[str, int]:
-    command = _walled(source, folder, arguments, cpu_s=_MEASURE_S, file_mib=0)
+    command = _walled([Path(source.file)], folder, arguments, cpu_s=_MEASURE_S, file_mib=0)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=2 * _MEASURE_S)
     except subprocess.TimeoutExpired as exc:
-        raise _failed(source, b"it takes too long") from exc
+        raise _failed(source.format, b"it takes too long") from exc
     if done.returncode != 0:
-        raise _failed(source, done.stderr)
+        raise _failed(source.format, done.stderr)
     answer: dict[str, int] = json.loads(done.stdout)
     return answer
 
 
-def _walled(source: Image, folder: Path, arguments: Sequence[str], *, cpu_s: int, file_mib: int) -> list[str]:
+def _walled(
+    files: Sequence[Path], folder: Path, arguments: Sequence[str], *, cpu_s: int, file_mib: int
+) -> list[str]:
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError("qemu-img was not found on this host.", hint="Install it (Debian: qemu-utils).")
     check_jail()
     # Where the source lies in the same folder, it is bound over it to be read only.
-    inside = in_jail([program, *arguments], work_dir=folder, files=[Path(source.file)], kvm=False)
+    inside = in_jail([program, *arguments], work_dir=folder, files=files, kvm=False)
     bounds = ["prlimit", f"--as={_MEMORY_BYTES}", f"--cpu={cpu_s}"]
     return tie_to_parent([*bounds, *inside], parent_pid=os.getpid(), limits=Limits(file_mib=file_mib))
 
 
-def _failed(source: Image, words: bytes) -> ImageError:
+def _failed(source: ImageFormat, words: bytes) -> ImageError:
     last = words.decode(errors="replace").strip().splitlines()[-1:] or ["it was ended"]
     return ImageError(
-        f"The image in the format {source.format} cannot be converted: {printable(last[0])}.",
+        f"The image in the format {source} cannot be converted: {printable(last[0])}.",
         hint="It is damaged, or there is no room on the disk.",
     )

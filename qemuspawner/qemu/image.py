@@ -195,6 +195,28 @@ def merge_layer(disk: Disk) -> None:
     _run_qemu_img(["qemu-img", "commit", "-q", "-d", f"json:{json.dumps(merge_node(disk))}"])
 
 
+def check_layer(path: Path) -> None:
+    """Refuse a frozen disk of a session that reaches for other files than the one below it.
+
+    Raises:
+        ImageError: With what is wrong.
+    """
+    with path.open("rb") as file:
+        head = file.read(0x8100)
+        try:
+            problem = (
+                find_qcow2_problem(head, file_bytes=path.stat().st_size, is_layer=True)
+                if _recognise(head, b"") == "qcow2"
+                else Text("it is no qcow2.")
+            )
+        except struct.error:
+            problem = Text("its header is cut off.")
+    if problem:
+        raise ImageError(
+            Text("The desktop's disk '{name}' is refused: {problem}", name=path.name, problem=problem)
+        )
+
+
 def read_disk_mib(overlay: Path) -> int:
     """The size of the disk, rounded up, in a qcow2 that we made ourselves."""
     return -(-_read_size(overlay) >> 20)

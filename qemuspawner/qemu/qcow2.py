@@ -49,8 +49,10 @@ class _Header:
         return 1 << self.cluster_bits
 
 
-def find_qcow2_problem(head: bytes, *, file_bytes: int) -> str:
+def find_qcow2_problem(head: bytes, *, file_bytes: int, is_layer: bool = False) -> str:
     """Why the image with this beginning is refused; empty where it is not.
+
+    A layer has a backing file, in whose place whoever opens it names another one, or none.
 
     Raises:
         struct.error: The header is cut off.
@@ -60,7 +62,7 @@ def find_qcow2_problem(head: bytes, *, file_bytes: int) -> str:
         return Text("qcow2 version {version} is not known.", version=version)
     header = _read(head, version)
     return (
-        _find_in_header(header)
+        _find_in_header(header, is_layer=is_layer)
         or _find_in_tables(header, file_bytes)
         or _find_in_extensions(head, header, file_bytes)
     )
@@ -91,8 +93,8 @@ def _read(head: bytes, version: int) -> _Header:
     )
 
 
-def _find_in_header(header: _Header) -> str:
-    if header.backing_offset:
+def _find_in_header(header: _Header, *, is_layer: bool) -> str:
+    if header.backing_offset and not is_layer:
         return Text("it has a backing file.")
     if header.encryption:
         return Text("it is encrypted.")

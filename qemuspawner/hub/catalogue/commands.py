@@ -12,6 +12,9 @@ ENVIRONMENT = (
     "SSL_CERT_FILE", "SSL_CERT_DIR", "SLURM_CONF",
 )  # fmt: skip
 
+# What a desktop has changed is told in one line, of bounded length.
+_MAX_LINE_BYTES = 16 << 20
+
 
 async def start_command(
     command: Sequence[str], *, stdout: int, stderr: int | None = None
@@ -26,4 +29,5 @@ async def start_command(
         stderr=stderr,
         # The terminal's Ctrl-C is for the hub, which ends it.
         start_new_session=True,
+        limit=_MAX_LINE_BYTES,
     )

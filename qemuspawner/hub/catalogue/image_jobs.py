@@ -20,25 +20,29 @@ _TERMINATE_S = 20
 _MAX_ERROR_BYTES = 4096
 
 
+What = Literal["fetch", "upload", "publish", "changes"]
+
+
 @dataclass(kw_only=True)
 class ImageJob:
     """The image of one machine on its way."""
 
     machine: str
-    what: Literal["fetch", "upload"]
+    what: What
     by: str
     state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
     step: str = ""
     done: int = 0  # bytes
     total: int = 0  # bytes; 0: nobody knows
     message: str = ""  # why it failed
+    result: dict[str, object] | None = None  # what it found out, of "changes"
 
     @property
     def is_active(self) -> bool:
         return self.state in ("waiting", "running")
 
     def describe(self) -> dict[str, object]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "result"}
 
 
 class ImageJobs:
@@ -58,9 +62,7 @@ class ImageJobs:
         job = self.find(machine_id)
         return job is not None and job.is_active
 
-    def start(
-        self, machine_id: str, command: Sequence[str], *, what: Literal["fetch", "upload"], by: str
-    ) -> ImageJob:
+    def start(self, machine_id: str, command: Sequence[str], *, what: What, by: str) -> ImageJob:
         """Have `command` run when those before it are done; it tells how far it is in lines of JSON.
 
         Raises:
@@ -90,6 +92,11 @@ class ImageJobs:
         """Of a machine that is gone."""
         self._jobs.pop(machine_id, None)
         self._tasks.pop(machine_id, None)
+
+    async def wait_for(self, job: ImageJob) -> None:
+        """Until this one is over."""
+        if job.is_active:
+            await asyncio.wait([self._tasks[job.machine]])
 
     async def wait(self) -> None:
         """Until nothing is left to do."""
@@ -157,8 +164,11 @@ async def _read_all(stream: asyncio.StreamReader) -> bytes:
 
 
 def _note_progress(job: ImageJob, line: bytes) -> None:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         told = json.loads(line)
+        if isinstance(told.get("changes"), dict):
+            job.result = told["changes"]
+            return
         job.step, job.done, job.total = str(told["step"]), int(told["done"]), int(told["total"])
 
 
