@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import hubs
+import live
 import published
 import pytest
+from axe import find_barriers
+from chromium import LogIn
+from playwright.async_api import expect
 
 from qemuspawner.hub.catalogue import machines_api
 from qemuspawner.hub.publishing import api
@@ -17,6 +21,8 @@ from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import StatePaths
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
+# For people to look at; not compared.
+SCREENSHOTS = live.PROJECT / "screenshots"
 NEW = {"id": "pymca", "name": "PyMca", "audience": "me", "reason": "for the course"}
 HOSTILE = "<img src=x onerror=alert(1)> --for-all"
 
@@ -231,3 +237,67 @@ async def test_nobody_but_administrators_answers(
 
     assert [(await ask(hub, person, method, path, body))[0] for person in (alice, one)] == [403, 403]
     assert (await ask(hub, both, method, path, body))[0] in (200, 202, 409)
+
+
+# The pages
+
+
+async def test_asked_for_on_the_home_page_and_granted_on_that_of_the_machines(
+    hub: hubs.Hub, world: published.World, log_in: LogIn
+) -> None:
+    hub.user("alice", groups=("beamline", HOSTILE))
+    hub.user("admin", admin=True)
+    home = await log_in(hub, "alice")
+    await home.get_by_role("button", name="Publish as a machine").click()
+    dialog = home.get_by_role("dialog", name="Publish as a machine: Your default desktop")
+    await dialog.get_by_label("Name of the machine").fill(HOSTILE)
+    await dialog.get_by_label("Id of the machine").fill("base")
+    await dialog.get_by_label("Who may start it").select_option("the group beamline")
+    await dialog.get_by_label("What it is for").fill(HOSTILE)
+    await dialog.get_by_role("button", name="Ask for it").click()
+    await expect(dialog).to_contain_text("There is a machine 'base' already. Choose another id.")
+    assert await find_barriers(home) == []
+    await home.screenshot(path=SCREENSHOTS / "publish-dialog.png")
+    await dialog.get_by_label("Id of the machine").fill("pymca")
+    await dialog.get_by_role("button", name="Ask for it").click()
+    mine = home.get_by_role("region", name="Machines that you asked for")
+    await expect(mine).to_contain_text("Staff look at it.")
+
+    staff = await log_in(hub, "admin")
+    await staff.goto(str(hub.url / "machines"))
+    wishes = staff.get_by_role("region", name="To be published")
+    await expect(wishes).to_contain_text("For the group beamline.")
+    await wishes.get_by_text("3 packages").click(timeout=60_000)
+    await expect(wishes).to_contain_text("pymca 5.8.1 installed")
+    await wishes.get_by_text("/etc: 0 new, 1 changed, 1 removed").click()
+    await expect(wishes.get_by_text("~ /etc/motd")).to_be_visible()
+    assert await staff.locator("img[src=x]").count() == 0
+    assert await find_barriers(staff) == []
+    await staff.screenshot(path=SCREENSHOTS / "publications.png", full_page=True)
+    await wishes.get_by_label("A word to its user").fill("Well done.")
+    await wishes.get_by_role("button", name="Publish").click()
+    await expect(wishes).to_be_hidden(timeout=60_000)
+
+    await home.reload()
+    await expect(mine).to_contain_text("It is there.")
+    await expect(mine).to_contain_text("admin: Well done.")
+    assert load(world).allow.groups == ("beamline",)
+
+
+async def test_a_wish_is_refused_and_another_taken_back_on_the_pages(
+    hub: hubs.Hub, alice: hubs.Person, log_in: LogIn
+) -> None:
+    hub.user("admin", admin=True)
+    await wish(hub, alice)
+    staff = await log_in(hub, "admin")
+    await staff.goto(str(hub.url / "machines"))
+    wishes = staff.get_by_role("region", name="To be published")
+    await wishes.get_by_role("button", name="Refuse: PyMca").click()
+    await expect(wishes).to_be_hidden()
+
+    await wish(hub, alice, id="other", name="Other")
+    home = await log_in(hub, "alice")
+    mine = home.get_by_role("region", name="Machines that you asked for")
+    await expect(mine).to_contain_text("Staff said no.")
+    await mine.get_by_role("button", name="Take it back: Other").click()
+    await expect(mine).not_to_contain_text("Other")
