@@ -18,7 +18,7 @@ from qemuspawner.machines.edits import set_keys
 from qemuspawner.machines.image_files import Progress, Step, check_room, draft_of, put_in_place
 from qemuspawner.machines.old_images import delete_unused
 from qemuspawner.machines.own import Entry, OwnMachines, copy_images
-from qemuspawner.machines.versions import list_images, next_version, version_of
+from qemuspawner.machines.versions import files_of_version, list_images, next_version, version_of
 from qemuspawner.machines.writing import locked_folder, make_folder
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.convert import convert_disk
@@ -69,6 +69,13 @@ def publish(
         own.check_like(asleep.entry, machine_id, text)
 
     with draft_of(machine, own.state) as draft:
+        if Path(machine.image.file).exists():
+            # Somebody was quicker, between our look and the lock of the folder.
+            raise CatalogueError(
+                "changed",
+                Text("Version {number} of '{machine}' is there already.", number=number, machine=machine_id),
+                hint=Text("Do it again, for the next one."),
+            )
         draft.unlink(missing_ok=True)
         with asleep.copied(draft.parent, progress=progress) as disk:
             _write(disk, draft, "qcow2", machine, progress)
@@ -81,7 +88,8 @@ def publish(
         else:
             entry = own.save(machine_id, text, digest=before.digest, what=what)
     except BaseException:
-        Path(machine.image.file).unlink(missing_ok=True)
+        for path in files_of_version(machine.image):
+            path.unlink(missing_ok=True)
         raise
     if entry.machine is not None:
         delete_unused(entry.machine, list_images(entry.machine)[KEPT_VERSIONS:], own.state.sessions)

@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import guests
+import hubs
 import published
 import pytest
 import vms
@@ -23,8 +24,10 @@ FOR_ALL = ("--for-all",)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> published.World:
-    return published.make_world(tmp_path)
+def world() -> Iterator[published.World]:
+    """In a folder with a short name: QEMU's sockets lie in it."""
+    with hubs.state_folder() as folder:
+        yield published.make_world(folder)
 
 
 @pytest.fixture
@@ -274,6 +277,19 @@ async def test_a_guest_runs_as_one(run: Run, world: published.World, tmp_path: P
         async with asyncio.timeout(30):
             while (await vms.screen(guest)).getpixel((9, 9)) != guests.GREEN:
                 pass
+
+
+@pytest.mark.usefixtures("asleep")
+def test_removed_and_restored_it_has_all_its_versions(run: Run, world: published.World) -> None:
+    run("publish", "alice", "pymca", *FOR_ALL)
+    run("publish", "alice", "pymca")
+
+    code, out, err = run("remove", "pymca")
+    assert (code, err) == (0, "")
+    assert left_over(world) == []
+    assert run("restore", json.loads(run("removed", "--json")[1])[0]["name"])[0] == 0, out
+    assert left_over(world) == ["v1-disk.qcow2", "v2-disk.qcow2"]
+    assert load(world, "pymca").version == "2"
 
 
 # Refused, with everything as it was
