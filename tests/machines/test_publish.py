@@ -17,7 +17,7 @@ import vms
 from qemuspawner.cli import main
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_machine
-from qemuspawner.paths import SavedPaths
+from qemuspawner.paths import DIGESTS, SavedPaths
 
 Run = Callable[..., tuple[int, str, str]]
 FOR_ALL = ("--for-all",)
@@ -65,7 +65,7 @@ def content(machine: Machine, folder: Path) -> bytes:
 
 def left_over(world: published.World) -> list[str]:
     names = [path.name for path in world.state.images.rglob("*") if path.is_file()]
-    return sorted(name for name in names if name != "disk.raw")
+    return sorted(name for name in names if name not in ("disk.raw", DIGESTS))
 
 
 # What has changed

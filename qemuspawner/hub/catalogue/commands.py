@@ -12,12 +12,9 @@ ENVIRONMENT = (
     "SSL_CERT_FILE", "SSL_CERT_DIR", "SLURM_CONF",
 )  # fmt: skip
 
-# What a desktop has changed is told in one line, of bounded length.
-_MAX_LINE_BYTES = 16 << 20
-
 
 async def start_command(
-    command: Sequence[str], *, stdout: int, stderr: int | None = None
+    command: Sequence[str], *, stdout: int, stderr: int | None = None, max_line_bytes: int = 64 << 10
 ) -> asyncio.subprocess.Process:
     """Start it with the hub's account; raises OSError."""
     return await asyncio.create_subprocess_exec(
@@ -29,5 +26,5 @@ async def start_command(
         stderr=stderr,
         # The terminal's Ctrl-C is for the hub, which ends it.
         start_new_session=True,
-        limit=_MAX_LINE_BYTES,
+        limit=max_line_bytes,
     )

@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 # As QEMU of an interrupted command gets.
 _TERMINATE_S = 20
 _MAX_ERROR_BYTES = 4096
+_MAX_LINE_BYTES = 64 << 10
+# What a desktop has changed is told in one line.
+_MAX_CHANGES_BYTES = 16 << 20
 
 
 What = Literal["fetch", "upload", "publish", "changes"]
@@ -124,7 +127,12 @@ class ImageJobs:
 
     async def _run(self, job: ImageJob, command: Sequence[str]) -> None:
         pipe = asyncio.subprocess.PIPE
-        self._process = process = await start_command(command, stdout=pipe, stderr=pipe)
+        self._process = process = await start_command(
+            command,
+            stdout=pipe,
+            stderr=pipe,
+            max_line_bytes=_MAX_CHANGES_BYTES if job.what == "changes" else _MAX_LINE_BYTES,
+        )
         assert process.stdout is not None
         assert process.stderr is not None
         try:
