@@ -271,7 +271,7 @@ async def test_an_image_is_uploaded_in_parts_and_starts(
     assert (job["state"], job["what"], job["by"], job["total"]) == ("done", "upload", "admin", size), job
     image = state_dir / "images" / "alma" / "disk.img"
     assert image.read_bytes() == source.read_bytes()
-    assert sorted(path.name for path in image.parent.iterdir()) == [".uploads", "disk.img"]
+    assert sorted(path.name for path in image.parent.iterdir()) == [".uploads", "digests.json", "disk.img"]
     assert (await hub.start(admin, {"machine": "alma"})).status in (201, 202)
     await hub.wait_until_ready("admin")
 
