@@ -98,6 +98,7 @@ def test_cpus_count_where_they_are_limited() -> None:
         (Gpus(count=3), "This host does not have 3 GPUs of one model free.", None),
         (Gpus(model="H100", count=1), "This host does not have 1 GPUs 'H100' free.", None),
     ],
+    ids=["two of a model", "two", "three", "unknown"],
 )
 def test_gpus_are_counted_by_model(asked: Gpus, sentence: str, free_at: float | None) -> None:
     found = shortage(host(promise(gpus=Gpus(model="A100", count=1)), A100=2, T4=1), gpus=asked)

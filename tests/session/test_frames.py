@@ -149,6 +149,27 @@ def test_a_long_message_passes_as_it_comes(payload: bytes, cuts: list[int]) -> N
         (frame(2, bytes(MAX_MESSAGE_BYTES + 1)), 1009),
         (frame(2, bytes(MAX_MESSAGE_BYTES), fin=False) + frame(0, b"x"), 1009),
     ],
+    # Masks are random, and the processes that run the tests have to give each the same name.
+    ids=[
+        "no mask",
+        "compressed",
+        "125 in two bytes",
+        "65535 in eight",
+        "no length",
+        "long control",
+        "control in parts",
+        "continuation",
+        "begun twice",
+        "opcode 3",
+        "opcode 11",
+        "text",
+        "half a code",
+        "code 999",
+        "code 1005",
+        "no text",
+        "too long",
+        "too long in parts",
+    ],
 )
 def test_what_is_no_frame_of_ours_is_refused(stream: bytes, code: int) -> None:
     """In one piece as byte by byte where it is short."""

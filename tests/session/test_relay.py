@@ -429,6 +429,7 @@ async def test_a_fragmented_message_is_one_stream(serve: Serve, desktop: FakeDes
         (frame(9, b"x" * 126), 1002),  # a control frame that is too long
         (frame(8, struct.pack(">H", 1000)), 1000),
     ],
+    ids=["text", "unmasked", "continuation", "opcode", "compressed", "long control", "close"],
 )
 async def test_a_broken_websocket_is_closed_with_its_code(serve: Serve, data: bytes, code: int) -> None:
     """And nothing is left behind."""
