@@ -72,14 +72,14 @@ def has_halves(screen: Image.Image) -> bool:
     return False
 
 
-async def click(guest: Guest, x: float, y: float) -> None:
-    """With the left button; 0 to 1 are left to right, and top to bottom."""
+async def double_click(guest: Guest, x: float, y: float) -> None:
+    """0 to 1 are left to right, and top to bottom."""
     where = [
         {"type": "abs", "data": {"axis": axis, "value": int(share * 0x7FFF)}}
         for axis, share in (("x", x), ("y", y))
     ]
     await guest.qemu.execute("input-send-event", events=where)
-    for down in (True, False):
+    for down in (True, False, True, False):
         button = {"type": "btn", "data": {"button": "left", "down": down}}
         await guest.qemu.execute("input-send-event", events=[button])
 
@@ -93,10 +93,10 @@ async def test_a_file_of_data_is_seen_in_its_viewer(guest: Guest) -> None:
     await run(guest, "/usr/local/lib/desktop/as-user", "sh", "-c", viewer)
 
     screen = await vms.screen(guest)
-    for _ in range(120):
+    for _ in range(40):
         # The first entry of the file, once it is listed.
-        await click(guest, 145 / screen.width, 139 / screen.height)
-        await asyncio.sleep(3)
+        await double_click(guest, 145 / screen.width, 139 / screen.height)
+        await asyncio.sleep(10)
         screen = await vms.screen(guest)
         if has_halves(screen):
             break
