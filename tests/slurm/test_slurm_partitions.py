@@ -206,10 +206,10 @@ async def test_who_looks_at_the_form_does_not_wait_for_a_slow_cluster(
     slow_sinfo: Path, hub: hubs.Hub, cluster: SlurmCluster
 ) -> None:
     """What it said before counts for a start, and is not told as what is free now."""
+    slow_sinfo.touch()
     alice = await hub.log_in("alice")
     spawner = hub.spawner("alice")
 
-    slow_sinfo.touch()
     at_first = await hub.get_form(alice)
     slow_sinfo.unlink()
     async with asyncio.timeout(30):
