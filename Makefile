@@ -29,11 +29,13 @@ demo: ## install everything, build the demo machine, run a hub on 127.0.0.1:PORT
 	@scripts/setup demo
 	@scripts/demo
 
+# A short folder: sockets of sessions lie in it, and their paths end at 107 bytes.
 test: ## install everything, build the demo machine, run the tests (or those named by TESTS)
 	@scripts/setup test
+	base=$$(mktemp -d /tmp/qs-XXXXXX); trap 'rm -rf "$$base"' EXIT; \
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
 		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest -n $(PROCESSES) \
-		--no-loadscope-reorder $(TESTS)
+		--no-loadscope-reorder --basetemp="$$base/t" $(TESTS)
 
 # Apart from the others: it takes 3 to 6 minutes without KVM, as guests run by emulated virtualization in an emulated host.
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM

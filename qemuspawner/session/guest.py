@@ -215,6 +215,8 @@ class Guest:
         self.folders.close()
         await self.qemu.stop()
         if self.agent is not None:
+            # Whoever waits for it is told that nobody answers.
+            self.agent.let_go()
             self.agent.close()
 
 
