@@ -118,7 +118,13 @@ def test_a_build_leaves_image_kernel_and_manifest_alone(
     use_mmdebstrap(FAKE_MMDEBSTRAP)
 
     assert build_machine(find_recipe(machine, {}), images=images, progress=silent) is True
-    assert content_of(images / "tiny") == ["digests.json", "disk.qcow2", "image.json", "software.json", "vmlinuz"]
+    assert content_of(images / "tiny") == [
+        "digests.json",
+        "disk.qcow2",
+        "image.json",
+        "software.json",
+        "vmlinuz",
+    ]
 
 
 def test_a_build_says_how_far_it_is(
@@ -225,7 +231,13 @@ def test_remains_of_a_killed_build_go_with_the_next(
 
     build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
-    assert content_of(images / "tiny") == ["digests.json", "disk.qcow2", "image.json", "software.json", "vmlinuz"]
+    assert content_of(images / "tiny") == [
+        "digests.json",
+        "disk.qcow2",
+        "image.json",
+        "software.json",
+        "vmlinuz",
+    ]
 
 
 def test_two_builds_of_one_machine_are_one_too_many(
