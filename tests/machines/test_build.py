@@ -41,6 +41,9 @@ mkdir -p "$root/boot"
 echo kernel > "$root/boot/vmlinuz-6.1"
 """
 
+# What is there after a build.
+WHOLE = ["digests.json", "disk.qcow2", "image.json", "software.json", "vmlinuz"]
+
 HOLD_LOCK = """
 import fcntl, os, sys
 fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)

@@ -1,11 +1,12 @@
 """A real Jupyter server as a web tool: its pages, its own XSRF check, and a terminal's websocket."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -20,21 +21,34 @@ FOLDER = f"{PREFIX}proxy/jupyter/"
 @pytest.fixture
 async def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Session]:
     """With a Jupyter server that has no login of its own, and is told where it is shown."""
-    listener, port = bind_unused_port()
-    listener.close()
+    async with contextlib.AsyncExitStack() as stack:
+        while True:
+            # Between our look at the port and Jupyter's use of it others may take it.
+            listener, port = bind_unused_port()
+            listener.close()
+            process = stack.enter_context(running_jupyter(port, tmp_path))
+            session = await stack.enter_async_context(
+                web_tool.session(monkeypatch, ports={"jupyter": port}, absolute=True)
+            )
+            async with asyncio.timeout(60):
+                while process.poll() is None and (await session.ask("proxy/jupyter/api")).status == 502:
+                    await asyncio.sleep(0.2)
+            if process.poll() is None:
+                break
+        yield session
+
+
+@contextlib.contextmanager
+def running_jupyter(port: int, home: Path) -> Iterator["subprocess.Popen[bytes]"]:
     command = [
         *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
-        *(f"--ServerApp.port={port}", f"--ServerApp.base_url={FOLDER}", "--IdentityProvider.token="),
-        *("--ServerApp.terminals_enabled=True", f"--ServerApp.root_dir={tmp_path}"),
+        *(f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.base_url={FOLDER}"),
+        *("--IdentityProvider.token=", "--ServerApp.terminals_enabled=True", f"--ServerApp.root_dir={home}"),
     ]
-    environ = {**os.environ, "HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    environ = {**os.environ, "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home)}
     process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
     try:
-        async with web_tool.session(monkeypatch, ports={"jupyter": port}, absolute=True) as session:
-            async with asyncio.timeout(60):
-                while (await session.ask("proxy/jupyter/api")).status == 502:
-                    await asyncio.sleep(0.2)
-            yield session
+        yield process
     finally:
         process.terminate()
         process.wait()
