@@ -52,8 +52,10 @@ class LocalAgent:
     async def boot(self) -> None:
         """What ran runs no more, and the agent knows nothing of it."""
         for process, following in self._programs.values():
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            # Its end may not have been noticed yet.
+            with contextlib.suppress(ProcessLookupError):
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGKILL)
             await following
         self._programs.clear()
 

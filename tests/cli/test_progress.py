@@ -52,4 +52,8 @@ def test_a_file_gets_lines(command: list[str]) -> None:
     )
 
     assert b"\r" not in done.stdout
-    assert done.stdout.splitlines() == [b"Copying: 4 MiB (50 %)", b"The image is in place: 8 MiB."]
+    assert done.stdout.splitlines() == [
+        b"Copying: 4 MiB (50 %)",
+        b"Checking: 4 MiB (50 %)",
+        b"The image is in place: 8 MiB.",
+    ]

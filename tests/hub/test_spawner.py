@@ -82,8 +82,8 @@ async def test_a_start_without_options_takes_the_last_ones(hub: hubs.Hub) -> Non
         (
             {"prologue": "rm -rf"},
             "There is no option 'prologue'; the options are machine, preset, cpus, memory, gpu, lifetime, "
-            "partition, reservation, name, notes, keyboard, resolution, script, proposal, sleeping, branch, "
-            "invite, terms and setting.",
+            "where, partition, reservation, name, notes, keyboard, resolution, script, proposal, sleeping, "
+            "branch, invite, terms and setting.",
         ),
     ],
 )  # fmt: skip
@@ -257,6 +257,7 @@ async def test_the_state_says_who_the_process_is(hub: hubs.Hub) -> None:
     assert set(state) == {
         *("pid", "start_time", "boot_id"),
         *("session_id", "machine", "cpus", "memory_mib", "node", "run", "token", "proposal", "promise"),
+        "where",
     }
 
 
