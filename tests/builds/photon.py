@@ -1,20 +1,17 @@
-"""The scientific machine, really built and used: a file of data in a viewer on its desktop.
+"""The scientific machine, really built and booted.
 
 Run by `make test-builds`, and not with the others: its packages are gigabytes.
 """
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import hubs
-import live
 import pytest
 import pytest_asyncio
 import vms
-from PIL import Image
 
 from qemuspawner.machines.catalogue import load_catalogue
 from qemuspawner.machines.software import load_software
@@ -25,20 +22,6 @@ pytestmark = pytest.mark.timeout(900)
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 IMAGES = Path(os.environ["QEMUSPAWNER_TEST_IMAGES"])
-
-# NeXus says by attributes what is to be shown first. Left dark, right bright: that is found on any screen.
-WRITE_DATA = """
-import h5py, numpy
-with h5py.File("/home/user/scan.h5", "w") as file:
-    entry = file.create_group("entry")
-    entry.attrs.update(NX_class="NXentry", default="data")
-    file.attrs["default"] = "entry"
-    data = entry.create_group("data")
-    data.attrs.update(NX_class="NXdata", signal="frame")
-    frame = numpy.zeros((256, 256), "uint16")
-    frame[:, 128:] = 60000
-    data.create_dataset("frame", data=frame, chunks=(64, 64), compression="gzip")
-"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -57,53 +40,6 @@ async def run(guest: Guest, *command: str, stdin: str = "") -> str:
     code, output = await guest.agent.run(*command, stdin=stdin.encode(), timeout_s=240)
     assert code == 0, output
     return output
-
-
-def has_halves(screen: Image.Image) -> bool:
-    """Whether somewhere a dark square of 64 pixels has a bright one as its neighbour, each of one colour."""
-    grey = screen.convert("L").resize((screen.width // 16, screen.height // 16), Image.Resampling.NEAREST)
-    size = 4
-    for y in range(grey.height - size):
-        for x in range(grey.width - 2 * size):
-            left = grey.crop((x, y, x + size, y + size)).getextrema()
-            right = grey.crop((x + size, y, x + 2 * size, y + size)).getextrema()
-            if left[0] == left[1] and right[0] == right[1] and right[0] - left[0] > 150:
-                return True
-    return False
-
-
-async def double_click(guest: Guest, x: float, y: float) -> None:
-    """0 to 1 are left to right, and top to bottom."""
-    where = [
-        {"type": "abs", "data": {"axis": axis, "value": int(share * 0x7FFF)}}
-        for axis, share in (("x", x), ("y", y))
-    ]
-    await guest.qemu.execute("input-send-event", events=where)
-    for down in (True, False, True, False):
-        button = {"type": "btn", "data": {"button": "left", "down": down}}
-        await guest.qemu.execute("input-send-event", events=[button])
-
-
-@in_one_loop
-async def test_a_file_of_data_is_seen_in_its_viewer(guest: Guest) -> None:
-    await run(guest, "/usr/local/lib/desktop/as-user", "python3", "-", stdin=WRITE_DATA)
-    assert not has_halves(await vms.screen(guest))
-
-    viewer = 'setsid silx view "$HOME/scan.h5::/entry/data" > "$HOME/viewer.log" 2>&1 &'
-    await run(guest, "/usr/local/lib/desktop/as-user", "sh", "-c", viewer)
-
-    screen = await vms.screen(guest)
-    for _ in range(40):
-        # The first entry of the file, once it is listed.
-        await double_click(guest, 145 / screen.width, 139 / screen.height)
-        await asyncio.sleep(10)
-        screen = await vms.screen(guest)
-        if has_halves(screen):
-            break
-    folder = live.PROJECT / "screenshots"
-    folder.mkdir(exist_ok=True)
-    screen.save(folder / "photon-science.png")
-    assert has_halves(screen), await run(guest, "cat", "/home/user/viewer.log")
 
 
 ASK_JUPYTER = """
