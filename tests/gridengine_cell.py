@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from free_ports import free_ports
+
 SLOTS = 4
 _PROGRAMS = Path("/usr/lib/gridengine")
 _SHARED = Path("/usr/share/gridengine")
@@ -54,7 +56,7 @@ class GridEngineCell:
     environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        master, execution = _free_ports(2)
+        master, execution = free_ports(2)
         self.environment = {
             "SGE_ROOT": str(self.folder / "root"),
             "SGE_CELL": "default",
@@ -147,14 +149,6 @@ class GridEngineCell:
         while not is_so():  # type: ignore[operator]
             assert time.monotonic() < until, (self.folder / "qmaster/messages").read_text()[-2000:]
             time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager

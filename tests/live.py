@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import hubs
+from free_ports import free_ports
 from yarl import URL
 
 PROJECT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ class LiveHub:
         self._named_servers = named_servers
         self._more = more
         self.token = secrets.token_hex(16)
-        self.port, self._hub_port, self._api_port = _free_ports(3)
+        self.port, self._hub_port, self._api_port = free_ports(3)
         self.url = URL(f"http://127.0.0.1:{self.port}/")
         self._config = state / "config.py"
         self._proxy: subprocess.Popen[bytes] | None = None
@@ -271,11 +271,3 @@ async def live_hub(
             yield hub
         finally:
             await hub.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from free_ports import free_ports
+
 NODES = 3
 CPUS = 4
 MEMORY_MIB = 6000
@@ -70,6 +72,18 @@ class SlurmCluster:
 
     def heal(self, node: int) -> None:
         self.run("ip", "link", "set", f"{self.tag}-{node}", "up")
+
+    @contextlib.contextmanager
+    def is_lost(self, node: int) -> Iterator[None]:
+        """It is cut off, and Slurm has given it up, as it does by itself after SlurmdTimeout."""
+        self.cut(node)
+        try:
+            self.run("scontrol", "update", f"nodename=n{node}", "state=down", "reason=cut off")
+            yield
+        finally:
+            self.heal(node)
+            self.run("scontrol", "update", f"nodename=n{node}", "state=resume")
+            self.wait_until_answering(node)
 
     def kill(self, node: int) -> None:
         """As if its power were gone."""
@@ -175,7 +189,7 @@ class SlurmCluster:
             "AutoDetect=off\n"
             + "".join(f"NodeName=n{last} Name=gpu Type=t4 File={folder}/dev/nvidia{n}\n" for n in range(GPUS))
         )
-        ports = _free_ports(2)
+        ports = free_ports(2)
         nodes = "".join(
             f"NodeName=n{n} NodeHostname=n{n} NodeAddr={_NET}.{10 + n} Port={ports[1]} CPUs={CPUS}"
             f" RealMemory={MEMORY_MIB}{f' Gres=gpu:t4:{GPUS}' if n == last else ''}\n"
@@ -229,14 +243,6 @@ def _link(path: Path) -> str:
         return str(path.readlink())
     except OSError:  # it has ended
         return ""
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager

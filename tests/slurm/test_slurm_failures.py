@@ -50,18 +50,11 @@ async def test_a_desktop_on_a_node_that_is_cut_off_goes_on_elsewhere_and_never_t
     """Its storage is still there, so it gives way, and nothing of it is lost."""
     await desktop.start()
     first = desktop.node
-    cluster.cut(first)
-    try:
-        # As Slurm itself does after SlurmdTimeout.
-        cluster.run("scontrol", "update", f"nodename=n{first}", "state=down", "reason=cut off")
+    with cluster.is_lost(first):
         word, run = await desktop.wait_until_lost()
         runs_on = len(desktop.qemus)
         way = await desktop.start()
         second = desktop.node
-    finally:
-        cluster.heal(first)
-        cluster.run("scontrol", "update", f"nodename=n{first}", "state=resume")
-        cluster.wait_until_answering(first)
 
     assert word == "NODE_FAIL"
     assert run.end == f"The cluster lost the node n{first} that the desktop ran on."
@@ -90,15 +83,9 @@ async def test_a_desktop_on_a_node_that_is_back_too_late_is_ended_and_its_disk_k
     """Nobody has started it elsewhere, so it has run all the time; Slurm ends it when it sees the node."""
     await desktop.start()
     node = desktop.node
-    cluster.cut(node)
-    try:
-        cluster.run("scontrol", "update", f"nodename=n{node}", "state=down", "reason=cut off")
+    with cluster.is_lost(node):
         word, run = await desktop.wait_until_lost()
         ran_on = len(desktop.qemus)
-    finally:
-        cluster.heal(node)
-        cluster.run("scontrol", "update", f"nodename=n{node}", "state=resume")
-        cluster.wait_until_answering(node)
     async with asyncio.timeout(60):
         while desktop.qemus or desktop.saved is None:
             await asyncio.sleep(0.2)
