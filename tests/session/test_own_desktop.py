@@ -21,16 +21,12 @@ from pathlib import Path
 from qemuspawner.errors import VmError
 from qemuspawner.session import guest, main, supervisor
 
-class Agent:
-    def __init__(self, path):
-        pass
+class Agent(guest.GuestAgent):
     async def wait_until_ready(self, *, timeout_s):
         return True
     async def refuse(self, *arguments, **options):
         raise VmError("Nothing can be run.")
-    run = run_program = execute = send = refuse
-    def close(self):
-        pass
+    run = run_program = start_program = execute = send = refuse
 
 async def personalise(guest, spec):
     Path({state!r}, "sessions", "asked").touch()

@@ -187,17 +187,17 @@ async def test_no_option_brings_shell_text_or_a_megabyte_to_the_cluster(
 
 
 @pytest.fixture
-def slow_sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sinfo that waits while the file that this returns is there."""
-    slow = tmp_path / "slow"
-    program = tmp_path / "bin" / "sinfo"
+def slow_sinfo(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sinfo that waits while the file that this returns is there, as it is from the start."""
+    slow = state_dir / "slow"
+    slow.touch()
+    program = state_dir / "bin" / "sinfo"
     program.parent.mkdir()
     program.write_text(
         f'#!/bin/sh\nwhile [ -e {slow} ]; do sleep 0.2; done\nexec {shutil.which("sinfo")} "$@"\n'
     )
-    program.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for path in (program, program.parent):
+        path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     return slow
 
@@ -206,7 +206,6 @@ async def test_who_looks_at_the_form_does_not_wait_for_a_slow_cluster(
     slow_sinfo: Path, hub: hubs.Hub, cluster: SlurmCluster
 ) -> None:
     """What it said before counts for a start, and is not told as what is free now."""
-    slow_sinfo.touch()
     alice = await hub.log_in("alice")
     spawner = hub.spawner("alice")
 
