@@ -19,7 +19,7 @@ export STATE PORT
 BIN := $(STATE)/venv/bin
 TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
-.PHONY: help demo test test-gpu test-builds check golden messages docs wheel clean
+.PHONY: help demo test prove test-gpu test-builds check golden messages docs wheel clean
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
@@ -36,6 +36,13 @@ test: ## install everything, build the demo machine, run the tests (or those nam
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
 		QEMUSPAWNER_TEST_FAST="$(STATE)/fast" $(BIN)/pytest -n $(PROCESSES) \
 		--no-loadscope-reorder --basetemp="$$base/t" $(TESTS)
+
+# In one process, as figures are taken; hours. GOALS names some of them: make prove GOALS="R1 S4"
+prove: ## as test, but prove each promise in full, and write bench/PROOF.md
+	@scripts/setup test
+	base=$$(mktemp -d /tmp/qs-XXXXXX); trap 'rm -rf "$$base"' EXIT; \
+	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
+		$(BIN)/pytest --full --timeout 7200 --basetemp="$$base/t" $(if $(GOALS),--goals "$(GOALS)") tests/proof
 
 # Apart from the others: it takes 3 to 6 minutes without KVM, as guests run by emulated virtualization in an emulated host.
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM

@@ -1,12 +1,14 @@
 import contextlib
 import functools
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import chromium
 import hubs
+import proofs
 import pytest
 import warming
 from playwright.async_api import Browser
@@ -33,12 +35,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return _Together(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if goals := config.getoption("goals"):
+        wanted = re.split(r"[\s,]+", goals)
+        items[:] = [item for item in items if proofs.find_goal(item) in wanted]
+
     def rank(item: pytest.Item) -> tuple[bool, int]:
         folder = item.path.parent.name
         return _belongs_to(item.path) != "warm", _LONG.index(folder) if folder in _LONG else len(_LONG)
 
     items.sort(key=rank)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="tests/proof: in full, and write what is found to bench/PROOF.md"
+    )
+    parser.addoption("--goals", default="", metavar="R1,S4", help="tests/proof: prove only these")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "goal(name): the goal in tests/proofs.py that a test proves")
+    # Once: a process of xdist's leaves it to the one that started it.
+    if config.getoption("full") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(proofs.Table())
 
 
 _GOLDEN = Path(__file__).parent / "golden"
