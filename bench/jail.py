@@ -31,8 +31,8 @@ from traitlets.config import Config
 from qemuspawner.hub.admission.capacity import find_memory_mib
 from qemuspawner.qemu.host import find_qemu
 from qemuspawner.qemu.jail import check_jail
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import choose, prepare, start_vm
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import choose, prepare, start_vm
 from qemuspawner.spec import SESSION_OVERHEAD_MIB, SessionSpec
 
 ROOM_FOR, ASKED = 5, 10

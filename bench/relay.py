@@ -28,7 +28,7 @@ from guests import GREEN, RED
 from relay_peers import BLOCK, PICTURE, PONG, Channel, RunningPath, Source, connect_unix, start_path
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
 
-from qemuspawner.session import rfb
+from qemuspawner.session.screen import rfb
 
 STREAM_MIB = 256
 UPSTREAM_MIB = 128

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tornado import httpserver, web
 
-from qemuspawner.session import rfb
-from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.websocket import accept_websocket
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen.relay import Relay, Viewer
+from qemuspawner.session.screen.websocket import accept_websocket
 
 BLOCK = os.urandom(64 * 1024)
 END = b"\xff\x00end of stream\x00\xff"

@@ -30,7 +30,7 @@ from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.process import QemuProcess
 from qemuspawner.qemu.vnc import wait_for_display
-from qemuspawner.session.prepare import prepare
+from qemuspawner.session.vm.prepare import prepare
 from qemuspawner.spec import SessionSpec
 
 USER = "demo"

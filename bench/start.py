@@ -33,8 +33,8 @@ from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES, SavedPaths, SessionPaths, StatePaths, session_id
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.saved import list_saved
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import choose, prepare, start_vm
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import choose, prepare, start_vm
 from qemuspawner.spec import SessionSpec
 
 CPUS, MEMORY_MIB = 2, 2048

@@ -22,7 +22,7 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from qemuspawner.batch import read_document
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus, Step
 
-# As session/people.py and session/activity.py do.
+# As session/people/people.py and session/people/activity.py do.
 _OWNER_EVERY_S = 20
 _ACTIVITY_EVERY_S = 60
 _LONG_POLL_S = 10

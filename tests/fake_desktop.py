@@ -5,7 +5,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from qemuspawner.session import rfb
+from qemuspawner.session.screen import rfb
 
 HEAD = struct.pack(">HH", 640, 480) + bytes(16)
 

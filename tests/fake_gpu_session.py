@@ -11,7 +11,9 @@ from pathlib import Path
 from qemuspawner.machine import Architecture
 from qemuspawner.qemu import host
 from qemuspawner.qemu.host import Qemu
-from qemuspawner.session import gpus, job_gpus, main, prepare
+from qemuspawner.session import main
+from qemuspawner.session.host import gpus, job_gpus
+from qemuspawner.session.vm import prepare
 
 
 def run(root: Path) -> None:

@@ -17,11 +17,11 @@ from yarl import URL
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Policy
 from qemuspawner.qemu.agent import GuestAgent
-from qemuspawner.session.access import Person
 from qemuspawner.session.app import _MAX_BODY_BYTES
-from qemuspawner.session.audit import Audit
-from qemuspawner.session.files import Files
-from qemuspawner.session.routes import ROUTES, base
+from qemuspawner.session.people.access import Person
+from qemuspawner.session.people.audit import Audit
+from qemuspawner.session.web.files import Files
+from qemuspawner.session.web.routes import ROUTES, base
 
 PREFIX = "/user/alice/"
 FILE_ROUTES: list[Any] = [

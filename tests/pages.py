@@ -26,13 +26,13 @@ from tornado.websocket import WebSocketHandler
 
 from qemuspawner.languages import choose_language
 from qemuspawner.paths import STATIC
-from qemuspawner.session import rfb
-from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.routes import ROUTES
-from qemuspawner.session.routes.base import _CONTENT_SECURITY_POLICY
-from qemuspawner.session.routes.page import render_page
-from qemuspawner.session.visitors import CloseCode
-from qemuspawner.session.websocket import accept_websocket, offered_ticket
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen.relay import Relay, Viewer
+from qemuspawner.session.screen.visitors import CloseCode
+from qemuspawner.session.screen.websocket import accept_websocket, offered_ticket
+from qemuspawner.session.web.routes import ROUTES
+from qemuspawner.session.web.routes.base import _CONTENT_SECURITY_POLICY
+from qemuspawner.session.web.routes.page import render_page
 from qemuspawner.spec import Extension, RemoteFolderStatus, SessionStatus, StaffMessage, Step, Trouble
 
 PREFIX = "/user/alice/desk/"

@@ -21,6 +21,9 @@ ALLOWED = {
     "tljh": {"leaf", "staff", "tljh"},
 }
 
+# Within session/, each of those before it.
+SESSION_ROOMS = ("host", "inside", "screen", "vm", "life", "people", "web", "session")
+
 
 def room_of(module: str) -> str:
     """ "qemuspawner.qemu.vm" -> "qemu"; "qemuspawner.units" -> "leaf"."""
@@ -51,6 +54,22 @@ def test_imports_run_one_way(path: Path) -> None:
     allowed = ALLOWED[room_of(module_of(path))]
 
     wrong = [f"line {line}: {name}" for line, name in imports_of(path) if room_of(name) not in allowed]
+
+    assert wrong == []
+
+
+def session_room_of(module: str) -> str:
+    """ "qemuspawner.session.vm.guest" -> "vm"; "qemuspawner.session.app" -> "session"."""
+    room = module.split(".")[2:3]
+    return room[0] if room and room[0] in SESSION_ROOMS else "session"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "session").rglob("*.py")), ids=module_of)
+def test_a_sessions_rooms_are_built_upon_each_other(path: Path) -> None:
+    below = SESSION_ROOMS[: SESSION_ROOMS.index(session_room_of(module_of(path))) + 1]
+    names = [(line, name) for line, name in imports_of(path) if room_of(name) == "session"]
+
+    wrong = [f"line {line}: {name}" for line, name in names if session_room_of(name) not in below]
 
     assert wrong == []
 

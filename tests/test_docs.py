@@ -31,8 +31,8 @@ from qemuspawner.hub import metrics
 from qemuspawner.hub.admission import gate
 from qemuspawner.machine import Machine
 from qemuspawner.scopes import CUSTOM_SCOPES
-from qemuspawner.session.routes import ROUTES
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.screen.visitors import CloseCode
+from qemuspawner.session.web.routes import ROUTES
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
 
 PROJECT = Path(__file__).parent.parent

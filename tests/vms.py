@@ -17,11 +17,11 @@ from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import session_id
 from qemuspawner.qemu.vm import DRIVERS
 from qemuspawner.saved import Fingerprint, Saved
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.keep import Keeper
-from qemuspawner.session.life import Ending
-from qemuspawner.session.prepare import Prepared, prepare
-from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.life.life import Ending
+from qemuspawner.session.life.supervisor import Supervisor
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.keep import Keeper
+from qemuspawner.session.vm.prepare import Prepared, prepare
 from qemuspawner.spec import SessionSpec, SessionStatus
 
 LOG = logging.LoggerAdapter(logging.getLogger(__name__))

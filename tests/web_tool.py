@@ -22,9 +22,9 @@ from yarl import URL
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Policy, Role
 from qemuspawner.session.app import make_app
-from qemuspawner.session.audit import Audit
-from qemuspawner.session.logins import Logins
-from qemuspawner.session.people import People
+from qemuspawner.session.people.audit import Audit
+from qemuspawner.session.people.logins import Logins
+from qemuspawner.session.people.people import People
 
 PREFIX = "/user/alice/desk/"
 CLIENT_ID = "jupyterhub-user-alice-desk"

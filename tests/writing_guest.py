@@ -5,7 +5,7 @@ from pathlib import Path
 
 import vms
 
-from qemuspawner.session.guest import Guest
+from qemuspawner.session.vm.guest import Guest
 
 # Changes all the time. A file's name is its checksum, and it gets that in one step: a lost write shows, and
 # being stopped in the middle of one does not.

@@ -33,11 +33,11 @@ def main() -> None:
 
             serve(int(descriptor))
         case ["--sweep", folder]:
-            from qemuspawner.session.directory import sweep
+            from qemuspawner.session.host.directory import sweep
 
             print(sweep(StatePaths.of(folder), own_id=""))
         case ["--job", descriptor]:
-            from qemuspawner.session.job import become_job
+            from qemuspawner.session.host.job import become_job
 
             try:
                 become_job(int(descriptor))
@@ -63,7 +63,7 @@ def run_session(memories: Mapping[str, int] | None = None) -> int:
         return 1
     del os.environ[SPEC_VARIABLE]
 
-    from qemuspawner.session.supervisor import Supervisor
+    from qemuspawner.session.life.supervisor import Supervisor
 
     supervisor = Supervisor(spec, memories=memories)
     try:

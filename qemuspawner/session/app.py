@@ -12,25 +12,25 @@ from tornado import httpserver, web
 
 from qemuspawner.internal_tls import find_ssl_context
 from qemuspawner.paths import STATIC, StatePaths
-from qemuspawner.session.access import Tickets
-from qemuspawner.session.activity import report_activity
-from qemuspawner.session.agents import Agents
-from qemuspawner.session.audit import Audit
 from qemuspawner.session.ending import report_end
-from qemuspawner.session.files import Files
-from qemuspawner.session.hub import Hub
-from qemuspawner.session.life import Ending
-from qemuspawner.session.logins import Logins
-from qemuspawner.session.people import People
-from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.rfb import Forward
-from qemuspawner.session.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
-from qemuspawner.session.shares import Shares
-from qemuspawner.session.sound import Sound
+from qemuspawner.session.life.life import Ending
+from qemuspawner.session.life.supervisor import Supervisor
+from qemuspawner.session.people.access import Tickets
+from qemuspawner.session.people.activity import report_activity
+from qemuspawner.session.people.audit import Audit
+from qemuspawner.session.people.hub import Hub
+from qemuspawner.session.people.logins import Logins
+from qemuspawner.session.people.people import People
+from qemuspawner.session.people.shares import Shares
+from qemuspawner.session.screen.agents import Agents
+from qemuspawner.session.screen.relay import Relay, Viewer
+from qemuspawner.session.screen.rfb import Forward
+from qemuspawner.session.screen.sound import Sound
+from qemuspawner.session.screen.thumbnails import Thumbnails
+from qemuspawner.session.screen.visitors import CloseCode
 from qemuspawner.session.stopping import NOTICE, StopSignal
-from qemuspawner.session.supervisor import Supervisor
-from qemuspawner.session.thumbnails import Thumbnails
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.web.files import Files
+from qemuspawner.session.web.routes import ROUTES, NotFoundHandler, ProbeHandler, StaticHandler
 from qemuspawner.spec import LISTEN_VARIABLE
 from qemuspawner.texts import Text
 

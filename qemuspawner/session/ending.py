@@ -5,7 +5,7 @@ import logging
 
 import msgspec
 
-from qemuspawner.session.hub import Hub, HubError
+from qemuspawner.session.people.hub import Hub, HubError
 from qemuspawner.spec import SessionEnd, SessionSpec
 from qemuspawner.texts import pack
 

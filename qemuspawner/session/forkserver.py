@@ -22,7 +22,7 @@ import tornado.platform.asyncio  # noqa: F401 - each session would import it onl
 import qemuspawner.session.app  # noqa: F401 - with all that it imports
 from qemuspawner.forking import ForkAnswer, ForkRequest, Identity, read_environment, receive, send
 from qemuspawner.session import run_session
-from qemuspawner.session.memories import Memories
+from qemuspawner.session.host.memories import Memories
 from qemuspawner.spec import LISTEN_VARIABLE
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ const desktop = new Desktop(byId("screen"));
 const clipboard = new Clipboard(desktop);
 const events = new Events({ api, config });
 
-// The relay's close codes; qemuspawner/session/visitors.py has the same numbers.
+// The relay's close codes; qemuspawner/session/screen/visitors.py has the same numbers.
 const ENDED = 4001;
 const ASLEEP = 4002;
 const WITHDRAWN = 4403;

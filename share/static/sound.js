@@ -4,7 +4,7 @@ import { decimal, t } from "./i18n.js";
 import { toast } from "./notice.js";
 import { remember, remembered } from "./settings.js";
 
-// The session's close codes; qemuspawner/session/visitors.py has the same numbers.
+// The session's close codes; qemuspawner/session/screen/visitors.py has the same numbers.
 const WITHDRAWN = 4403;
 const REPLACED = 4409;
 

@@ -20,7 +20,7 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_catalogue
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.guest import Guest
+from qemuspawner.session.vm.guest import Guest
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1500)]
 

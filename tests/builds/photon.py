@@ -16,7 +16,7 @@ import vms
 from qemuspawner.machines.catalogue import load_catalogue
 from qemuspawner.machines.software import load_software
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.guest import Guest
+from qemuspawner.session.vm.guest import Guest
 
 pytestmark = pytest.mark.timeout(900)
 in_one_loop = pytest.mark.asyncio(loop_scope="module")

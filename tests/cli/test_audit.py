@@ -10,7 +10,7 @@ import vms
 from qemuspawner.cli import main
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import StatePaths
-from qemuspawner.session.audit import Audit
+from qemuspawner.session.people.audit import Audit
 
 MACHINE = Machine(id="test", name="Test", image=Image(file="/x", format="raw"))
 

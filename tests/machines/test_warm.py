@@ -41,9 +41,9 @@ from qemuspawner.qemu.host import find_qemu as find_qemu_program
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.qemu.saving import digest_file
 from qemuspawner.saved import Fingerprint, Saved, load_saved, write_manifest
-from qemuspawner.session import prepare
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import Host, Plan, Prepared, choose_template
+from qemuspawner.session.vm import prepare
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import Host, Plan, Prepared, choose_template
 from qemuspawner.spec import SessionSpec
 
 # Without QEMU: what fits, what is dropped, what is refused

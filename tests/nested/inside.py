@@ -26,10 +26,10 @@ from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.qemu import host, process
 from qemuspawner.qemu.host import find_qemu, kvm_works
-from qemuspawner.session import guest as session_guest
-from qemuspawner.session.gpus import take_gpus
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import prepare
+from qemuspawner.session.host.gpus import take_gpus
+from qemuspawner.session.vm import guest as session_guest
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import prepare
 from qemuspawner.spec import Gpus, SessionSpec
 
 ACCOUNT = pwd.getpwnam(os.environ["ACCOUNT"])

@@ -10,8 +10,8 @@ import guests
 import pytest
 import vms
 
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import Prepared
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import Prepared
 
 
 @contextlib.asynccontextmanager

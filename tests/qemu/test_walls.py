@@ -12,7 +12,7 @@ from qemuspawner.errors import VmError
 from qemuspawner.qemu import command
 from qemuspawner.qemu.host import find_qemu
 from qemuspawner.qemu.walls import ALWAYS, JAIL, MEANINGS, find_walls, try_walls
-from qemuspawner.session import prepare
+from qemuspawner.session.vm import prepare
 from qemuspawner.spec import SessionSpec
 
 

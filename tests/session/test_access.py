@@ -1,6 +1,6 @@
 """Tickets."""
 
-from qemuspawner.session.access import Person, Tickets
+from qemuspawner.session.people.access import Person, Tickets
 
 ALICE = Person(name="alice", role="owner")
 BOB = Person(name="bob", role="control")

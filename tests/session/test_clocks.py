@@ -6,7 +6,7 @@ import pytest
 from moved_clock import Clock, make_spec
 
 from qemuspawner.errors import SessionError
-from qemuspawner.session.clocks import Clocks
+from qemuspawner.session.life.clocks import Clocks
 
 
 def make_clocks(clock: Clock, **keys: Any) -> Clocks:

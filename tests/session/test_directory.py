@@ -14,7 +14,7 @@ import pytest
 from qemuspawner.locks import find_holder
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.process import kill_orphan
-from qemuspawner.session.directory import claim, sweep
+from qemuspawner.session.host.directory import claim, sweep
 
 ID = "0123456789abcdef0123"
 
@@ -36,7 +36,7 @@ def sweeper(state: StatePaths) -> Iterator[subprocess.Popen[bytes]]:
         import sys, time
         from pathlib import Path
         from qemuspawner.paths import StatePaths
-        from qemuspawner.session import directory
+        from qemuspawner.session.host import directory
         def slow(paths):
             print("sweeping", flush=True)
             time.sleep(2)
@@ -72,7 +72,7 @@ def test_a_living_session_is_not_swept(state: StatePaths) -> None:
     with claim(state, ID) as paths:
         script = (
             "from pathlib import Path; from qemuspawner.paths import StatePaths;"
-            "from qemuspawner.session.directory import sweep;"
+            "from qemuspawner.session.host.directory import sweep;"
             f"print(sweep(StatePaths(root=Path({str(state.root)!r})), own_id='other'))"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -92,7 +92,7 @@ def test_a_dead_session_is_swept_and_a_hidden_folder_is_not(state: StatePaths) -
 def test_the_lock_names_its_holder_and_nobody_after_the_end(state: StatePaths) -> None:
     script = (
         "import sys; from pathlib import Path; from qemuspawner.paths import StatePaths;"
-        "from qemuspawner.session.directory import claim;"
+        "from qemuspawner.session.host.directory import claim;"
         f"c = claim(StatePaths(root=Path({str(state.root)!r})), {ID!r}); c.__enter__();"
         "print('held', flush=True); sys.stdin.read()"
     )

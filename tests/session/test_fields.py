@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado import web
 
-from qemuspawner.session.fields import Fields
+from qemuspawner.session.web.fields import Fields
 
 KNOWN = ("x", "inner")
 

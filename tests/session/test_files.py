@@ -20,8 +20,8 @@ from yarl import URL
 from qemuspawner.policy import Policy
 from qemuspawner.qemu import agent as agent_module
 from qemuspawner.qemu.guest_files import READ_BYTES, WRITE_BYTES
-from qemuspawner.session import files as files_module
-from qemuspawner.session.routes import files as routes_module
+from qemuspawner.session.web import files as files_module
+from qemuspawner.session.web.routes import files as routes_module
 
 
 @pytest.fixture

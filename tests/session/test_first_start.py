@@ -15,7 +15,7 @@ from local_agent import Argv, local_agent
 from qemuspawner.network import Network
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.saved import FirstSteps
-from qemuspawner.session.first_start import FirstStart
+from qemuspawner.session.inside.first_start import FirstStart
 from qemuspawner.spec import ScriptRun, SessionSpec
 
 CLOUD_CONFIG = "#cloud-config\nruncmd: [id]\n"
@@ -162,9 +162,8 @@ async def test_a_cloud_config_is_carried_out_stage_by_stage_from_a_seed(
         f'#!/bin/sh\necho "stage $*"\ncat {root}/var/lib/cloud/seed/nocloud/*-data\n[ "$1" != modules ]\n'
     )
     fake.chmod(0o755)
-    monkeypatch.setattr(
-        "qemuspawner.session.first_start.ENVIRONMENT", {"HOME": "/", "PATH": f"{bin_folder}:/usr/bin:/bin"}
-    )
+    environment = {"HOME": "/", "PATH": f"{bin_folder}:/usr/bin:/bin"}
+    monkeypatch.setattr("qemuspawner.session.inside.first_start.ENVIRONMENT", environment)
     spec = make_spec(home, machine={"sudo": True, "cloud_init": True}, script=CLOUD_CONFIG)
     vm = Vm()
     first = FirstStart(spec, vm, lambda _text, *, level="info": None, has_booted=False)
@@ -349,7 +348,9 @@ async def test_packages_are_installed_by_their_names(
     apt = bin_folder / "apt-get"
     apt.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/apt\n')
     apt.chmod(0o755)
-    monkeypatch.setattr("qemuspawner.session.gifts.ENVIRONMENT", {"PATH": f"{bin_folder}:/usr/bin:/bin"})
+    monkeypatch.setattr(
+        "qemuspawner.session.inside.gifts.ENVIRONMENT", {"PATH": f"{bin_folder}:/usr/bin:/bin"}
+    )
     gift = make_gift(tmp_path / "gift", packages="htop # a monitor\n\ng++\n")
 
     done = await start(make_spec(home, network=Network(mode="internet"), gifts=(gift,)))

@@ -14,7 +14,7 @@ from sessions import Session, wait_for
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.folders import Ids
-from qemuspawner.session.folders import FolderPlan, GuestFolders, check_required, plan_folders
+from qemuspawner.session.inside.folders import FolderPlan, GuestFolders, check_required, plan_folders
 from qemuspawner.spec import Folder, SessionSpec
 
 STATE = Path("/var/lib/no-such-state")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from qemuspawner.session import frames
-from qemuspawner.session.frames import MAX_MESSAGE_BYTES, FrameReader, WebSocketError
+from qemuspawner.session.screen import frames
+from qemuspawner.session.screen.frames import MAX_MESSAGE_BYTES, FrameReader, WebSocketError
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bytes = b"") -> bytes:

@@ -9,7 +9,7 @@ from processes import find_processes
 from sessions import Session, wait_for
 
 from qemuspawner.saved import find_suspended
-from qemuspawner.session.lease import ask_for
+from qemuspawner.session.host.lease import ask_for
 
 LEASE_S = 1
 
@@ -17,7 +17,8 @@ LEASE_S = 1
 # Between its lease and its disk another host comes, and has noticed that it is late.
 _LATE = """
 import time
-from qemuspawner.session import main, prepare
+from qemuspawner.session import main
+from qemuspawner.session.vm import prepare
 
 plan_network = prepare._plan_network
 

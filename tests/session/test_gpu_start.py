@@ -14,8 +14,8 @@ from qemuspawner.machine import Gpu, Machine
 from qemuspawner.machines.templates import find_suspend_obstacle
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.host import find_qemu
-from qemuspawner.session import prepare
-from qemuspawner.session.prepare import Host, choose_template
+from qemuspawner.session.vm import prepare
+from qemuspawner.session.vm.prepare import Host, choose_template
 from qemuspawner.spec import Gpus
 from qemuspawner.vfio import Passed
 

@@ -13,8 +13,8 @@ import vms
 from fake_sysfs import FakeHost
 
 from qemuspawner.errors import SessionError
-from qemuspawner.session import gpus
-from qemuspawner.session.gpus import take_gpus
+from qemuspawner.session.host import gpus
+from qemuspawner.session.host.gpus import take_gpus
 from qemuspawner.spec import Gpus
 from qemuspawner.vfio import Obstacle
 

@@ -15,7 +15,7 @@ from msgspec import structs
 from qemuspawner.errors import VmError
 from qemuspawner.machine import Machine
 from qemuspawner.qemu.inside import make_sockets, open_network
-from qemuspawner.session.ports import Ports
+from qemuspawner.session.vm.ports import Ports
 from qemuspawner.spec import SessionSpec
 
 

@@ -10,10 +10,10 @@ import pytest
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
 
 from qemuspawner.errors import SessionError, VmError
-from qemuspawner.session import rfb
-from qemuspawner.session.hand import Hand, Watcher
-from qemuspawner.session.keyboard import parse_chord, parse_text
-from qemuspawner.session.updates import Changes, Rect
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen.hand import Hand, Watcher
+from qemuspawner.session.screen.keyboard import parse_chord, parse_text
+from qemuspawner.session.screen.updates import Changes, Rect
 
 SCREEN = Rect(x=0, y=0, width=WIDTH, height=HEIGHT)
 SPACE = parse_chord("space")

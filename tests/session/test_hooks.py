@@ -7,8 +7,8 @@ import vms
 
 from qemuspawner.errors import VmError
 from qemuspawner.qemu.agent import AgentRefusalError
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.hooks import NoHookError, run_hook
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.hooks import NoHookError, run_hook
 
 
 class FakeAgent:

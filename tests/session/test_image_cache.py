@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qemuspawner.errors import ImageError
-from qemuspawner.session.image_cache import ImageCache
+from qemuspawner.session.host.image_cache import ImageCache
 
 
 class Steps:
@@ -98,11 +98,11 @@ def test_the_least_recently_used_makes_room(
     full = os.statvfs(tmp_path)
     # Until one is gone.
     monkeypatch.setattr(
-        "qemuspawner.session.image_cache.DISK_RESERVE_MIB",
+        "qemuspawner.session.host.image_cache.DISK_RESERVE_MIB",
         (full.f_bavail * full.f_frsize >> 20) + 1,
     )
     monkeypatch.setattr(
-        "qemuspawner.session.image_cache.os.statvfs",
+        "qemuspawner.session.host.image_cache.os.statvfs",
         lambda _folder: os.statvfs_result(
             (1, 1 << 40, 0, 0, 0 if second.exists() else 1 << 30, 0, 0, 0, 0, 0)
         ),
@@ -119,7 +119,7 @@ def test_without_room_the_image_is_used_where_it_lies(
     def fail(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qemuspawner.session.image_cache.os.fsync", fail)
+    monkeypatch.setattr("qemuspawner.session.host.image_cache.os.fsync", fail)
 
     assert cache.find(str(image), steps) == str(image)
 

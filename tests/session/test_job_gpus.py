@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qemuspawner.errors import SessionError
-from qemuspawner.session.job_gpus import find_job_devices, parse_numbers
+from qemuspawner.session.host.job_gpus import find_job_devices, parse_numbers
 
 ADDRESSES = ["0000:41:00.0", "0000:81:00.0", "0000:c1:00.0"]
 # As Slurm 22.05 prints it, shortened.

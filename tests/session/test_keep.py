@@ -20,9 +20,9 @@ from qemuspawner.errors import SessionError, VmError
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.qemu.digests import check_digest
 from qemuspawner.saved import FirstSteps, Saved, find_suspended, list_saved, load_saved, write_manifest
-from qemuspawner.session.directory import sweep
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.keep import Keeper
+from qemuspawner.session.host.directory import sweep
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.keep import Keeper
 from qemuspawner.spec import ScriptRun, SessionSpec
 
 
@@ -310,7 +310,7 @@ import asyncio, json, subprocess, sys
 from pathlib import Path
 import msgspec, vms
 from qemuspawner.errors import QemuSpawnerError
-from qemuspawner.session.keep import Keeper
+from qemuspawner.session.vm.keep import Keeper
 from qemuspawner.spec import ScriptRun, SessionSpec
 import test_keep as t
 
@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_the_session_running(spec: SessionSpec) -> None:
 KILLED = """
 import asyncio, sys, os
 import vms
-from qemuspawner.session.keep import Keeper
+from qemuspawner.session.vm.keep import Keeper
 from qemuspawner.spec import ScriptRun, SessionSpec
 import test_keep as t
 
@@ -425,7 +425,7 @@ async def test_a_wake_that_is_killed_can_be_tried_again(spec: SessionSpec) -> No
     for _ in range(3):
         script = textwrap.dedent("""
             import contextlib, os, sys, time
-            from qemuspawner.session.prepare import prepare
+            from qemuspawner.session.vm.prepare import prepare
             from qemuspawner.spec import ScriptRun, SessionSpec
             with contextlib.ExitStack() as stack:
                 prepare(SessionSpec.from_json(sys.stdin.read()), stack, lambda *_: None)
@@ -442,7 +442,7 @@ async def test_a_disk_that_may_become_full_refuses_to_save(
 ) -> None:
     """Before anything is paused: a full disk would pause everybody's machines."""
     async with vms.running_guest(spec) as (guest, prepared):
-        monkeypatch.setattr("qemuspawner.session.keep.DISK_RESERVE_MIB", 1 << 40)
+        monkeypatch.setattr("qemuspawner.session.vm.keep.DISK_RESERVE_MIB", 1 << 40)
         with pytest.raises(VmError, match="may need"):
             await Keeper.of(prepared).suspend(guest)
         assert await guest.qemu.run_state() == "running"

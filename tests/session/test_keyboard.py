@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemuspawner.session.keyboard import SHIFT, Chord, parse_chord, parse_text
+from qemuspawner.session.screen.keyboard import SHIFT, Chord, parse_chord, parse_text
 
 
 def codes(chord: Chord) -> list[int]:

@@ -12,10 +12,10 @@ import pytest
 
 from qemuspawner.errors import SessionError
 from qemuspawner.paths import SessionPaths, StatePaths
-from qemuspawner.session import lease as leases
-from qemuspawner.session.directory import claim, sweep
-from qemuspawner.session.holding import Holding
-from qemuspawner.session.lease import Lease, LeaseLostError, find_host, take_over
+from qemuspawner.session.host import lease as leases
+from qemuspawner.session.host.directory import claim, sweep
+from qemuspawner.session.host.holding import Holding
+from qemuspawner.session.host.lease import Lease, LeaseLostError, find_host, take_over
 
 ID = "0123456789abcdef0123"
 
@@ -194,11 +194,12 @@ def test_who_is_on_another_host_gets_no_signal(
     state: StatePaths, on_host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of the same number here is anybody's."""
-    monkeypatch.setattr("qemuspawner.session.directory._TERMINATE_S", 1)
-    monkeypatch.setattr("qemuspawner.session.directory._KILL_S", 1)
+    monkeypatch.setattr("qemuspawner.session.host.directory._TERMINATE_S", 1)
+    monkeypatch.setattr("qemuspawner.session.host.directory._KILL_S", 1)
     script = (
         "import sys; from pathlib import Path; from qemuspawner.paths import StatePaths;"
-        "from qemuspawner.session.directory import claim; from qemuspawner.session.lease import Lease;"
+        "from qemuspawner.session.host.directory import claim;"
+        "from qemuspawner.session.host.lease import Lease;"
         "import platform; platform.node = lambda: 'n2';"
         f"state = StatePaths(root=Path({str(state.root)!r}));"
         f"c = claim(state, {ID!r}, lease=Lease(state.session({ID!r}).root, lease_s=60)); c.__enter__();"

@@ -31,7 +31,7 @@ def test_a_stopped_session_leaves_nothing(start: Callable[..., Session]) -> None
 _FORGIVING = """
 import contextlib, os, signal
 from qemuspawner.session import main
-from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.life.supervisor import Supervisor
 
 prepare = Supervisor.prepare
 

@@ -15,8 +15,8 @@ from qemuspawner.policy import Policy
 from qemuspawner.qemu.agent import AgentRefusalError
 from qemuspawner.qemu.counters import Counters
 from qemuspawner.qemu.traffic import Traffic, parse_interfaces
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.load import (
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.load import (
     LoadMeter,
     calculate_load,
     calculate_traffic,

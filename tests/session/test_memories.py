@@ -13,7 +13,7 @@ from qemuspawner.forking import WantedTemplates
 from qemuspawner.paths import SavedPaths, StatePaths
 from qemuspawner.qemu.memory import make_memory, save_memory
 from qemuspawner.saved import FileDigest, Fingerprint, Saved, delete_saved, load_saved, write_manifest
-from qemuspawner.session.memories import Memories
+from qemuspawner.session.host.memories import Memories
 
 FINGERPRINT = Fingerprint(
     qemu="7.2", accelerator="tcg", cpu="max", machine="sha256:0", image="sha256:0", cpus=1, memory_mib=64
@@ -178,7 +178,7 @@ def test_a_memory_whose_holes_were_filled_by_reading_is_loaded_anew(
 def test_the_least_recently_used_gives_way(
     state: StatePaths, add: AddTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qemuspawner.session.memories._MAX_LOADED", 2)
+    monkeypatch.setattr("qemuspawner.session.host.memories._MAX_LOADED", 2)
     memories = Memories()
     descriptors = {}
     for machine_id in ("first", "second", "first", "third"):
@@ -196,7 +196,7 @@ def test_all_together_take_no_more_than_a_share_of_the_host(
     state: StatePaths, add: AddTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes a MiB here; what is too large by itself closes no other."""
-    monkeypatch.setattr("qemuspawner.session.memories._host_bytes", lambda: 10 << 20)
+    monkeypatch.setattr("qemuspawner.session.host.memories._host_bytes", lambda: 10 << 20)
     memories = Memories()
     for machine_id in ("first", "second", "first", "third"):
         add(machine_id, machine_id=machine_id)

@@ -2,8 +2,8 @@
 
 from moved_clock import Clock, make_spec
 
-from qemuspawner.session.clocks import Clocks
-from qemuspawner.session.notices import Notice, Notices
+from qemuspawner.session.life.clocks import Clocks
+from qemuspawner.session.life.notices import Notice, Notices
 
 
 def make(clock: Clock, **keys: object) -> tuple[Clocks, Notices]:

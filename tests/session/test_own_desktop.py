@@ -19,7 +19,9 @@ PROGRAM = """
 import asyncio
 from pathlib import Path
 from qemuspawner.errors import VmError
-from qemuspawner.session import guest, main, supervisor
+from qemuspawner.session.vm import guest
+from qemuspawner.session import main
+from qemuspawner.session.life import supervisor
 
 class Agent(guest.GuestAgent):
     async def wait_until_ready(self, *, timeout_s):

@@ -33,7 +33,7 @@ from pages import (  # noqa: F401
 from PIL import Image
 from playwright.async_api import Locator, Page, Route, expect
 
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.screen.visitors import CloseCode
 from qemuspawner.spec import Extension, StaffMessage, Step
 
 # One browser for all tests, so one event loop.

@@ -7,7 +7,7 @@ from axe import find_barriers
 from pages import Open, Session, browser, bundle, open_page, session, vnc_socket  # noqa: F401
 from playwright.async_api import expect
 
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.screen.visitors import CloseCode
 from qemuspawner.spec import Extension
 
 # One browser for all tests, so one event loop.

@@ -10,7 +10,7 @@ from axe import find_barriers
 from pages import Open, Session, browser, bundle, open_page, people, session, vnc_socket  # noqa: F401
 from playwright.async_api import Page, expect
 
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.screen.visitors import CloseCode
 
 # One browser for all tests, so one event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,14 +12,14 @@ from msgspec import structs
 from qemuspawner.errors import SessionError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.policy import Least, Policy, Role
-from qemuspawner.session import people as people_module
-from qemuspawner.session import rfb
-from qemuspawner.session.access import Person
-from qemuspawner.session.audit import Audit
-from qemuspawner.session.logins import Login
-from qemuspawner.session.people import People, Request
-from qemuspawner.session.relay import Viewer
-from qemuspawner.session.visitors import CloseCode, Visitor
+from qemuspawner.session.people import people as people_module
+from qemuspawner.session.people.access import Person
+from qemuspawner.session.people.audit import Audit
+from qemuspawner.session.people.logins import Login
+from qemuspawner.session.people.people import People, Request
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen.relay import Viewer
+from qemuspawner.session.screen.visitors import CloseCode, Visitor
 from qemuspawner.spec import SessionSpec
 
 SPEC = SessionSpec(

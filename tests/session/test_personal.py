@@ -13,9 +13,9 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.network import Network
 from qemuspawner.paths import PERSONALISE_SCRIPT
-from qemuspawner.session.identity import full_name, host_name, make_environment
-from qemuspawner.session.personal import personalise
-from qemuspawner.session.prepare import Plan
+from qemuspawner.session.inside.identity import full_name, host_name, make_environment
+from qemuspawner.session.vm.personal import personalise
+from qemuspawner.session.vm.prepare import Plan
 from qemuspawner.spec import SessionSpec
 
 HOSTILE = "a\"b'; reboot #\n$(id) `id` 😀 ñ:x,y=&\\\0"

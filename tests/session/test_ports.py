@@ -15,7 +15,7 @@ import web_tool
 from web_tool import PREFIX, Flood, FloodSocket, Session
 
 from qemuspawner.policy import Policy
-from qemuspawner.session.visitors import CloseCode
+from qemuspawner.session.screen.visitors import CloseCode
 
 FOLDER = f"{PREFIX}proxy/tool/"
 
@@ -280,7 +280,7 @@ async def test_what_does_not_speak_http_is_said(session: Session) -> None:
 async def test_a_tool_that_never_answers_is_given_up(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("session.port_client", "session.routes.proxied"):
+    for module in ("session.web.port_client", "session.web.routes.proxied"):
         monkeypatch.setattr(f"qemuspawner.{module}.SILENCE_S", 0.2)
 
     for body in (None, bytes(64 << 20)):
@@ -375,7 +375,7 @@ async def test_only_declared_ports_are_reached(session: Session) -> None:
 
 async def test_who_may_no_longer_is_sent_away(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """From what is open, too: a websocket, and an answer without end."""
-    monkeypatch.setattr("qemuspawner.session.routes.proxied._LASTING_S", 0.1)
+    monkeypatch.setattr("qemuspawner.session.web.routes.proxied._LASTING_S", 0.1)
     url = f"{session.url}proxy/tool/drip"
     async with (
         asyncio.timeout(20),

@@ -1,6 +1,6 @@
 """How fast programs may act."""
 
-from qemuspawner.session.rates import Rates
+from qemuspawner.session.screen.rates import Rates
 
 
 class Clock:

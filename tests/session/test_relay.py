@@ -21,10 +21,10 @@ from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 from websockify.websocket import WebSocket as Peer
 
-from qemuspawner.session import rfb, visitors
-from qemuspawner.session.relay import Relay, Viewer
-from qemuspawner.session.visitors import MAX_VISITORS, CloseCode
-from qemuspawner.session.websocket import accept_websocket
+from qemuspawner.session.screen import rfb, visitors
+from qemuspawner.session.screen.relay import Relay, Viewer
+from qemuspawner.session.screen.visitors import MAX_VISITORS, CloseCode
+from qemuspawner.session.screen.websocket import accept_websocket
 
 KEY = struct.pack(">BBxxI", 4, 1, 0x61)
 UPDATE_REQUEST = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)

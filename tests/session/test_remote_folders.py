@@ -10,8 +10,8 @@ import vms
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.qemu.agent import Ended
 from qemuspawner.qemu.folders import Ids
-from qemuspawner.session.remote_folders import RemoteFolders
-from qemuspawner.session.remote_mounts import Login, mount_command
+from qemuspawner.session.inside.remote_folders import RemoteFolders
+from qemuspawner.session.inside.remote_mounts import Login, mount_command
 from qemuspawner.spec import RemoteFolder, RemoteKind
 
 IDS = Ids(uid=4321, gid=4322)

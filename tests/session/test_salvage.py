@@ -12,8 +12,8 @@ from sessions import Session, wait_for
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
 from qemuspawner.saved import Fingerprint, Saved, find_suspended, list_saved, write_manifest
-from qemuspawner.session.directory import claim, sweep
-from qemuspawner.session.salvage import keep_left, note_left
+from qemuspawner.session.host.directory import claim, sweep
+from qemuspawner.session.host.salvage import keep_left, note_left
 from qemuspawner.spec import SessionSpec
 
 ID = "0123456789abcdef0123"

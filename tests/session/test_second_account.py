@@ -14,7 +14,7 @@ from sessions import Session
 
 from qemuspawner.errors import SessionError
 from qemuspawner.paths import StatePaths, session_id
-from qemuspawner.session.directory import claim, sweep
+from qemuspawner.session.host.directory import claim, sweep
 
 OTHER = 4242
 

@@ -20,9 +20,9 @@ from qemuspawner.errors import VmError
 from qemuspawner.network import Network
 from qemuspawner.qemu.seed import write_seed
 from qemuspawner.saved import FirstSteps
-from qemuspawner.session.first_boot import FirstBoot
-from qemuspawner.session.prepare import Plan
-from qemuspawner.session.seed import make_seed
+from qemuspawner.session.inside.seed import make_seed
+from qemuspawner.session.vm.first_boot import FirstBoot
+from qemuspawner.session.vm.prepare import Plan
 from qemuspawner.spec import ScriptRun, SessionSpec
 
 ZOE = Account(

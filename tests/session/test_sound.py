@@ -24,12 +24,12 @@ from tornado import httpserver, web
 from tornado.testing import bind_unused_port
 
 from qemuspawner import scopes
-from qemuspawner.session import rfb
-from qemuspawner.session import sound as sound_module
-from qemuspawner.session.desktop import connect_desktop
-from qemuspawner.session.sound import Sound
-from qemuspawner.session.visitors import MAX_VISITORS, CloseCode, Visitor
-from qemuspawner.session.websocket import accept_websocket
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen import sound as sound_module
+from qemuspawner.session.screen.desktop import connect_desktop
+from qemuspawner.session.screen.sound import Sound
+from qemuspawner.session.screen.visitors import MAX_VISITORS, CloseCode, Visitor
+from qemuspawner.session.screen.websocket import accept_websocket
 
 # QEMU's stream
 
@@ -395,8 +395,8 @@ async def test_who_has_something_to_say_is_sent_away(house: House) -> None:
 
 async def test_a_silent_listener_is_dropped(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here after a fifth of a second instead of a minute."""
-    monkeypatch.setattr("qemuspawner.session.visitors._PING_EVERY_S", 0.05)
-    monkeypatch.setattr("qemuspawner.session.visitors._DEAD_AFTER_S", 0.2)
+    monkeypatch.setattr("qemuspawner.session.screen.visitors._PING_EVERY_S", 0.05)
+    monkeypatch.setattr("qemuspawner.session.screen.visitors._DEAD_AFTER_S", 0.2)
 
     stalled = await stall(house)
 

@@ -8,7 +8,7 @@ import pytest
 import vms
 from listening import NEAR_TONE, listen, loudest_hz
 
-from qemuspawner.session.keep import Keeper
+from qemuspawner.session.vm.keep import Keeper
 from qemuspawner.spec import SessionSpec
 
 

@@ -12,9 +12,9 @@ from tornado.testing import bind_unused_port
 
 from qemuspawner.languages import load_languages
 from qemuspawner.paths import STATIC
-from qemuspawner.session.bundle import Bundle, find_bundle
-from qemuspawner.session.routes import StaticHandler
-from qemuspawner.session.routes.page import render_page
+from qemuspawner.session.web.bundle import Bundle, find_bundle
+from qemuspawner.session.web.routes import StaticHandler
+from qemuspawner.session.web.routes.page import render_page
 
 SCRIPT = "console.log('bundled');" * 20
 

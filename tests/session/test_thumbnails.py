@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qemuspawner.errors import VmError
-from qemuspawner.session.thumbnails import Thumbnails, shrink
+from qemuspawner.session.screen.thumbnails import Thumbnails, shrink
 
 
 def draw(width: int, height: int, kind: str = "PNG") -> bytes:

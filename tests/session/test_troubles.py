@@ -16,11 +16,11 @@ from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.qemu.process import QemuProcess
-from qemuspawner.session import prepare
-from qemuspawner.session.oom import count_kills
-from qemuspawner.session.pulse import Pulse
-from qemuspawner.session.supervisor import Supervisor
-from qemuspawner.session.troubles import Troubles
+from qemuspawner.session.life.supervisor import Supervisor
+from qemuspawner.session.vm import prepare
+from qemuspawner.session.vm.oom import count_kills
+from qemuspawner.session.vm.pulse import Pulse
+from qemuspawner.session.vm.troubles import Troubles
 from qemuspawner.spec import SessionSpec, SessionStatus
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from qemuspawner.session.turns import take_turn
+from qemuspawner.session.host.turns import take_turn
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from qemuspawner.session.turns import take_turn
+from qemuspawner.session.host.turns import take_turn
 
 async def main():
     async with take_turn(Path(sys.argv[1]), patience_s=60):

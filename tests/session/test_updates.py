@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemuspawner.session import rfb
-from qemuspawner.session.updates import Changes, Rect, Updates
+from qemuspawner.session.screen import rfb
+from qemuspawner.session.screen.updates import Changes, Rect, Updates
 
 HEAD = struct.pack(">HHB", 640, 480, 32) + bytes(15)
 SCREEN = Rect(x=0, y=0, width=640, height=480)

@@ -12,8 +12,8 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.qemu.agent import AgentRefusalError
 from qemuspawner.qemu.counters import Counters, read_counters
-from qemuspawner.session.clocks import Clocks
-from qemuspawner.session.usage import UsageMeter, parse_used_mib
+from qemuspawner.session.life.clocks import Clocks
+from qemuspawner.session.life.usage import UsageMeter, parse_used_mib
 from qemuspawner.spec import Usage
 
 MEMINFO = (

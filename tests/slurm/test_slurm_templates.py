@@ -17,7 +17,7 @@ from qemuspawner.paths import StatePaths
 
 # The painter has no agent, and nothing waits long for it.
 _SESSION = """
-import qemuspawner.session.supervisor as supervisor
+import qemuspawner.session.life.supervisor as supervisor
 supervisor._AGENT_TIMEOUT_S = supervisor._RESTORED_AGENT_TIMEOUT_S = 1
 from qemuspawner.session import main; main()
 """

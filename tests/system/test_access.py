@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from qemuspawner.session.routes import ROUTES
+from qemuspawner.session.web.routes import ROUTES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,9 +13,9 @@ from qemuspawner.account import Account, Group
 from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.first_start import FirstStart
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.personal import personalise
+from qemuspawner.session.inside.first_start import FirstStart
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.personal import personalise
 from qemuspawner.spec import ScriptRun, SessionSpec
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]

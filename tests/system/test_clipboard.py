@@ -16,8 +16,8 @@ from playwright.async_api import expect
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.qemu.agent import GuestAgent
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.prepare import Prepared
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.prepare import Prepared
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 

@@ -15,12 +15,12 @@ import vms
 
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.hand import BETWEEN_KEYS_S, Hand, Watcher
-from qemuspawner.session.hooks import run_hook
-from qemuspawner.session.keyboard import parse_chord, parse_text
-from qemuspawner.session.personal import personalise
-from qemuspawner.session.updates import Changes
+from qemuspawner.session.screen.hand import BETWEEN_KEYS_S, Hand, Watcher
+from qemuspawner.session.screen.keyboard import parse_chord, parse_text
+from qemuspawner.session.screen.updates import Changes
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.hooks import run_hook
+from qemuspawner.session.vm.personal import personalise
 from qemuspawner.spec import SessionSpec
 
 # QEMU's user network gives it to the first guest, and to no other.

@@ -15,8 +15,8 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.life import Ending
-from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.life.life import Ending
+from qemuspawner.session.life.supervisor import Supervisor
 from qemuspawner.spec import Folder, FolderStatus, SessionSpec
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]

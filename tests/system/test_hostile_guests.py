@@ -11,8 +11,8 @@ import vms
 from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.life.supervisor import Supervisor
+from qemuspawner.session.vm.guest import Guest
 from qemuspawner.spec import SESSION_OVERHEAD_MIB, SessionSpec
 
 pytestmark = pytest.mark.timeout(600)

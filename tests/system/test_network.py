@@ -22,9 +22,9 @@ from qemuspawner.network import NAMES, Network
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.qemu import lan, network
 from qemuspawner.qemu.lan import mac_address
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.personal import personalise
-from qemuspawner.session.prepare import Prepared
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.personal import personalise
+from qemuspawner.session.vm.prepare import Prepared
 from qemuspawner.spec import SessionSpec
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]

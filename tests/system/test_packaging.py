@@ -114,7 +114,7 @@ def test_the_wheel_has_novnc_the_pages_and_the_examples(environment: Path) -> No
     script = """
 from qemuspawner import paths
 from qemuspawner.languages import load_languages
-from qemuspawner.session.bundle import find_bundle
+from qemuspawner.session.web.bundle import find_bundle
 assert find_bundle(paths.STATIC) is not None
 print(paths.STATIC, (paths.STATIC / "vendor" / "novnc.js").stat().st_size > 100_000)
 print(sorted(load_languages()), (paths.TEMPLATES / "session.html").is_file())

@@ -15,8 +15,8 @@ from yarl import URL
 
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.port_client import make_client
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.web.port_client import make_client
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 

@@ -20,9 +20,9 @@ from qemuspawner.errors import VmError
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.network import Network
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.life import Ending
-from qemuspawner.session.remote_mounts import Login
-from qemuspawner.session.supervisor import Supervisor
+from qemuspawner.session.inside.remote_mounts import Login
+from qemuspawner.session.life.life import Ending
+from qemuspawner.session.life.supervisor import Supervisor
 from qemuspawner.spec import RemoteFolder, RemoteFolderStatus, SessionSpec, Step
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]

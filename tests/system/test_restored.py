@@ -10,7 +10,7 @@ import writing_guest
 
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
-from qemuspawner.session.personal import personalise
+from qemuspawner.session.vm.personal import personalise
 
 ROUNDS = 20
 

@@ -19,10 +19,10 @@ from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES, PERSONALISE_SCRIPT, SavedPaths
 from qemuspawner.saved import Saved
-from qemuspawner.session.guest import Guest
-from qemuspawner.session.keep import Keeper
-from qemuspawner.session.personal import personalise
-from qemuspawner.session.prepare import Prepared
+from qemuspawner.session.vm.guest import Guest
+from qemuspawner.session.vm.keep import Keeper
+from qemuspawner.session.vm.personal import personalise
+from qemuspawner.session.vm.prepare import Prepared
 from qemuspawner.spec import SessionSpec
 
 USER = "Zoë O'Neill"

@@ -7,8 +7,8 @@ import vms
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.qemu.counters import read_counters
-from qemuspawner.session.clocks import Clocks
-from qemuspawner.session.usage import UsageMeter
+from qemuspawner.session.life.clocks import Clocks
+from qemuspawner.session.life.usage import UsageMeter
 
 HELD_MIB = 200
 
