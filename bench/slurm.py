@@ -40,10 +40,10 @@ async def time_job(cluster: SlurmCluster, folder: Path) -> float:
     return time.monotonic() - begun
 
 
-async def time_desktop(hub: HubProcess) -> float:
+async def time_desktop(hub: HubProcess, options: object = None) -> float:
     """Seconds from the request until the desktop is there."""
     begun = time.monotonic()
-    await hub.ask("POST", "/users/alice/server")
+    await hub.ask("POST", "/users/alice/server", json=options)
     await hub.wait_for_server("ready", True)
     took = time.monotonic() - begun
     await hub.ask("DELETE", "/users/alice/server")

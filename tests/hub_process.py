@@ -59,9 +59,9 @@ class HubProcess:
         self._process.kill()
         self._process.wait()
 
-    async def ask(self, method: str, path: str) -> Any:
+    async def ask(self, method: str, path: str, *, json: object = None) -> Any:
         headers = {"Authorization": f"token {TOKEN}"}
-        async with self._http.request(method, self._url + path, headers=headers) as response:
+        async with self._http.request(method, self._url + path, headers=headers, json=json) as response:
             return await response.json() if "json" in response.content_type else await response.text()
 
     async def server(self) -> dict[str, Any]:

@@ -61,14 +61,17 @@ def prepare_state(state: Path) -> None:
 
 
 def running_slurm_hub(
-    folder: Path, state: Path, machines: Path, cluster: SlurmCluster
+    folder: Path, state: Path, machines: Path, cluster: SlurmCluster, **spawner: Any
 ) -> AbstractAsyncContextManager[HubProcess]:
-    """A hub as a process of its own, configured in `folder`, which the nodes reach."""
+    """A hub as a process of its own, configured in `folder`, which the nodes reach.
+
+    `spawner` has settings that are written as they are read.
+    """
     merged = f"""\
 from pathlib import Path
 from slurm_cluster import SlurmCluster
 from slurm_hubs import slurm_config
 cluster = SlurmCluster(Path({str(cluster.folder)!r}))
-c.merge(slurm_config(Path({str(state)!r}), Path({str(machines)!r}), cluster))
+c.merge(slurm_config(Path({str(state)!r}), Path({str(machines)!r}), cluster, **{spawner!r}))
 """
     return running_hub_process(folder, merged, path=sys.path, state=state, host=cluster.hub_address)
