@@ -2,8 +2,8 @@
 
     QEMUSPAWNER_TEST_IMAGES=STATE/images python bench/node.py [--rounds N]
 
-As root; a real cluster of three nodes on this machine, the demo machine with 1 CPU and 1 GiB. The first desktop
-on a node fetches image and template from the shared storage into the node's own; the later ones find them.
+As root; a real cluster of three nodes on this machine, the demo machine with 1 CPU and 1 GiB. The first
+desktop on a node fetches image and template from shared storage into the node's own; later ones find them.
 "Without Slurm" is less what `sbatch` takes until a job runs, in turns with the desktops. Prints Markdown.
 """
 

@@ -9,6 +9,8 @@ import pytest
 from slurm_cluster import SlurmCluster, running_cluster
 from slurm_hubs import prepare_state, slurm_config
 
+from qemuspawner.hub.slurm.queue import queue_of
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
@@ -32,6 +34,8 @@ async def start_slurm_hub(
 
     `more` are the settings of other classes, by their names.
     """
+    # What other tests have asked is a few seconds old.
+    queue_of.cache_clear()
     prepare_state(state_dir)
     monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     async with contextlib.AsyncExitStack() as stack:

@@ -2,36 +2,23 @@
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import hubs
 import pytest
 from jupyterhub import orm
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, slurm_config
-from traitlets.config import Config
 
 from qemuspawner.hub.slurm.host_or_slurm import QemuHostOrSlurmSpawner
 
 
 @pytest.fixture
-async def hub(
-    hub_app: Any,
-    cluster: SlurmCluster,
-    state_dir: Path,
-    machines_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[hubs.Hub]:
-    prepare_state(state_dir)
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    config = slurm_config(state_dir, machines_dir, cluster)
-    config.JupyterHub.spawner_class = QemuHostOrSlurmSpawner
-    config.QemuHostOrSlurmSpawner = Config({**config.QemuSlurmSpawner, "run_as": hubs.sessions_account()})
-    async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
-        yield hub
-    cluster.run("scancel", "--user", hubs.sessions_account())
+async def hub(start_slurm_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
+    return await start_slurm_hub(
+        jupyterhub={"spawner_class": QemuHostOrSlurmSpawner},
+        more={"QemuHostOrSlurmSpawner": {"run_as": hubs.sessions_account()}},
+    )
 
 
 def jobs(cluster: SlurmCluster) -> list[str]:

@@ -5,16 +5,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import fake_gpu_session
 import hubs
 import pytest
 from fake_sysfs import FakeHost
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, slurm_config
 
 ADDRESSES = ("0000:41:00.0", "0000:c1:00.0")
 
@@ -42,23 +40,12 @@ def node(state_dir: Path) -> FakeHost:
 
 @pytest.fixture
 async def hub(
-    hub_app: Any,
-    cluster: SlurmCluster,
-    state_dir: Path,
-    machines_dir: Path,
-    node: FakeHost,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[hubs.Hub]:
-    prepare_state(state_dir)
+    start_slurm_hub: Callable[..., Awaitable[hubs.Hub]], state_dir: Path, machines_dir: Path, node: FakeHost
+) -> hubs.Hub:
     hubs.add_machine(machines_dir, state_dir, "tomo", more='[gpu]\nneed = "required"\n')
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
     path = os.pathsep.join(sys.path)
     command = ["env", f"PYTHONPATH={path}", sys.executable, fake_gpu_session.__file__, str(node.sysfs.parent)]
-    config = slurm_config(
-        state_dir, machines_dir, cluster, cmd=command, jail=False, gpus=["T4"], slurm_log="/tmp/part8-%j.log"
-    )
-    async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
-        yield hub
+    return await start_slurm_hub(cmd=command, jail=False, gpus=["T4"])
 
 
 def command_lines(node: FakeHost) -> list[str]:

@@ -1,14 +1,12 @@
 """Desktops as jobs of their users' own accounts, on the real cluster; with accounts that every host has."""
 
 import pwd
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import hubs
 import pytest
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, refused_by_form, slurm_config
+from slurm_hubs import refused_by_form
 
 from qemuspawner.errors import HostError
 from qemuspawner.hub.batch.engine import tag
@@ -21,18 +19,8 @@ SMALL = ("--time=5", "--output=/dev/null")
 
 
 @pytest.fixture
-async def hub(
-    hub_app: Any,
-    cluster: SlurmCluster,
-    state_dir: Path,
-    machines_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[hubs.Hub]:
-    prepare_state(state_dir)
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    config = slurm_config(state_dir, machines_dir, cluster, **OWN)
-    async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
-        yield hub
+async def hub(start_slurm_hub: Callable[..., Awaitable[hubs.Hub]]) -> hubs.Hub:
+    return await start_slurm_hub(**OWN)
 
 
 def owners(cluster: SlurmCluster) -> dict[str, str]:

@@ -4,9 +4,8 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import hubs
 import pytest
@@ -14,10 +13,9 @@ from axe import find_barriers
 from chromium import LogIn, visitors
 from playwright.async_api import Browser, Page, expect
 from slurm_cluster import SlurmCluster
-from slurm_hubs import prepare_state, refused_by_form, slurm_config
+from slurm_hubs import refused_by_form
 
 from qemuspawner.hub.form.options import FIELDS, ONCE
-from qemuspawner.hub.slurm.queue import queue_of
 
 SCREENSHOTS = Path(__file__).parent.parent.parent / "screenshots"
 MACHINE = """
@@ -42,20 +40,10 @@ TRAITS = {
 
 @pytest.fixture
 async def hub(
-    hub_app: Any,
-    cluster: SlurmCluster,
-    state_dir: Path,
-    machines_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[hubs.Hub]:
-    # What other tests have asked is a few seconds old.
-    queue_of.cache_clear()
-    prepare_state(state_dir)
+    start_slurm_hub: Callable[..., Awaitable[hubs.Hub]], state_dir: Path, machines_dir: Path
+) -> hubs.Hub:
     hubs.add_machine(machines_dir, state_dir, "tomo", title="Tomography", more=MACHINE)
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    config = slurm_config(state_dir, machines_dir, cluster, **TRAITS)
-    async with hubs.running_hub(hub_app, config, state=state_dir, machines=machines_dir) as hub:
-        yield hub
+    return await start_slurm_hub(**TRAITS)
 
 
 @pytest.fixture
