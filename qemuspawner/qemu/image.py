@@ -13,7 +13,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from qemuspawner.errors import ImageError
+from qemuspawner.errors import ImageError, printable
 from qemuspawner.machine import Image, ImageFormat
 from qemuspawner.qemu.command import merge_node
 from qemuspawner.qemu.qcow2 import MAX_DISK_BYTES, find_qcow2_problem
@@ -23,8 +23,11 @@ from qemuspawner.texts import Text
 from qemuspawner.units import render_mib
 
 _CONVERT = Text("Convert it with 'qemu-img convert' into a file that stands alone.")
+_MAKE_AGAIN = Text("Ask the administrator to build or fetch the machine's image again.")
 
 _HEAD_BYTES, _FOOT_BYTES = 0x8100, 512
+# The last that qemu-img says where the image under a new one cannot be opened.
+_BASE_FAILED = "Could not open backing image."
 
 # magic bytes and where they lie; the order matters only for the message
 _MAGIC: dict[ImageFormat, tuple[int, bytes]] = {
@@ -54,7 +57,7 @@ def check_image(image: Image) -> None:
             Text(
                 "The disk image '{name}' cannot be opened: {strerror}.", name=path.name, strerror=exc.strerror
             ),
-            hint=Text("Ask the administrator to build or fetch the machine's image again."),
+            hint=_MAKE_AGAIN,
         ) from exc
     try:
         status = os.fstat(descriptor)
@@ -146,14 +149,15 @@ def create_overlay(overlay: Path, image: Image) -> None:
     """Make the session's own disk, backed by the base image; `check_image` comes first.
 
     Raises:
-        ImageError: qemu-img could not, with its own words.
+        ImageError: qemu-img could not, with its own words; the image is named where it is at fault.
     """
     create = ["qemu-img", "create", "-q", "-f", "qcow2"]
     if image.format == "iso":
         _run_qemu_img([*create, str(overlay), f"{image.disk}M"])
         return
     # "file:" keeps a colon in a path from being read as a protocol.
-    _run_qemu_img([*create, "-b", f"file:{image.file}", "-F", DRIVERS[image.format], str(overlay)])
+    from_image = ["-b", f"file:{image.file}", "-F", DRIVERS[image.format], str(overlay)]
+    _run_qemu_img([*create, *from_image], base=Path(image.file))
     if not image.disk:
         return
     size_bytes = _read_size(overlay)
@@ -229,7 +233,8 @@ def _read_size(overlay: Path) -> int:
     return int(size_bytes)
 
 
-def _run_qemu_img(command: list[str]) -> None:
+def _run_qemu_img(command: list[str], *, base: Path | None = None) -> None:
+    """`base` is the image that is read for it."""
     if shutil.which(command[0]) is None:
         raise ImageError(
             Text("qemu-img was not found on this host."), hint=Text("Install QEMU's disk tools (qemu-utils).")
@@ -245,13 +250,26 @@ def _run_qemu_img(command: list[str]) -> None:
             preexec_fn=_limit_tool,
         )
     except subprocess.CalledProcessError as exc:
-        last = exc.stderr.strip().splitlines()[-1:] or [f"exit code {exc.returncode}"]
+        lines = exc.stderr.strip().splitlines()
+        if base is not None and lines[1:] == [_BASE_FAILED]:
+            raise _cannot_open(base, lines[0]) from exc
+        last = lines[-1:] or [f"exit code {exc.returncode}"]
         raise ImageError(
             Text("The session's disk could not be made: {words}", words=last[0]),
             hint=Text("Is the host's disk full?"),
         ) from exc
     except subprocess.TimeoutExpired as exc:
         raise ImageError(Text("Making the session's disk took longer than 60 s.")) from exc
+
+
+def _cannot_open(base: Path, line: str) -> ImageError:
+    """What qemu-img says begins with its own name and that of the file which it was to make."""
+    words = line.split(": ", 2)[-1].removeprefix(f"Could not open '{base}': ")
+    problem = Text("QEMU cannot open it ({words}).", words=printable(words))
+    return ImageError(
+        Text("The disk image '{name}' is refused: {problem}", name=base.name, problem=problem),
+        hint=_MAKE_AGAIN,
+    )
 
 
 def _limit_tool() -> None:
