@@ -41,6 +41,22 @@ WRITER = bytes.fromhex(
     "83163a7c00"  # adc word [7c3ah], 0
     "ebed"  # jmp again
 ).ljust(0x30, b"\0") + bytes.fromhex("1000 1000 00e000f0 0008000000000000")
+# Fills its disk from the first MiB on, 8 KiB at a time: each sector with its own number, 128 times. The first
+# error, as at the disk's end, stops it.
+NUMBERER = bytes.fromhex(
+    "31c0 8ed8 8ec0 fc"  # ds = es = 0; cld
+    "bf0080"  # again: mov di, 8000h
+    "66a1687c"  # mov eax, [7c68h]   the first sector's number
+    "b91000 51"  # mov cx, 16; next: push cx
+    "b98000 66f3ab"  # 128 times eax
+    "6640 59 e2f4"  # inc eax; pop cx; loop next
+    "be607c b80043"  # write sectors,
+    "b280 cd13"  # to the first hard disk, as the packet at 7c60h says
+    "72fe"  # an error: jump here
+    "8306687c10"  # 16 sectors on: add word [7c68h], 16
+    "83166a7c00"  # adc word [7c6ah], 0
+    "ebd2"  # jmp again
+).ljust(0x60, b"\0") + bytes.fromhex("1000 1000 00800000 0008000000000000")
 # Writes to its serial port for ever.
 CHATTERER = bytes.fromhex(
     "bafd03"  # again: mov dx, 3fdh

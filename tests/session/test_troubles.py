@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from typing import Any
 import guests
 import pytest
 import vms
-from msgspec import structs
 
 from qemuspawner.errors import SessionError, VmError
 from qemuspawner.qemu.process import QemuProcess
 from qemuspawner.session.life.supervisor import Supervisor
-from qemuspawner.session.vm import prepare
 from qemuspawner.session.vm.oom import count_kills
+from qemuspawner.session.vm.paused_disk import PausedDisk
 from qemuspawner.session.vm.pulse import Pulse
 from qemuspawner.session.vm.troubles import Troubles
 from qemuspawner.spec import SessionSpec, SessionStatus
@@ -70,38 +69,44 @@ async def test_a_guest_that_writes_more_than_it_may_is_paused_and_goes_on_with_m
         assert written_bytes(supervisor, spec) <= 20 << 20
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 64 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+class FullDisk:
+    """A guest whose first write fails at its limit, and the second at the next one."""
+
+    def __init__(self) -> None:
+        self.qemu = self
+        self.file_limit_mib = 8
+        self.tries = 0
+        self.paused: PausedDisk
+
+    def limit_files(self, mib: int) -> None:
+        self.file_limit_mib = mib
+
+    async def run_state(self) -> str:
+        return "io-error"
+
+    async def execute(self, command: str) -> None:
+        assert command == "cont"
+        self.tries += 1
+        if self.tries == 1:
+            # Before QEMU's answer has come somebody has read it and allows the disk more again.
+            self.paused.note_failure({"reason": os.strerror(errno.EFBIG)})
+            self.paused.extend()
 
 
-async def test_a_full_disk_of_the_host_pauses_until_there_is_room(
-    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # That such a host starts nothing is another test.
-    monkeypatch.setattr(prepare, "check_disk", lambda _folder: None)
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(40 << 20))
-    spec = structs.replace(make_spec(tmp_path, guests.WRITER), state_dir=str(small_disk))
-    async with vms.supervised(spec) as supervisor:
-        status = await vms.wait_for_status(supervisor, is_trouble("disk-full", "retry"))
-        assert status.message == "The host's disk is full: the machine is paused, and nothing is lost."
-        full = written_bytes(supervisor, spec)
-        await supervisor.act("retry", by="alice")
-        assert is_trouble("disk-full", "retry")(supervisor.status())
-        filler.unlink()
+async def test_who_allows_more_while_the_disk_is_tried_is_heard(tmp_path: Path) -> None:
+    calm = asyncio.Event()
+    troubles = Troubles(lambda: troubles.worst or calm.set())
+    guest = FullDisk()
+    spec = make_spec(tmp_path, guests.WRITER, disk_limit_mib=8, max_disk_limit_mib=24)
+    guest.paused = PausedDisk(guest, spec, troubles, lock=asyncio.Lock(), log=vms.LOG)  # type: ignore[arg-type]
+    guest.paused.note_failure({"reason": os.strerror(errno.EFBIG)})
 
-        await supervisor.act("retry", by="alice")
+    guest.paused.extend()
 
-        await vms.wait_for_status(supervisor, is_calm)
-        assert await supervisor.running_guest().qemu.run_state() == "running"
-        while written_bytes(supervisor, spec) <= full:
-            await supervisor.running_guest().qemu.run_state()
+    async with asyncio.timeout(10):
+        await calm.wait()
+    assert guest.tries == 2
+    assert guest.file_limit_mib == 24
 
 
 async def test_a_guest_that_talks_on_its_serial_port_fills_nothing(tmp_path: Path) -> None:

@@ -77,12 +77,13 @@ class PausedDisk:
         self._troubles.clear(*DISK)
 
     async def _wait(self) -> None:
-        self._again.clear()
         # A limit does not move by itself.
         longest_s = None if self._kind == "disk-limit" else _RETRY_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(longest_s):
                 await self._again.wait()
+        # Only here: somebody may ask while the last try is not over yet.
+        self._again.clear()
 
     async def _go_on(self) -> None:
         # Not in the middle of a save.
