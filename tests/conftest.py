@@ -11,6 +11,7 @@ import hubs
 import proofs
 import pytest
 import warming
+from fake_qemu import FakeQemu
 from playwright.async_api import Browser
 from xdist.scheduler import LoadScopeScheduling
 
@@ -83,6 +84,15 @@ def state_dir() -> Iterator[Path]:
     """A state folder that the sessions' account can go through."""
     with hubs.state_folder() as path:
         yield path
+
+
+@pytest.fixture
+def fake_qemu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeQemu]:
+    """It is everybody's QEMU then."""
+    with hubs.state_folder() as folder:
+        fake = FakeQemu(folder)
+        monkeypatch.setenv("PATH", fake.path)
+        yield fake
 
 
 @pytest.fixture(scope="session")
