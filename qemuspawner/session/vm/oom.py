@@ -5,25 +5,16 @@ The counts are of our own memory cgroup where there is one, and of the whole hos
 """
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # How a process ends that was killed, itself and as bubblewrap passes it on.
 KILLED = (-9, 128 + 9)
+# So long a large process may take to end on a busy host.
+_LATELY_S = 10
 
 _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
-
-
-class OomWatch:
-    """Compares the counts with those of the last look."""
-
-    def __init__(self) -> None:
-        self._before = count_kills()
-
-    def look(self) -> bool:
-        """Whether there were more since the last look."""
-        before, self._before = self._before, count_kills()
-        return self._before > before
 
 
 def count_kills(*, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -50,3 +41,25 @@ def _count(path: Path) -> int:
     except OSError:
         return 0
     return int(found[1]) if found else 0
+
+
+class OomWatch:
+    """Compares the counts with those of the last look."""
+
+    def __init__(
+        self, *, count: Callable[[], int] = count_kills, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._count = count
+        self._now = now
+        self._before = self._count()
+        self._seen_at = float("-inf")
+
+    def look(self) -> bool:
+        """Whether there were more since the last look, or shortly before it.
+
+        The count goes up before its process has ended: a look in between must not keep it from the next one.
+        """
+        before, self._before = self._before, self._count()
+        if self._before > before:
+            self._seen_at = self._now()
+        return self._now() - self._seen_at <= _LATELY_S
