@@ -251,7 +251,7 @@ def _run_qemu_img(command: list[str], *, base: Path | None = None) -> None:
         )
     except subprocess.CalledProcessError as exc:
         lines = exc.stderr.strip().splitlines()
-        if base is not None and lines[1:] == [_BASE_FAILED]:
+        if base is not None and len(lines) > 1 and lines[-1] == _BASE_FAILED:
             raise _cannot_open(base, lines[0]) from exc
         last = lines[-1:] or [f"exit code {exc.returncode}"]
         raise ImageError(
@@ -264,7 +264,7 @@ def _run_qemu_img(command: list[str], *, base: Path | None = None) -> None:
 
 def _cannot_open(base: Path, line: str) -> ImageError:
     """What qemu-img says begins with its own name and that of the file which it was to make."""
-    words = line.split(": ", 2)[-1].removeprefix(f"Could not open '{base}': ")
+    words = line.split(": ", 2)[-1].removeprefix(f"Could not open '{base}': ").replace(str(base), base.name)
     problem = Text("QEMU cannot open it ({words}).", words=printable(words))
     return ImageError(
         Text("The disk image '{name}' is refused: {problem}", name=base.name, problem=problem),

@@ -65,8 +65,8 @@ async def is_all_there(supervisor: Supervisor, folder: Path) -> bool:
     async with asyncio.timeout(120):
         while await written(supervisor) < len(PATTERN):
             await asyncio.sleep(0.05)
+    await vms.wait_for_status(supervisor, lambda status: status.trouble is None)
     guest = supervisor.running_guest()
-    assert supervisor.status().trouble is None
     await guest.qemu.execute("stop")
     (disk,) = guest.disks
     whole = folder / "whole.raw"
