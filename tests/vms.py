@@ -17,6 +17,7 @@ from qemuspawner.machine import Machine, decode_unit
 from qemuspawner.paths import session_id
 from qemuspawner.qemu.vm import DRIVERS
 from qemuspawner.saved import Fingerprint, Saved
+from qemuspawner.session.life.clocks import Clocks
 from qemuspawner.session.life.life import Ending
 from qemuspawner.session.life.supervisor import Supervisor
 from qemuspawner.session.vm.guest import Guest
@@ -76,10 +77,10 @@ async def running_guest(
 
 
 @contextlib.asynccontextmanager
-async def supervised(spec: SessionSpec) -> AsyncIterator[Supervisor]:
+async def supervised(spec: SessionSpec, *, clocks: Clocks | None = None) -> AsyncIterator[Supervisor]:
     """A session's life without its web side; ended at the end."""
     (Path(spec.state_dir) / "sessions").mkdir(exist_ok=True)
-    supervisor = Supervisor(spec)
+    supervisor = Supervisor(spec, clocks=clocks)
     supervisor.prepare()
     running = asyncio.create_task(supervisor.run())
     try:

@@ -43,7 +43,8 @@ _RESTORED_AGENT_TIMEOUT_S = 30
 _PATIENCE_S = 20
 _LAST_EVENT_S = 0.2
 
-_LONGEST_SLEEP_S = 30
+# Sleeping does not count the time that the host was suspended; the deadlines do.
+_LONGEST_SLEEP_S = 1
 
 
 class Supervisor(GivesWay):
@@ -374,7 +375,6 @@ class Supervisor(GivesWay):
         while True:
             # Deadlines only ever move later: looking again when the nearest one is due is enough.
             while not (over := self.clocks.why_over()):  # noqa: ASYNC110
-                # Sleeping does not count the time that the host was suspended; the deadlines do.
                 await asyncio.sleep(min(self.clocks.next_check_s + 0.01, _LONGEST_SLEEP_S))
             cause, reason = over
             if cause == "idle" and await self._stays_awake(guest, reason):
