@@ -132,28 +132,43 @@ class LiveHub:
                 await asyncio.sleep(0.2)
 
     async def start(self) -> None:
-        """Start the hub, or start it again."""
-        environ = os.environ | {"QEMUSPAWNER_STATE": str(self.state)}
-        command = [*self._within, sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
-        with (self.state / "hub.log").open("ab") as log:
-            self._hub = subprocess.Popen(
-                command, cwd=self.state, env=environ, stdout=log, stderr=log, start_new_session=True
-            )
+        """Start the hub, or start it again, and wait until it answers."""
+        self.launch()
         async with asyncio.timeout(90), aiohttp.ClientSession() as http:
             while True:
-                assert self._hub.poll() is None, self.log()
+                assert self._hub is not None and self._hub.poll() is None, self.log()
                 with contextlib.suppress(aiohttp.ClientError):
                     async with http.get(self.url / "hub/api") as answer:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(0.2)
 
+    def launch(self) -> None:
+        """Start the hub's process, whatever comes of it."""
+        environ = os.environ | {"QEMUSPAWNER_STATE": str(self.state)}
+        command = [*self._within, sys.executable, "-m", "jupyterhub", "-f", str(self._config)]
+        with (self.state / "hub.log").open("ab") as log:
+            self._hub = subprocess.Popen(
+                command, cwd=self.state, env=environ, stdout=log, stderr=log, start_new_session=True
+            )
+
     def log(self) -> str:
         return (self.state / "hub.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._hub is not None
+        return self._hub.pid
 
     def kill(self) -> None:
         assert self._hub is not None
         self._hub.kill()
+        self._hub.wait()
+
+    def terminate(self) -> None:
+        """End the hub as its service's stop does; desktops go on."""
+        assert self._hub is not None
+        self._hub.terminate()
         self._hub.wait()
 
     async def stop(self) -> None:
@@ -165,8 +180,7 @@ class LiveHub:
                         await self.stop_server(user, name)
         finally:
             if self._hub is not None and self._hub.poll() is None:
-                self._hub.terminate()
-                self._hub.wait()
+                self.terminate()
             self.stop_proxy()
 
     # As an administrator's script does

@@ -24,7 +24,7 @@ import msgspec
 
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Cpus, Image, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
-from qemuspawner.machines.container import find_container_problem
+from qemuspawner.machines.container import find_container_problem, split_tag
 from qemuspawner.machines.lines import find_line
 from qemuspawner.machines.recipe import find_recipe
 from qemuspawner.paths import MACHINE_FILE, StatePaths
@@ -225,11 +225,7 @@ def _load_unguarded(folder: Path, images: Path, text: str | None) -> tuple[Machi
         text = read_text(folder)
     elif len(text.encode()) > MAX_FILE_BYTES:
         raise ValueError(f"'{MACHINE_FILE}' is larger than {MAX_FILE_BYTES // 1024} KiB")
-    table = _parse(text)
-    values, wrong = _convert(Machine, table, prefix="")
-    if not wrong:
-        machine = _complete(Machine(**values), folder, images)
-        wrong = list(_check(machine, folder, table))
+    machine, wrong = _understand(folder, images, text, _stamp_files(folder, text))
     if wrong:
         return None, [_problem(folder, key, reason) for key, reason in wrong]
     return machine, []
@@ -279,16 +275,62 @@ def _os_reason(exc: OSError) -> str:
     return f"it cannot be read: {exc.strerror}"
 
 
-@lru_cache(maxsize=256)
-def _parse(text: str) -> dict[str, Any]:
-    """Parsed once for each content; nobody changes the result."""
-    return tomllib.loads(text)
-
-
 # -- conversion: each key on its own, so that each wrong one is reported -------------------------------------
 
 
 Wrong = tuple[str, str]  # key, reason
+
+
+# Which file, and when it changed; None where none can be seen.
+Stamp = tuple[int, ...] | None
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> tuple[dict[str, Any], dict[str, Any], list[Wrong]]:
+    """A machine's table, its values, and what is wrong with them; nobody changes the result."""
+    table = tomllib.loads(text)
+    return table, *_convert(Machine, table, prefix="")
+
+
+@lru_cache(maxsize=256)
+def _understand(
+    folder: Path, images: Path, text: str, _stamps: tuple[Stamp, ...]
+) -> tuple[Machine | None, list[Wrong]]:
+    """The machine, or what is wrong with it: found once for a text and the files beside it as they are.
+
+    Each page and each start asks for the whole catalogue, and following links is most of what that takes.
+    """
+    table, values, wrong = _parse(text)
+    if not wrong:
+        machine = _complete(Machine(**values), folder, images)
+        wrong = list(_check(machine, folder, table))
+    return (None, wrong) if wrong else (machine, [])
+
+
+def _stamp_files(folder: Path, text: str) -> tuple[Stamp, ...]:
+    """Of all files that `_check` looks at."""
+    _, values, wrong = _parse(text)
+    if wrong:
+        return ()
+    machine = Machine(**values)
+    names = [machine.icon, machine.image.keyring]
+    if machine.build is not None:
+        container, _ = split_tag(machine.build.container)
+        names += [
+            machine.build.script,
+            machine.build.files,
+            container,
+            container and f"{container}/index.json",
+        ]
+    return tuple(_stamp(folder / name) for name in names if name)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_ctime_ns
 
 
 def _convert(

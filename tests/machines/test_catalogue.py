@@ -310,6 +310,22 @@ def test_a_folder_whose_name_is_no_text_can_be_shown(write_machine: WriteMachine
     assert str(problem).encode()
 
 
+def test_a_file_that_is_missing_and_comes_back_is_noticed_though_the_text_stays(
+    write_machine: WriteMachine, images: Path
+) -> None:
+    folder = with_icon(write_machine, "icon.svg")
+    icon = folder / "icon.svg"
+    found = []
+
+    for change in (lambda: icon.write_text(SVG), icon.unlink, lambda: icon.write_text("no"), icon.unlink):
+        change()
+        found.append([key for key, _ in problems_of(folder, images)])
+    icon.write_text(SVG)
+
+    assert found == [[], ["icon"], ["icon"], ["icon"]]
+    assert problems_of(folder, images) == []
+
+
 def test_an_icon_that_became_a_circle_is_no_error(write_machine: WriteMachine, images: Path) -> None:
     folder = with_icon(write_machine, "icon.svg")
     (folder / "icon.svg").write_text(SVG)
