@@ -33,3 +33,25 @@ def _named(paths: SessionPaths) -> Iterator[tuple[int, str]]:
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 if any(str(paths.root) in word for word in words):
                     yield int(entry.name), words[0]
+
+
+def count_descriptors(pid: int) -> int:
+    """How many files, sockets and pipes a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def resident_mib(pid: int) -> float:
+    """The memory of a process, also what it shares with others."""
+    return _memory_mib(pid, "Rss")
+
+
+def private_mib(pid: int) -> float:
+    """The memory of a process that it has for itself alone."""
+    return _memory_mib(pid, "Private_Clean", "Private_Dirty")
+
+
+def _memory_mib(pid: int, *kinds: str) -> float:
+    """Source: proc(5), /proc/PID/smaps_rollup."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
+    return sum(kib[kind] for kind in kinds) / 1024

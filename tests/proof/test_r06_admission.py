@@ -13,7 +13,9 @@ import aiohttp
 import hubs
 import live
 import pytest
+from fake_qemu import FakeQemu
 from proofs import Proof
+from yarl import URL
 
 from qemuspawner.hub.admission.capacity import find_memory_mib, needed_mib
 from qemuspawner.hub.admission.promises import list_promises
@@ -106,8 +108,12 @@ class Reply:
     took_s: float
 
 
+def form_url(hub: live.LiveHub, person: hubs.Person, server: str) -> URL:
+    return hub.pages / "spawn" / person.name / server
+
+
 async def ask_by_form(hub: live.LiveHub, person: hubs.Person, server: str) -> Reply:
-    url = hub.pages / "spawn" / person.name / server
+    url = form_url(hub, person, server)
     form = aiohttp.FormData({"machine": "painter"}, default_to_multipart=True)
     begun = time.monotonic()
     answer = await person.request(
@@ -135,8 +141,8 @@ def _reply(person: hubs.Person, server: str, answer: hubs.Answer, begun: float) 
 
 
 @pytest.mark.goal("R6")
-async def test_who_finds_the_host_full_is_told_at_once(proof: Proof) -> None:
-    """The whole product: half of them press Start on the form, half are programs. Those who win get in."""
+async def test_who_finds_the_host_full_is_told_at_once(proof: Proof, fake_qemu: FakeQemu) -> None:
+    """The whole product: half of them press Start on a form that they have opened, half are programs."""
     starts, room = proof.rounds(short=20, full=100), proof.rounds(short=2, full=10)
     more = f"""
 c.QemuSpawner.memory_reserve = {reserve_mib(room=room, guest_mib=64)}
@@ -151,12 +157,12 @@ c.QemuSpawner.cpu_overcommit = 0
         asks = []
         for number in range(starts):
             browser, program = people[number % len(people)]
-            ask = (
-                ask_by_form(hub, browser, f"s{number}")
-                if number % 2
-                else ask_by_api(hub, program, f"s{number}")
-            )
-            asks.append(ask)
+            if number % 2:
+                form = await browser.request("GET", form_url(hub, browser, f"s{number}"))
+                assert form.status == 200
+                asks.append(ask_by_form(hub, browser, f"s{number}"))
+            else:
+                asks.append(ask_by_api(hub, program, f"s{number}"))
 
         replies = await asyncio.gather(*asks)
 

@@ -5,6 +5,7 @@ spawner. Its pages wait for that for a second, and its API for `slow_spawn_timeo
 came after they had answered that the desktop starts.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,6 +18,9 @@ from jupyterhub.metrics import SERVER_SPAWN_DURATION_SECONDS, ServerSpawnStatus
 from jupyterhub.spawner import SpawnException
 
 from qemuspawner.hub.admission.promises import KeepsPromise
+
+# Of the hub's loop: more than a request takes, from its connection to the form that says why not.
+_STEPS = 20
 
 
 class ChecksFirst(KeepsPromise):
@@ -98,6 +102,15 @@ class ChecksFirst(KeepsPromise):
             self._spawn_future.add_done_callback(lambda _: setattr(self, "_claimed", None))
 
 
+async def _let_others_be_told() -> None:
+    """Have the hub do first what it has at hand; nothing, where that is nothing.
+
+    To begin with a start takes as much of its time as ten refusals, which would all wait for that.
+    """
+    for _ in range(_STEPS):
+        await asyncio.sleep(0)
+
+
 @contextlib.asynccontextmanager
 async def _admitted(spawner: Any, handler: Any, options: Mapping[str, object] | None) -> AsyncIterator[None]:
     """Within this JupyterHub begins with a start, if it is not refused here.
@@ -109,6 +122,7 @@ async def _admitted(spawner: Any, handler: Any, options: Mapping[str, object] | 
         return
     await spawner.check_first(handler, options)
     try:
+        await _let_others_be_told()
         yield
     finally:
         spawner.keep_claim_while_starting()

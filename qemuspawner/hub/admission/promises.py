@@ -52,7 +52,8 @@ class KeepsPromise(_Below):  # type: ignore[misc]
     @property
     def promise(self) -> Promise | None:
         """None where nothing of this server runs, starts or stops."""
-        return self._claimed or (self._promise if self.active else None)
+        # In this order: all servers are looked at for each start, and few of them have any.
+        return self._claimed or (self._promise if self._promise is not None and self.active else None)
 
     def note_deadline(self, status: SessionStatus) -> None:
         """Its session has said until when it lasts; people extend it."""
