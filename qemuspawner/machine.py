@@ -133,6 +133,7 @@ class Machine(_Table, frozen=True, kw_only=True):
     owner: Annotated[str, Meta(max_length=255)] = ""  # the user whose desktop it was made from
     software: Annotated[tuple[Label | Software, ...], Meta(max_length=100)] = ()
     hidden: bool = False  # not offered to anybody
+    download: bool = False  # who may start it may take its image home, and that of a desktop of theirs
     architecture: Architecture = "x86_64"
     machine_type: MachineType = "q35"  # after loading "virt", where another architecture knows no other
     firmware: Literal["bios", "uefi", "direct"] = "bios"

@@ -80,6 +80,11 @@ class StatePaths:
         return self.root / "removed-machines"
 
     @property
+    def downloads(self) -> Path:
+        """`downloads/KEY/`: images that users take home, for a day; see `machines.downloads`."""
+        return self.root / "downloads"
+
+    @property
     def sessions(self) -> Path:
         """`sessions/ID/`: one directory a session."""
         return self.root / "sessions"

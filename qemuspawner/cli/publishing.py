@@ -1,4 +1,4 @@
-"""`qemuspawner machines changes` and `publish`: a desktop that sleeps becomes a machine."""
+"""`qemuspawner machines changes`, `publish`, `pack-desktop`, `pack`: what is made of a sleeping desktop."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from qemuspawner.cli.finding import find_machine
 from qemuspawner.cli.images import make_progress
 from qemuspawner.cli.own_machines import find_own
 from qemuspawner.errors import printable
@@ -15,6 +16,7 @@ from qemuspawner.machines.asleep import Asleep, find_asleep
 from qemuspawner.machines.changes import Changes
 from qemuspawner.machines.own import OwnMachines
 from qemuspawner.machines.publish import find_changes, publish
+from qemuspawner.machines.take_home import pack_desktop, pack_machine
 from qemuspawner.paths import StatePaths
 
 if TYPE_CHECKING:
@@ -38,6 +40,17 @@ def add_actions(actions: "_SubParsersAction[ArgumentParser]") -> None:
     parser.add_argument("--for-group", action="append", default=[], metavar="NAME", help="and to this group")
     parser.add_argument("--for-all", action="store_true", help="offer it to everybody")
     parser.set_defaults(command=publish_desktop)
+
+    parser = actions.add_parser(
+        "pack-desktop", help="pack the disk of a sleeping desktop, for its user to take home within a day"
+    )
+    _add_common(parser)
+    parser.set_defaults(command=pack)
+
+    parser = actions.add_parser("pack", help="pack a machine's image, for its users to take home")
+    parser.add_argument("id")
+    parser.add_argument("--json", action="store_true", help="tell programs how far it is, in lines")
+    parser.set_defaults(command=pack_image)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -76,6 +89,23 @@ def publish_desktop(arguments: Namespace, *, state: StatePaths, folders: list[Pa
     if not arguments.json and entry.machine is not None:
         hidden = " It is hidden until 'qemuspawner machines unhide'." if entry.machine.hidden else ""
         print(f"'{entry.id}' is version {entry.machine.version} in {entry.folder}.{hidden}")
+    return 0
+
+
+def pack(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    own, asleep = _find(arguments, state, folders)
+    _, _, server = arguments.desktop.partition("/")
+    file = pack_desktop(own, asleep, server=server, progress=make_progress(as_json=arguments.json))
+    if not arguments.json:
+        print(file)
+    return 0
+
+
+def pack_image(arguments: Namespace, *, state: StatePaths, folders: list[Path]) -> int:
+    machine = find_machine(arguments.id, folders, state)
+    file = pack_machine(machine, state=state, progress=make_progress(as_json=arguments.json))
+    if not arguments.json:
+        print(file)
     return 0
 
 

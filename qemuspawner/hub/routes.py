@@ -8,5 +8,6 @@ from qemuspawner.hub.form import choices_api, favourites_api, partitions_api, se
 from qemuspawner.hub.notices import announcements_api
 from qemuspawner.hub.proposals import api as proposals_api
 from qemuspawner.hub.publishing import api as publishing_api
+from qemuspawner.hub.publishing import take_home_api
 from qemuspawner.hub.runs import run_api, statistics_pages
 from qemuspawner.hub.sessions import progress_api

@@ -81,7 +81,7 @@ def build_machine(
     repository to take the packages from, in place of Debian's.
 
     Raises:
-        MachineError: Not root, another build under way, or a step failed; the log is named.
+        MachineError: Not root, another build under way, or a step failed, and the old image stays.
         HostError: A tool is missing or the disk is too full.
     """
     machine = recipe.machine
@@ -90,8 +90,7 @@ def build_machine(
         return False
     _check_host(recipe, images)
     target = images / machine.id
-    make_folder(target)
-    with _lock(target, machine), _work_folder(target) as work:
+    with _named(machine, target), _lock(target, machine), _work_folder(target) as work:
         log = target / LOG
         log.unlink(missing_ok=True)
         started = time.monotonic()
@@ -133,6 +132,19 @@ def _check_host(recipe: Recipe, images: Path) -> None:
             f"{render_mib(free_mib)} are free at {existing}.",
             hint="Make room, or choose another folder with --state.",
         )
+
+
+@contextmanager
+def _named(machine: Machine, target: Path) -> Iterator[None]:
+    """Make the folder of the image; an error of the disk, such as a full one, says whose image it was."""
+    try:
+        make_folder(target)
+        yield
+    except OSError as exc:
+        raise MachineError(
+            f"'{machine.id}' cannot be built in {target}: {exc.strerror}.",
+            hint="What was built before is still there. A build needs room, and root's right to write.",
+        ) from exc
 
 
 @contextmanager

@@ -40,7 +40,7 @@ _PACKED = {
 _HEAD_BYTES = 512
 _PIECE_BYTES = 4 << 20
 # What the host's disk shall have left when an image is there.
-_SPARE_BYTES = 256 << 20
+SPARE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def draft_of(machine: Machine, state: StatePaths) -> Iterator[Path]:
 def check_room(machine: Machine, folder: Path, needed_bytes: int) -> None:
     """Raises MachineError where so much more would fill the disk."""
     free = shutil.disk_usage(folder).free
-    if needed_bytes + _SPARE_BYTES > free:
+    if needed_bytes + SPARE_BYTES > free:
         raise MachineError(
             f"The image of '{machine.id}' takes {render_mib(-(-needed_bytes >> 20))} more; "
             f"{render_mib(free >> 20)} are free at {folder.parent}.",

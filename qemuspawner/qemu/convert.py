@@ -4,6 +4,7 @@ The image is somebody else's, and its formats are read by C code of many years: 
 QEMU, without a network or rights, and its memory, its time and what it writes have bounds.
 """
 
+import errno
 import json
 import os
 import re
@@ -63,15 +64,23 @@ def measure(source: Image, *, target: ImageFormat, folder: Path) -> Size:
 
 
 def convert_image(
-    source: Image, path: Path, *, target: ImageFormat, size: Size, on_part: Callable[[float], None]
+    source: Image,
+    path: Path,
+    *,
+    target: ImageFormat,
+    size: Size,
+    on_part: Callable[[float], None],
+    compressed: bool = False,
 ) -> None:
-    """Write the new file at `path`, and tell the part that is done, up to 1.
+    """Write the new file at `path`, and tell the part that is done, up to 1; only a qcow2 is `compressed`.
 
     Raises:
-        ImageError: qemu-img fails, such as for a full disk; no file is left.
+        ImageError: qemu-img fails; no file is left.
+        OSError: The disk is full; no file is left.
         HostError: There is no qemu-img, or no jail.
     """
-    arguments = ["convert", "-p", "-f", DRIVERS[source.format], "-O", DRIVERS[target], source.file, str(path)]
+    formats = ["-f", DRIVERS[source.format], "-O", DRIVERS[target]]
+    arguments = [*_convert_words(compressed=compressed), *formats, source.file, str(path)]
     command = _walled(
         [Path(source.file)],
         path.parent,
@@ -83,14 +92,21 @@ def convert_image(
 
 
 def convert_disk(
-    disk: Disk, path: Path, *, target: Literal["qcow2", "raw"], on_part: Callable[[float], None], below: bool
+    disk: Disk,
+    path: Path,
+    *,
+    target: Literal["qcow2", "raw"],
+    on_part: Callable[[float], None],
+    below: bool = False,
+    compressed: bool = False,
 ) -> None:
     """Write the whole of a session's disk, or with `below` what it began from, into a new file at `path`.
 
     Every layer is one that `check_layer` has looked at. `on_part` may raise.
 
     Raises:
-        ImageError: qemu-img fails, such as for a full disk; no file is left.
+        ImageError: qemu-img fails; no file is left.
+        OSError: The disk is full; no file is left.
         HostError: There is no qemu-img, or no jail.
     """
     node = base_node(disk) if below else frozen_node(disk)
@@ -99,12 +115,16 @@ def convert_disk(
     command = _walled(
         files,
         path.parent,
-        ["convert", "-p", "-O", target, f"json:{json.dumps(node)}", str(path)],
+        [*_convert_words(compressed=compressed), "-O", target, f"json:{json.dumps(node)}", str(path)],
         cpu_s=_LEAST_CPU_S + _CPU_S_PER_GIB * (disk_mib >> 10),
         # A qcow2's tables are a small part of it.
         file_mib=disk_mib + disk_mib // 64 + _SPARE_MIB,
     )
     _convert(command, Image(file=str(path), format=target), "qcow2", on_part=on_part)
+
+
+def _convert_words(*, compressed: bool) -> list[str]:
+    return ["convert", "-p", *(["-c"] if compressed else [])]
 
 
 def _convert(
@@ -127,6 +147,7 @@ def _convert(
                 process.kill()
                 raise
         if process.returncode != 0:
+            _check_full(words)
             raise _failed(source, words)
         check_image(made)
     except BaseException:
@@ -159,9 +180,16 @@ def _walled(
     return tie_to_parent([*bounds, *inside], parent_pid=os.getpid(), limits=Limits(file_mib=file_mib))
 
 
+def _check_full(words: bytes) -> None:
+    """Raises OSError where qemu-img's last words are that the disk is full: the image is not to blame."""
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(code).encode() in words:
+            raise OSError(code, os.strerror(code))
+
+
 def _failed(source: ImageFormat, words: bytes) -> ImageError:
     last = words.decode(errors="replace").strip().splitlines()[-1:] or ["it was ended"]
     return ImageError(
         f"The image in the format {source} cannot be converted: {printable(last[0])}.",
-        hint="It is damaged, or there is no room on the disk.",
+        hint="It is damaged.",
     )

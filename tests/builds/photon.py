@@ -77,7 +77,7 @@ async def test_a_file_of_data_is_seen_in_its_viewer(guest: Guest) -> None:
     await run(guest, "/usr/local/lib/desktop/as-user", "python3", "-", stdin=WRITE_DATA)
     assert not has_halves(await vms.screen(guest))
 
-    # As the file manager opens it. silx 1.1 shows the first file by itself, but none with a "::PATH" behind it.
+    # As the file manager opens it. silx 1.1 shows the first file by itself, unless a "::PATH" is behind it.
     viewer = 'setsid silx view "$HOME/scan.h5" > "$HOME/viewer.log" 2>&1 &'
     await run(guest, "/usr/local/lib/desktop/as-user", "sh", "-c", viewer)
 

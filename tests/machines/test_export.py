@@ -66,7 +66,7 @@ def test_what_cannot_be_exported_leaves_nothing(
         case "exists":
             out.mkdir()
         case "no room":
-            monkeypatch.setattr(image_files, "_SPARE_BYTES", 1 << 60)
+            monkeypatch.setattr(image_files, "SPARE_BYTES", 1 << 60)
     before = sorted(tmp_path.iterdir())
 
     with pytest.raises((MachineError, QemuSpawnerError), match=r"is missing|is there already|are free"):

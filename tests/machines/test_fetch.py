@@ -319,7 +319,7 @@ def test_a_file_without_end_stops_at_the_limit(get: Callable[..., list[Step]], m
 def test_a_disk_without_room_is_said_before_anything_is_written(
     get: Callable[..., list[Step]], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_files, "_SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(image_files, "SPARE_BYTES", 1 << 60)
 
     with pytest.raises(MachineError, match=r"takes 3 MiB more; .* are free"):
         get("/image")

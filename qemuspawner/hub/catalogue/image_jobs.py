@@ -23,7 +23,7 @@ _MAX_LINE_BYTES = 64 << 10
 _MAX_CHANGES_BYTES = 16 << 20
 
 
-What = Literal["fetch", "upload", "publish", "changes"]
+What = Literal["fetch", "upload", "publish", "changes", "pack"]
 
 
 @dataclass(kw_only=True)

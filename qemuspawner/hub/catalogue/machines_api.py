@@ -324,6 +324,8 @@ def _describe(entry: Entry, uses: Uses | None, limits: Limits) -> dict[str, obje
         "description": machine.description if machine is not None else "",
         "icon": icon_uri(machine) if machine is not None else "",
         "hidden": machine is not None and machine.hidden,
+        "owner": machine.owner if machine is not None else "",
+        "download": machine is not None and machine.download and machine.image.format != "iso",
         "is_own": entry.is_own,
         "digest": entry.digest,
         "state": state,

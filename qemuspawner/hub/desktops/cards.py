@@ -128,6 +128,7 @@ class ShowsCards(LoggingConfigurable):
             "title": saved.title,
             "automatic": saved.automatic,
             "machine": saved.spec.machine.name if saved.spec else "",
+            "machine_id": saved.machine_id,
             "resources": _render_size(saved.spec),
             "disk": render_mib(max(1, saved.size_bytes >> 20)),
             "saved_s": _since(saved.saved_at),

@@ -147,7 +147,11 @@ class KeepsDesktops(ShowsCards, OffersMachines, KeepsRuns):
         self._sweeper.sweep(self._state_paths)
         found = await super().desktop_cards(ask=ask)
         advice = self.find_advice()
+        catalogue = self._catalogue().machines if any(card["suspended"] for card in found["cards"]) else {}
         for card in found["cards"]:
+            if card["suspended"]:
+                machine = catalogue.get(card["suspended"]["machine_id"])
+                card["suspended"]["can_download"] = machine is not None and machine.download
             # What goes on from something kept has the size of that.
             given = advice.get(card["server"]) if card["state"] == "off" else None
             card["advice"] = given.described() if given else None

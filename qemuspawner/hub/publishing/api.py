@@ -5,6 +5,7 @@ The command `qemuspawner` looks into the desktop and makes the machine; the hub 
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +30,7 @@ from qemuspawner.hub.publishing.wishes import (
 )
 from qemuspawner.hub.records import Records
 from qemuspawner.languages import choose_language
+from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import is_machine_id
 from qemuspawner.paths import StatePaths
 from qemuspawner.texts import Text
@@ -176,7 +178,19 @@ class MyWishesHandler(_PublishingHandler):
     async def get(self, user_name: str) -> None:
         """What the user has asked for, and the answers."""
         wishes = await self.work(lambda: list_wishes(self.records, user=user_name))
-        self.write(json.dumps({"wishes": [self.describe_wish(wish) for wish in wishes]}))
+        mine = {}
+        if wishes and (user := self.find_user(user_name)) is not None:
+            mine = user.spawner._my_machines(user.spawner._catalogue())
+        self.write(
+            json.dumps(
+                {
+                    "wishes": [
+                        {**self.describe_wish(wish), "can_download": _can_download(wish, mine)}
+                        for wish in wishes
+                    ]
+                }
+            )
+        )
 
 
 class MyWishHandler(_PublishingHandler):
@@ -244,6 +258,11 @@ class WishHandler(_PublishingHandler):
         await self.jobs.wait_for(job)
         if job.state == "done":
             await asyncio.to_thread(answer_wish, self.records, number, state="published", by=by, word=word)
+
+
+def _can_download(wish: Wish, machines: Mapping[str, Machine]) -> bool:
+    machine = machines.get(wish.machine)
+    return wish.state == "published" and machine is not None and machine.download
 
 
 def _desktop(wish: Wish) -> str:

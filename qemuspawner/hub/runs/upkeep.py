@@ -1,4 +1,4 @@
-"""What the hub does once a minute: lost and old runs, users who are gone, and warnings before an end."""
+"""What the hub does once a minute: what is lost, old or nobody's any more, and warnings before an end."""
 
 import asyncio
 import time
@@ -13,6 +13,8 @@ from qemuspawner.hub.departed import find_noted_users, forget_users
 from qemuspawner.hub.notices.notify import Notifies
 from qemuspawner.hub.runs.runs import delete_old_runs, end_lost_runs, note_seen
 from qemuspawner.hub.sessions.running import describe_running
+from qemuspawner.machines import downloads
+from qemuspawner.paths import StatePaths
 
 _EVERY_S = 60
 _DELETE_EVERY_S = 3600
@@ -26,6 +28,7 @@ class Upkeep:
     def __init__(self, spawner: Notifies) -> None:
         self._settings = spawner.user.settings
         self._records = spawner.records
+        self._state = StatePaths.of(spawner.state_dir)
         self._keep_s = spawner.keep_runs
         self._warns = bool(spawner.notify)
         self._log = spawner.log
@@ -60,10 +63,14 @@ class Upkeep:
             note_seen(self._records, seen)
         if lost := end_lost_runs(self._records, running):
             self._log.warning("%d desktops ended unseen by this hub", lost)
-        if self._keep_s and time.monotonic() >= self._deletes_at:
-            self._deletes_at = time.monotonic() + _DELETE_EVERY_S
-            if deleted := delete_old_runs(self._records, keep_s=self._keep_s):
-                self._log.info("Deleted the record of %d desktops that ran long ago", deleted)
+        if time.monotonic() < self._deletes_at:
+            return
+        self._deletes_at = time.monotonic() + _DELETE_EVERY_S
+        if swept := downloads.sweep(self._state):
+            self._log.info("Deleted %d images that nobody took home", swept)
+        deleted = delete_old_runs(self._records, keep_s=self._keep_s) if self._keep_s else 0
+        if deleted:
+            self._log.info("Deleted the record of %d desktops that ran long ago", deleted)
 
     async def _forget_departed(self) -> None:
         noted = await asyncio.to_thread(find_noted_users, self._records)
