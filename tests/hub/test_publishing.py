@@ -277,6 +277,10 @@ async def test_asked_for_on_the_home_page_and_granted_on_that_of_the_machines(
     await wishes.get_by_label("A word to its user").fill("Well done.")
     await wishes.get_by_role("button", name="Publish").click()
     await expect(wishes).to_be_hidden(timeout=60_000)
+    await staff.reload()
+    await expect(staff.locator("article[data-machine=pymca]")).to_contain_text(
+        "Made from a desktop of alice."
+    )
 
     await home.reload()
     await expect(mine).to_contain_text("It is there.")
