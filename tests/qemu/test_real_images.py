@@ -17,6 +17,9 @@ MEMTEST = Path("/usr/lib/memtest86+/memtest86+x64.iso")
 GRUB = Path("/usr/lib/grub-rescue/grub-rescue-cdrom.iso")
 IPXE = Path("/usr/lib/ipxe/ipxe.iso")
 IPXE_UEFI = Path("/boot/ipxe.efi")
+INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64")
+ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
+ISOLINUX_MODULE = Path("/usr/lib/syslinux/modules/bios/ldlinux.c32")
 
 
 def is_memtest(picture: Picture.Image) -> bool:
@@ -34,14 +37,21 @@ def is_ipxe(picture: Picture.Image) -> bool:
     return max(count(picture, (0, 168, 168)), count(picture, (0, 152, 152))) > 300
 
 
+def is_installer(picture: Picture.Image) -> bool:
+    """Its first question, grey on blue."""
+    return count(picture, (0, 0, 170)) > 500_000 and count(picture, (170, 170, 170)) > 100_000
+
+
 def count(picture: Picture.Image, colour: tuple[int, int, int]) -> int:
     colours = picture.getcolors(1 << 24) or []
     return sum(number for number, found in colours if found == colour)
 
 
-async def wait_for(is_there: Callable[[Picture.Image], bool], state: Path, **machine: Any) -> None:
+async def wait_for(
+    is_there: Callable[[Picture.Image], bool], state: Path, *, memory_mib: int = 0, **machine: Any
+) -> None:
     # Memtest is quick where it need not clear much; OVMF wants more.
-    memory_mib = 256 if machine.get("firmware") == "uefi" else 64
+    memory_mib = memory_mib or (256 if machine.get("firmware") == "uefi" else 64)
     spec = vms.make_spec(state, vms.make_machine(**machine), memory_mib=memory_mib)
     async with vms.running_guest(spec) as (guest, _), asyncio.timeout(90):
         while not is_there(await vms.screen(guest)):
@@ -104,3 +114,35 @@ async def test_ipxe_boots_from_a_disc_by_uefi(tmp_path: Path) -> None:
     subprocess.run(["genisoimage", "-quiet", *options, "-o", str(disc), str(content)], check=True)
 
     await wait_for(is_ipxe, tmp_path, firmware="uefi", image={"file": str(disc), "format": "iso"})
+
+
+async def test_debians_installer_asks_its_first_question_from_a_disc(tmp_path: Path) -> None:
+    content, disc = tmp_path / "content", tmp_path / "disc"
+    content.mkdir()
+    for file in (INSTALLER / "linux", INSTALLER / "initrd.gz", ISOLINUX, ISOLINUX_MODULE):
+        shutil.copy(file, content)
+    (content / "isolinux.cfg").write_text(
+        "default linux\nlabel linux\nkernel linux\nappend initrd=initrd.gz\n"
+    )
+    options = ["-b", ISOLINUX.name, "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]
+    subprocess.run(["genisoimage", "-quiet", *options, "-o", str(disc), str(content)], check=True)
+
+    await wait_for(is_installer, tmp_path, memory_mib=512, image={"file": str(disc), "format": "iso"})
+
+
+async def test_debians_installer_asks_its_first_question_by_uefi(tmp_path: Path) -> None:
+    """Its kernel is a program of UEFI's, which the firmware's shell starts."""
+    disk, script = tmp_path / "raw", tmp_path / "startup.nsh"
+    with disk.open("wb") as file:
+        file.truncate(96 << 20)
+    script.write_text("fs0:\\linux.efi initrd=\\initrd.gz\r\n")
+    subprocess.run(["mformat", "-i", str(disk), "-F", "::"], check=True)
+    for source, name in (
+        (INSTALLER / "linux", "linux.efi"),
+        (INSTALLER / "initrd.gz", "initrd.gz"),
+        (script, "startup.nsh"),
+    ):
+        subprocess.run(["mcopy", "-i", str(disk), str(source), f"::{name}"], check=True)
+    image = convert(disk, tmp_path / "disk", "qcow2")
+
+    await wait_for(is_installer, tmp_path, memory_mib=512, firmware="uefi", image=image)
