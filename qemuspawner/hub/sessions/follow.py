@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from jupyterhub.httpclient import fetch
+from yarl import URL
 
 from qemuspawner.spec import SessionStatus
 
@@ -65,13 +66,11 @@ async def fetch_status(
 ) -> SessionStatus | None:
     """The session's status, once it is not `after` any more; None where it does not answer, or not yet."""
     try:
-        response = await fetch(
+        response = await _fetch(
             f"{url}api/status?texts" if after is None else f"{url}api/status?texts&after={after}",
             headers={"Authorization": f"token {token}"},
             timeout=_LONG_TIMEOUT,
-            allow_redirects=False,
-            raise_for_status=False,
-            ssl=True if ssl_context is None else ssl_context,
+            ssl_context=ssl_context,
         )
         async with response:
             if response.status != 200:
@@ -101,15 +100,13 @@ async def ask_session(
     What it says to people is in the `language` of this tag.
     """
     try:
-        async with await fetch(
+        async with await _fetch(
             url,
             method=method,
             data=None if body is None else json.dumps(body),
             headers={"Authorization": f"token {token}", "Accept-Language": language},
             timeout=timeout,
-            allow_redirects=False,
-            raise_for_status=False,
-            ssl=True if ssl_context is None else ssl_context,
+            ssl_context=ssl_context,
         ) as response:
             answer = json.loads(await response.content.read(_MAX_ANSWER_BYTES))
     except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -120,13 +117,11 @@ async def ask_session(
 async def fetch_thumbnail(url: str, *, token: str, ssl_context: ssl.SSLContext | None) -> tuple[int, bytes]:
     """The session's thumbnail: HTTP status and a JPEG; 0 where it does not answer, or with something else."""
     try:
-        async with await fetch(
+        async with await _fetch(
             f"{url}api/thumbnail",
             headers={"Authorization": f"token {token}"},
             timeout=TIMEOUT,
-            allow_redirects=False,
-            raise_for_status=False,
-            ssl=True if ssl_context is None else ssl_context,
+            ssl_context=ssl_context,
         ) as response:
             status = int(response.status)
             # `read(n)` gives what is there by now.
@@ -145,16 +140,29 @@ async def fetch_thumbnail(url: str, *, token: str, ssl_context: ssl.SSLContext |
 async def desktop_answers(url: str, *, ssl_context: ssl.SSLContext | None) -> bool:
     """Whether the session says, without being asked who we are, that its desktop is there."""
     try:
-        async with await fetch(
+        async with await _fetch(
             f"{url}api",
             timeout=TIMEOUT,
-            allow_redirects=False,
-            raise_for_status=False,
-            ssl=True if ssl_context is None else ssl_context,
+            ssl_context=ssl_context,
         ) as response:
             return int(response.status) < 500
     except (aiohttp.ClientError, TimeoutError):
         return False
+
+
+async def _fetch(url: str, *, ssl_context: ssl.SSLContext | None, **kwargs: Any) -> aiohttp.ClientResponse:
+    """What a session answers, whatever its status.
+
+    What is escaped in its URL stays so: a name's comma would become another path than the session knows.
+    """
+    response: aiohttp.ClientResponse = await fetch(
+        URL(url, encoded=True),
+        allow_redirects=False,
+        raise_for_status=False,
+        ssl=True if ssl_context is None else ssl_context,
+        **kwargs,
+    )
+    return response
 
 
 class Progress:
