@@ -16,6 +16,7 @@ from jupyterhub.apihandlers.users import UserServerAPIHandler
 from jupyterhub.handlers.pages import SpawnHandler
 from jupyterhub.metrics import SERVER_SPAWN_DURATION_SECONDS, ServerSpawnStatus
 from jupyterhub.spawner import SpawnException
+from tornado import web
 
 from qemuspawner.hub.admission.promises import KeepsPromise
 
@@ -135,6 +136,12 @@ def _hand_over(spawner: Any) -> None:
 
 class StartPage(SpawnHandler):  # type: ignore[misc]
     """The form, and the start that it asks for."""
+
+    async def _post(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super()._post(*args, **kwargs)
+        except UnicodeDecodeError as exc:
+            raise web.HTTPError(400, "The form is not UTF-8.") from exc
 
     async def _wrap_spawn_single_user(
         self,
