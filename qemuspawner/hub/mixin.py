@@ -441,7 +441,7 @@ class QemuSpawnerMixin(
             ValueError: They have no access to this server.
         """
         scope = f"access:servers!server={self.user.name}/{self.name}"
-        token: str = person.new_api_token(note="The hub itself", expires_in=_OWN_TOKEN_S, scopes=[scope])
+        token: str = person.new_api_token(note=self._own_note, expires_in=_OWN_TOKEN_S, scopes=[scope])
         return token
 
     # Tokens
@@ -459,9 +459,20 @@ class QemuSpawnerMixin(
     def delete_server_tokens(self, *, but: str = "") -> None:
         """Delete this server's tokens, also those that JupyterHub forgot when it was restarted."""
         database = self._database
-        note = f"Server at {url_path_join(self.user.base_url, url_escape_path(self.name), '/')}"
+        notes = (f"Server at {self._path}", self._own_note)
         kept = orm.APIToken.find(database, but) if but else None
-        for token in database.query(orm.APIToken).filter_by(user_id=self.user.id, note=note):
+        found = database.query(orm.APIToken).filter_by(user_id=self.user.id)
+        for token in found.filter(orm.APIToken.note.in_(notes)):
             if token is not kept:
                 database.delete(token)
         database.commit()
+        self._made_token = "", float("-inf")
+
+    @property
+    def _own_note(self) -> str:
+        return f"The hub itself, for {self._path}"
+
+    @property
+    def _path(self) -> str:
+        """Of its URL."""
+        return str(url_path_join(self.user.base_url, url_escape_path(self.name), "/"))
