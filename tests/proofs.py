@@ -40,6 +40,7 @@ GOALS: Mapping[str, str] = {
     "S10": "No guest runs without its walls",
     "S11": "Another account of the host gets in nowhere",
     "S12": "Who is let in no more is out",
+    "L1": "A desktop is only ever in a state that its history allows",
 }
 _HEAD = """\
 # What was proved
@@ -50,7 +51,7 @@ promise that was not kept in that run.
 | goal | what is promised | what was done | found | limit | when, where |
 |---|---|---|---|---|---|
 """
-_ROW = re.compile(r"\| (?P<goal>[RS]\d+) \|.*\|")
+_ROW = re.compile(r"\| (?P<goal>[RSL]\d+) \|.*\|")
 _FINDING = "finding"  # among a report's user properties
 
 
