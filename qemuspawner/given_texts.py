@@ -1,5 +1,6 @@
 """Texts that people give of a desktop: its name, their notes, a script."""
 
+import json
 import unicodedata
 from collections.abc import Callable
 
@@ -24,6 +25,15 @@ def text_of(max_length: int, *, lines: bool = False) -> Parse:
         return text
 
     return parse_text
+
+
+def is_writable(value: object) -> bool:
+    """Whether every text in a JSON value can be written in UTF-8: half of a surrogate pair cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def is_cloud_config(script: str) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 
 import jinja2
 from jinja2.runtime import Context
-from jupyterhub.apihandlers.base import APIHandler
 from tornado import web
 from tornado.httputil import HTTPServerRequest
 
+from qemuspawner.hub.json_body import ReadsJson
 from qemuspawner.languages import Language, choose_language, list_choices, load_languages
 
 _ENVIRONMENTS = ("jinja2_env", "jinja2_env_sync")
@@ -52,7 +52,7 @@ def http_error(request: HTTPServerRequest, status: int, text: str) -> web.HTTPEr
     return error
 
 
-class SpeakingHandler(APIHandler):  # type: ignore[misc]
+class SpeakingHandler(ReadsJson):
     """A route of the hub's REST API whose answers people read."""
 
     @functools.cached_property

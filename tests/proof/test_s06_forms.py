@@ -19,6 +19,7 @@ from proofs import Proof
 from tornado import web
 
 from qemuspawner.hub.admission.gate import StartHandler
+from qemuspawner.session.web.routes import ROUTES
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 STANDIN = Path(__file__).parent.parent / "hub" / "quick_standin.py"
@@ -144,7 +145,7 @@ async def test_a_start_by_the_api_is_accepted_or_refused(hub: hubs.Hub, proof: P
     answers: Counter[int] = Counter()
     odd: list[tuple[int, bytes]] = []
 
-    for body in nasty.draw(bodies, proof.rounds(short=120, full=10_000)):
+    for body in (*nasty.HALF, *nasty.draw(bodies, proof.rounds(short=120, full=10_000))):
         headers = {"Content-Type": "application/json"}
         answer = await alice.request("POST", url, data=body, headers=headers)
         answers[answer.status] += 1
@@ -169,9 +170,14 @@ def find_routes() -> Iterator[tuple[str, str]]:
             path = pattern.removeprefix("/api/")
             for known in ("alice", "", "mini"):
                 path = re.sub(r"\([^()]*\)", known, path, count=1)
-            for method in ("POST", "PUT", "PATCH", "DELETE"):
-                if getattr(handler, method.lower()) is not web.RequestHandler._unimplemented_method:
-                    yield method, path
+            yield from ((method, path) for method in find_methods(handler))
+
+
+def find_methods(handler: type[web.RequestHandler]) -> list[str]:
+    """Those of a route that change something."""
+    unknown = web.RequestHandler._unimplemented_method
+    methods = ("POST", "PUT", "PATCH", "DELETE")
+    return [method for method in methods if getattr(handler, method.lower()) is not unknown]
 
 
 @pytest.mark.goal("S6")
@@ -198,7 +204,7 @@ async def test_a_request_of_the_hubs_api_is_done_or_refused(hub: hubs.Hub, proof
     answers: Counter[int] = Counter()
     odd: list[tuple[int, str, str, bytes]] = []
 
-    for body in nasty.draw(bodies, proof.rounds(short=5, full=400)):
+    for body in (*nasty.HALF, *nasty.draw(bodies, proof.rounds(short=5, full=400))):
         for method, path in routes:
             answer = await hub.ask(admin, method, path, data=body)
             answers[answer.status] += 1
@@ -211,6 +217,54 @@ async def test_a_request_of_the_hubs_api_is_done_or_refused(hub: hubs.Hub, proof
         limit="less than 500",
     )
     assert odd == []
+
+
+@pytest.mark.goal("S6")
+async def test_a_request_of_a_session_is_done_or_refused(start_hub: StartHub, proof: Proof) -> None:
+    """Every route of a real one, by its owner, but for the one that ends it whatever it is sent."""
+    hub = await start_hub(max_checkpoints=1)
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {"machine": "mini"})
+    desktop = await hub.wait_until_ready("alice")
+    known = (
+        "name",
+        "notes",
+        "text",
+        "title",
+        "user",
+        "role",
+        "seconds",
+        "reason",
+        "action",
+        "act",
+        "to",
+        "keys",
+    )
+    bodies = nasty.json_bodies(st.dictionaries(st.sampled_from(known) | nasty.texts, nasty.JSON, max_size=4))
+    routes = [
+        (method, re.sub(r"\(.*\)", "abc", route.path))
+        for route in ROUTES
+        for method in find_methods(route.handler)
+        if route.path != "api/suspend"
+    ]
+    answers: Counter[int] = Counter()
+    odd: list[tuple[int, str, str, bytes]] = []
+
+    for body in (*nasty.HALF, *nasty.draw(bodies, proof.rounds(short=3, full=200))):
+        for method, path in routes:
+            answer = await alice.request(method, desktop / path, data=body)
+            answers[answer.status] += 1
+            # 503: the machine has no guest agent, nor files.
+            if answer.status >= 500 and answer.status != 503:
+                odd.append((answer.status, method, path, body))
+
+    proof.note(
+        done=f"{answers.total()} requests to {len(routes)} routes of a session, by its owner",
+        found=", ".join(f"{count} times {status}" for status, count in sorted(answers.items())),
+        limit="less than 500, or 503",
+    )
+    assert odd == []
+    assert (await alice.request("GET", desktop / "api/status")).status == 200
 
 
 @pytest.mark.goal("S6")

@@ -19,6 +19,7 @@ from jupyterhub.spawner import SpawnException
 from tornado import web
 
 from qemuspawner.hub.admission.promises import KeepsPromise
+from qemuspawner.hub.json_body import ReadsJson
 
 # Of the hub's loop: more than a request takes, from its connection to the form that says why not.
 _STEPS = 20
@@ -165,7 +166,7 @@ class StartPage(SpawnHandler):  # type: ignore[misc]
         await super().spawn_single_user(user, server_name, display_name, options)
 
 
-class StartHandler(UserServerAPIHandler):  # type: ignore[misc]
+class StartHandler(UserServerAPIHandler, ReadsJson):  # type: ignore[misc]
     """A start by the API."""
 
     async def spawn_single_user(

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from jupyterhub import apihandlers
-from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import needs_scope
 from tornado import web
 
@@ -22,6 +21,7 @@ from qemuspawner.errors import CatalogueError, QemuSpawnerError
 from qemuspawner.hub.catalogue.image_jobs import ImageJobs
 from qemuspawner.hub.desktops.kept import find_owner
 from qemuspawner.hub.form.options import find_obstacle
+from qemuspawner.hub.json_body import ReadsJson
 from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.limits import Limits
 from qemuspawner.languages import choose_language
@@ -49,7 +49,7 @@ def for_administrators(method: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-class MachineHandler(APIHandler):  # type: ignore[misc]
+class MachineHandler(ReadsJson):
     """What routes about machines have in common."""
 
     @cached_property

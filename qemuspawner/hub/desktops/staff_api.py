@@ -9,13 +9,13 @@ import platform
 from collections.abc import Iterable
 
 from jupyterhub import apihandlers
-from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.scopes import Scope, needs_scope
 
 from qemuspawner.errors import printable
 from qemuspawner.hub.admission.drains import drain, list_drains, undo_drain
 from qemuspawner.hub.desktops.api import DesktopsHandler
 from qemuspawner.hub.desktops.overview import describe, find_spawners, overview_of
+from qemuspawner.hub.json_body import ReadsJson
 from qemuspawner.hub.languages import http_error
 from qemuspawner.hub.records import Records
 from qemuspawner.spec import SessionStatus, Wall
@@ -25,7 +25,7 @@ _MAX_REASON = 200
 _MAX_NODE = 253  # the longest name of a host; RFC 1035
 
 
-class StaffHandler(APIHandler):  # type: ignore[misc]
+class StaffHandler(ReadsJson):
     @property
     def records(self) -> Records:
         spawner = self.settings["spawner_class"](config=self.settings["config"])

@@ -12,6 +12,7 @@ from jupyterhub.services.auth import HubOAuthenticated
 from tornado import web
 
 from qemuspawner.errors import QemuSpawnerError, SessionError, VmError
+from qemuspawner.given_texts import is_writable
 from qemuspawner.languages import Language, choose_language
 from qemuspawner.policy import Role
 from qemuspawner.session.life.supervisor import Supervisor
@@ -185,6 +186,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
             raise web.HTTPError(400, "The request's body is not JSON.") from exc
         if not isinstance(value, dict):
             raise web.HTTPError(400, "The request's body is not a JSON object.")
+        if not is_writable(value):
+            raise web.HTTPError(400, "The request's body has characters that are none.")
         return value
 
     def write_status(self) -> None:
