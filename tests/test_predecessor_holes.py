@@ -31,7 +31,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "system/test_network.py::test_the_ports_of_a_guest_are_nobody_elses",
             "qemu/test_walls.py::test_a_guest_behind_fewer_walls_never_runs",
             "session/test_lifecycle.py::test_no_network_port_but_the_sessions_own_is_opened",
-            "session/test_second_account.py::test_nothing_of_a_desktop_opens_to_another_account",
+            "proof/test_s11_second_account.py::test_nothing_of_a_desktop_opens_to_another_account",
         ),
     ),
     "D3": (
@@ -47,7 +47,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "hub/test_options.py::test_scripts_are_bounded",
             "session/test_first_start.py::test_a_script_is_roots_only_for_who_may_become_root",
-            "session/test_second_account.py::test_the_command_line_that_everybody_reads_holds_no_secret",
+            "proof/test_s11_second_account.py::test_the_command_line_that_everybody_reads_holds_no_secret",
         ),
     ),
     "D5": (
@@ -110,7 +110,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "hub/test_kept.py::test_a_damaged_manifest_breaks_no_page",
             "hub/test_kept.py::test_nothing_is_deleted_through_a_link",
-            "session/test_second_account.py::test_a_sweep_follows_no_link_of_another_account",
+            "proof/test_s11_second_account.py::test_a_sweep_follows_no_link_of_another_account",
         ),
     ),
     "D14": (
