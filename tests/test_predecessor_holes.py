@@ -29,7 +29,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "system/test_network.py::test_none_leads_nowhere",
             "system/test_network.py::test_the_ports_of_a_guest_are_nobody_elses",
-            "qemu/test_walls.py::test_a_guest_behind_fewer_walls_never_runs",
+            "proof/test_s10_walls.py::test_a_guest_behind_fewer_walls_never_runs",
             "session/test_lifecycle.py::test_no_network_port_but_the_sessions_own_is_opened",
             "proof/test_s11_second_account.py::test_nothing_of_a_desktop_opens_to_another_account",
         ),
