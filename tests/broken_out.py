@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 Attempt = Callable[[], object]
-# "own": below these all is QEMU's or its session's; of that, "read_only" is what it must not change; "devices"
-# are its own. Of others: "files", "folders", "sockets", "words", "processes" by name, "ports" as
-# [address, port], and "accounts". "filter": the filter's instructions in Base64.
+# Below what is "own" all is QEMU's or its session's, of which it must not change what is "read_only". Its own
+# "devices", too. Of others: "files", "folders", "sockets", "words", "processes" by name, "ports" with their
+# addresses, and "accounts". "filter": the filter's instructions in Base64.
 Facts = dict[str, Any]
 
 VERSION = "QEMU emulator version 7.2.0 (a test's)"

@@ -27,8 +27,8 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "D2": (
         "a guest opened other users' desktops through the host's loopback",
         (
-            "system/test_network.py::test_none_leads_nowhere",
-            "system/test_network.py::test_the_ports_of_a_guest_are_nobody_elses",
+            "proof/test_s01_guest_network.py::test_none_leads_nowhere",
+            "proof/test_s01_guest_network.py::test_the_ports_of_a_guest_are_nobody_elses",
             "proof/test_s10_walls.py::test_a_guest_behind_fewer_walls_never_runs",
             "session/test_lifecycle.py::test_no_network_port_but_the_sessions_own_is_opened",
             "proof/test_s11_second_account.py::test_nothing_of_a_desktop_opens_to_another_account",

@@ -5,21 +5,27 @@ Restored from one template; from inside, over IPv4 and IPv6, by TCP and UDP; see
 
 import asyncio
 import contextlib
+import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal
 
+import guests
 import network_world
 import pytest
 import vms
 from msgspec import structs
 from network_world import AT_GUESTS, HOST, PEERS, PORT, QEMUS, World
+from proofs import Proof
+from sessions import account
 
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.network import NAMES, Network
-from qemuspawner.paths import EXAMPLE_MACHINES
+from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths
 from qemuspawner.qemu import lan, network
 from qemuspawner.qemu.lan import mac_address
 from qemuspawner.session.vm.guest import Guest
@@ -27,7 +33,11 @@ from qemuspawner.session.vm.personal import personalise
 from qemuspawner.session.vm.prepare import Prepared
 from qemuspawner.spec import SessionSpec
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.goal("S1"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+]
 
 _TARGETS = HOST | PEERS | QEMUS
 _INTERNET = ("internet", "internet 6", "hub elsewhere")
@@ -121,6 +131,43 @@ def every(*names: str) -> set[str]:
     return {f"{kind} {name}" for kind in ("tcp", "udp") for name in names}
 
 
+class Tries:
+    """What the guests of one test reached, compared with what they may."""
+
+    def __init__(self, proof: Proof) -> None:
+        self._proof = proof
+        self._tried = 0
+        self._too_much: list[str] = []
+        self._allowed = 0
+        self._too_little: list[str] = []
+
+    async def compare(
+        self, guest: Guest, *allowed: str, routed: bool = True, **more: tuple[str, str, int]
+    ) -> None:
+        """Try all that there is, and `more`."""
+        found = await reached(guest, routed=routed, **more)
+        self._tried += 2 * len(_TARGETS) + len(more) + 1
+        self._allowed += len(allowed)
+        self._too_much += found - set(allowed)
+        self._too_little += set(allowed) - found
+
+    def note(self, about: str) -> None:
+        """That they are the same."""
+        self._proof.note(
+            done=f"{about}: {self._tried} times something was tried from inside, by TCP, UDP and names, at"
+            " QEMU's and the host's addresses, the LAN, the site, a cloud's metadata and the internet",
+            found=f"{len(self._too_much)} reached that is closed,"
+            f" {self._allowed - len(self._too_little)} of {self._allowed} that are open",
+            limit="0, and all",
+        )
+        assert (self._too_much, self._too_little) == ([], [])
+
+
+@pytest.fixture
+def tries(proof: Proof) -> Tries:
+    return Tries(proof)
+
+
 async def answers(guest: Guest) -> bool:
     """Whether the web tool of the machine does, by the way of /proxy/terminal/."""
     connection = await guest.ports.connect("terminal")
@@ -131,45 +178,50 @@ async def answers(guest: Guest) -> bool:
             return (await loop.sock_recv(connection, 100)).startswith(b"HTTP/1")
 
 
-async def test_none_leads_nowhere(around: World, warm_state: Path, machine: Machine) -> None:
+async def test_none_leads_nowhere(around: World, warm_state: Path, machine: Machine, tries: Tries) -> None:
     """The predecessor's guests saw each other's screens at the host's loopback (D2)."""
     async with desktop(around, warm_state, machine, Network(), server_name="none") as (guest, _, _):
         assert guest.plan.way == "restored"
-        assert await reached(guest, routed=False) == set()
+        await tries.compare(guest, routed=False)
         assert await answers(guest)
+    tries.note("the network 'none', restored")
 
 
-async def test_a_list_and_what_it_says(around: World, warm_state: Path, machine: Machine) -> None:
+async def test_a_list_and_what_it_says(
+    around: World, warm_state: Path, machine: Machine, tries: Tries
+) -> None:
     asked = Network(mode="allow", allow=(f"{PEERS['LAN']} tcp/{PORT}", f"{PEERS['site 6']}"))
 
     async with desktop(around, warm_state, machine, asked, server_name="list") as (guest, _, _):
         assert guest.plan.way == "restored"
-        assert await reached(guest) == {"tcp LAN", *every("site 6")}
+        await tries.compare(guest, "tcp LAN", *every("site 6"))
         assert await answers(guest)
+    tries.note("'allow' with a list, restored")
 
 
 async def test_internet_with_names_also_when_it_was_put_to_sleep(
-    around: World, warm_state: Path, machine: Machine
+    around: World, warm_state: Path, machine: Machine, tries: Tries
 ) -> None:
     """And what it may reach when it wakes is what is said then."""
     asked = Network(mode="internet")
     async with desktop(around, warm_state, machine, asked, server_name="net") as (guest, prepared, _):
         assert guest.plan.way == "restored"
-        assert await reached(guest) == {"names", *every(*_INTERNET)}
+        await tries.compare(guest, "names", *every(*_INTERNET))
         assert await answers(guest)
         await vms.suspend(guest, prepared)
 
     less = Network(mode="allow", allow=(NAMES, f"{PEERS['LAN 6']} udp/{PORT}"))
     async with desktop(around, warm_state, machine, less, server_name="net") as (guest, prepared, _):
         assert guest.plan.way == "woken"
-        assert await reached(guest) == {"names", "udp LAN 6"}
+        await tries.compare(guest, "names", "udp LAN 6")
         assert await answers(guest)
         await vms.suspend(guest, prepared)
 
     async with desktop(around, warm_state, machine, Network(), server_name="net") as (guest, _, _):
         assert guest.plan.way == "woken"
-        assert await reached(guest, routed=False) == set()
+        await tries.compare(guest, routed=False)
         assert await answers(guest)
+    tries.note("'internet', restored; 'allow' and 'none', woken from it")
 
 
 # A guest's own manager of networks takes away addresses that it was not told of.
@@ -194,6 +246,7 @@ async def test_an_interface_of_the_host_is_a_second_card(
     around: World,
     state_dir: Path,
     tmp_path: Path,
+    tries: Tries,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It boots, since its address is its own, and sleeps and wakes as others do."""
@@ -214,25 +267,26 @@ async def test_an_interface_of_the_host_is_a_second_card(
         own = [f"{address}0/{size}" for address, size in zip(AT_GUESTS, (24, 64), strict=True)]
         taken = await guest.agent.run("/bin/sh", "-c", _TAKE_ADDRESS, "take", *own, timeout_s=90)
         assert taken == (0, f"{mac_address(spec.session_id)}\n")
-        assert await reached(guest, routed=False, **places) == places.keys()
+        await tries.compare(guest, *places, routed=False, **places)
         assert await answers(guest)
         await vms.suspend(guest, prepared)
 
     async with desktop(around, state_dir, machine, asked, server_name=mode) as (guest, prepared, _):
         assert guest.plan.way == "woken"
-        assert await reached(guest, routed=False, **places) == places.keys()
+        await tries.compare(guest, *places, routed=False, **places)
         await vms.suspend(guest, prepared)
 
     # Its user may have no more than that now.
     async with desktop(around, state_dir, machine, Network(), server_name=mode) as (guest, _, _):
         assert guest.plan.way == "woken"
-        assert await reached(guest, routed=False, **places) == set()
+        await tries.compare(guest, routed=False, **places)
         assert await answers(guest)
     around.delete("guests0")
+    tries.note(f"'{mode}' to an interface of the host, booted and woken, and 'none', woken from it")
 
 
 async def test_the_ports_of_a_guest_are_nobody_elses(
-    around: World, warm_state: Path, machine: Machine
+    around: World, warm_state: Path, machine: Machine, tries: Tries
 ) -> None:
     """Two with the internet: the port of one is tried from the other, from the host and from its LAN."""
     asked = Network(mode="internet")
@@ -244,7 +298,68 @@ async def test_the_ports_of_a_guest_are_nobody_elses(
         inner = next(iter(one.ports.inner.values()))
         places = {f"port at {name}": ("tcp", address, inner) for name, address in (HOST | QEMUS).items()}
 
-        assert await reached(two, **places) == {"names", *every(*_INTERNET)}
+        await tries.compare(two, "names", *every(*_INTERNET), **places)
         for namespace in (around.host, around.peers):
             for address in (*HOST.values(), "10.0.2.15"):
                 assert not around.connects(namespace, address, inner)
+    tries.note("'internet', and the ports of another desktop")
+
+
+# As on hosts that allow no account to have them: the account is itself in one, and that has no more.
+_WITHOUT_NAMESPACES = """
+import contextlib, ctypes, json, os, sys
+from pathlib import Path
+from qemuspawner.errors import QemuSpawnerError
+from qemuspawner.session.vm.prepare import prepare
+from qemuspawner.spec import SessionSpec
+uid, gid = os.getuid(), os.getgid()
+if ctypes.CDLL(None).unshare(0x10000000):
+    raise OSError("There are none to begin with.")
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
+os.umask(0o077)
+ended = []
+for text in sys.stdin:
+    with contextlib.ExitStack() as stack:
+        try:
+            prepare(SessionSpec.from_json(text), stack, lambda text, progress: None)
+            ended.append("started")
+        except QemuSpawnerError as exc:
+            ended.append(exc.message)
+print(json.dumps(ended))
+"""
+
+
+async def test_without_user_namespaces_a_network_is_refused(
+    state: StatePaths, around: World, proof: Proof
+) -> None:
+    """Rather than opened. Only who needs no jail has a desktop then, without a network."""
+    disk = guests.make_disk(state.root / "painter")
+    painter = vms.make_machine(image={"file": str(disk), "format": "raw"})
+    networks = (Network(), Network(mode="allow", allow=("198.51.100.1",)), Network(mode="internet"))
+    asked = [(network, jail) for network in networks for jail in (True, False)]
+    specs = [vms.make_spec(state.root, painter, network=network, jail=jail) for network, jail in asked]
+    uid, gid = account()
+    with around.on_host():
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_NAMESPACES],
+            input="".join(f"{spec.to_json()}\n" for spec in specs),
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
+            user=uid, group=gid, extra_groups=[], capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ended = dict(zip([(network.mode, jail) for network, jail in asked], json.loads(done.stdout), strict=True))
+
+    opened = [mode for (mode, _), how in ended.items() if mode != "none" and how == "started"]
+    proof.note(
+        done="without user namespaces: starts with 'allow' and 'internet', with the jail and without",
+        found=f"{len(opened)} of 4 started",
+        limit="0",
+    )
+    assert not opened
+    assert {how for (_, jail), how in ended.items() if jail} == {
+        "The jail around QEMU cannot be built on this host: unshare: unshare failed: No space left on device."
+    }
+    assert ended["none", False] == "started"
