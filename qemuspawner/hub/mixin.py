@@ -19,7 +19,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner import scopes
 from qemuspawner.errors import OptionsError, QemuSpawnerError
-from qemuspawner.hub import metrics, routes  # noqa: F401 - for what it adds to the hub
+from qemuspawner.hub import metrics, routes, scrubbing  # noqa: F401 - for what they add to the hub
 from qemuspawner.hub.folders import FolderTraits
 from qemuspawner.hub.form.asks import AsksOptions
 from qemuspawner.hub.form.fields import quote

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 from asyncio import Future
 from typing import Any, ClassVar
 from urllib.parse import urlparse
@@ -22,6 +23,8 @@ from qemuspawner.session.people.logins import Login, Logins
 from qemuspawner.session.people.people import People
 from qemuspawner.session.screen.websocket import offered_ticket
 from qemuspawner.texts import Text, pack
+
+log = logging.getLogger(__name__)
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -157,8 +160,16 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
         self.finish({"message": message, "hint": hint})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, QemuSpawnerError):
-            super().log_exception(typ, value, tb)
+        """As Tornado does, but without the query: secrets have been sent there."""
+        what = f"{self.request.method} {self.request.path}"
+        match value:
+            case QemuSpawnerError():
+                pass
+            case web.HTTPError():
+                if value.log_message:
+                    log.warning("%s: %s", what, value)
+            case _:
+                log.error("%s: uncaught exception", what, exc_info=(typ, value, tb))
 
     def check_opener(self) -> None:
         """Raise HTTPError 403 unless this request may open a websocket.
