@@ -26,7 +26,7 @@ from qemuspawner.machine import Image, Machine, Seconds
 from qemuspawner.paths import StatePaths
 
 # What takes long comes first, so that no process is left with it at the end.
-_LONG = ("system", "slurm", "machines", "session", "hub")
+_LONG = ("system", "slurm", "proof", "machines", "session", "hub")
 
 
 @functools.cache
