@@ -60,7 +60,7 @@ class Route(NamedTuple):
     handler: type[web.RequestHandler]
 
 
-# Every route there is. tests/system/test_access.py holds a row for each, and fails without.
+# Every route there is. tests/session_matrix.py holds a row for each of its methods; the suite fails without.
 ROUTES = (
     Route("", PageHandler),
     Route("vnc", VncHandler),
