@@ -1,7 +1,6 @@
 """The relay between real websockets (websockify's client, or a bare socket) and a VNC server of ours."""
 
 import asyncio
-import base64
 import ctypes
 import gc
 import os
@@ -10,46 +9,23 @@ import ssl
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from fake_desktop import HEAD, FakeDesktop
 from guests import GREEN, RED
+from relays import Served, frame, open_bare
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
-from tornado import httpserver, web
-from tornado.testing import bind_unused_port
 from websockify.websocket import WebSocket as Peer
 
 from qemuspawner.session.screen import rfb, visitors
+from qemuspawner.session.screen.desktop import connect_desktop
 from qemuspawner.session.screen.relay import Relay, Viewer
 from qemuspawner.session.screen.visitors import MAX_VISITORS, CloseCode
-from qemuspawner.session.screen.websocket import accept_websocket
 
 KEY = struct.pack(">BBxxI", 4, 1, 0x61)
 UPDATE_REQUEST = struct.pack(">BBHHHH", 3, 1, 0, 0, 640, 480)
-
-
-class Served:
-    """A relay behind a Tornado server; the path says who comes: /ROLE/NAME."""
-
-    def __init__(self, relay: Relay, tls: ssl.SSLContext | None) -> None:
-        self.relay = relay
-        listening, self.port = bind_unused_port()
-        routes = web.Application([(r"/(\w+)/(\w+)", self._handler())])
-        self.server = httpserver.HTTPServer(routes, ssl_options=tls)
-        self.server.add_sockets([listening])
-
-    def _handler(self) -> type[web.RequestHandler]:
-        relay = self.relay
-
-        class Handler(web.RequestHandler):
-            async def get(self, role: str, name: str) -> None:
-                websocket = await accept_websocket(self)
-                allowed = rfb.VIEW if role == "view" else rfb.CONTROL
-                await relay.serve(websocket, Viewer(name=name, allowed=allowed, is_owner=role == "owner"))
-
-        return Handler
 
 
 class Browser:
@@ -224,6 +200,26 @@ async def test_an_unreachable_desktop_closes_with_4503(serve: Serve, tmp_path: P
     assert (await browser.closed())[0] == 4503
 
 
+async def test_who_comes_while_qemu_takes_nobody_waits(tmp_path: Path) -> None:
+    """Its queue has room for one or two: who came in the same moment was told that the desktop is gone."""
+    fake = FakeDesktop(tmp_path / "busy")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(fake.path))
+    listener.listen(1)
+    with ExitStack() as stack:
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(fake.path))
+        connecting = asyncio.create_task(connect_desktop(fake.path))
+        await asyncio.wait([connecting], timeout=0.1)
+
+        async with await asyncio.start_unix_server(fake.greet, sock=listener):
+            with await connecting as desktop:
+                assert desktop.head == HEAD
+
+
 async def test_a_desktop_that_ends_closes_with_4503(serve: Serve, desktop: FakeDesktop) -> None:
     """QEMU died or was quit."""
     browser = await open_browser(serve())
@@ -339,71 +335,6 @@ async def test_a_browser_that_leaves_frees_the_desktop(serve: Serve, desktop: Fa
 
 
 # Bare frames: what websockify's client does not send.
-
-
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True) -> bytes:
-    head = bytes([opcode | (0x80 if fin else 0)])
-    bit = 0x80 if masked else 0
-    if len(payload) < 126:
-        head += bytes([bit | len(payload)])
-    elif len(payload) < 65536:
-        head += struct.pack(">BH", bit | 126, len(payload))
-    else:
-        head += struct.pack(">BQ", bit | 127, len(payload))
-    if not masked:
-        return head + payload
-    mask = os.urandom(4)
-    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-
-
-class Bare:
-    """A socket past its websocket handshake and RFB greeting."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def frame(self) -> tuple[int, bytes]:
-        """The next frame's opcode and payload."""
-        async with asyncio.timeout(20):
-            first, second = await self.reader.readexactly(2)
-            size = second
-            if second == 126:
-                (size,) = struct.unpack(">H", await self.reader.readexactly(2))
-            elif second == 127:
-                (size,) = struct.unpack(">Q", await self.reader.readexactly(8))
-            return first & 15, await self.reader.readexactly(size)
-
-    async def close_code(self) -> int:
-        """The code of the close frame, past whatever comes before it."""
-        while True:
-            opcode, payload = await self.frame()
-            if opcode == 8:
-                return int.from_bytes(payload[:2], "big")
-
-
-async def open_bare(served: Served, *, receive_buffer: int = 0, tls: ssl.SSLContext | None = None) -> Bare:
-    connection = socket.socket()
-    if receive_buffer:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.connect(("127.0.0.1", served.port))
-    reader, writer = await asyncio.open_connection(
-        sock=connection, limit=16 * 1024, ssl=tls, server_hostname="localhost" if tls else None
-    )
-    key = base64.b64encode(os.urandom(16)).decode()
-    writer.write(
-        f"GET /owner/alice HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-        f"Sec-WebSocket-Protocol: binary\r\n\r\n".encode()
-    )
-    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-    # All of the handshake at once, before the relay has said a word.
-    writer.write(frame(2, rfb.VERSION + b"\x01\x00"))
-    bare = Bare(reader, writer)
-    for _ in range(4):  # version, security types, result; ServerInit
-        if (await bare.frame())[1].startswith(HEAD):
-            break
-    return bare
 
 
 async def test_a_fragmented_message_is_one_stream(serve: Serve, desktop: FakeDesktop) -> None:

@@ -1,6 +1,7 @@
 """A connection to QEMU's VNC server, past its handshake."""
 
 import asyncio
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from qemuspawner.texts import Text
 
 # While QEMU restores a template its main loop answers nobody.
 CONNECT_TIMEOUT_S = 10.0
+
+# Between tries where others wait to be taken, too.
+_FULL_PAUSE_S = 0.01
 
 _READ_BYTES = 256 * 1024
 
@@ -73,7 +77,8 @@ async def connect_desktop(vnc_socket: Path) -> Desktop:
     wire = Wire(buffer_bytes=_READ_BYTES, describe_end=_describe_end)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await asyncio.get_running_loop().create_unix_connection(lambda: wire, str(vnc_socket))
+            connection = await _connect(vnc_socket)
+            await asyncio.get_running_loop().create_unix_connection(lambda: wire, sock=connection)
             return await _shake_hands(wire)
     except BaseException as exc:
         wire.abort()
@@ -86,6 +91,28 @@ async def connect_desktop(vnc_socket: Path) -> Desktop:
             ) from exc
         if isinstance(exc, (OSError, rfb.RfbError)):
             raise DesktopError(Text("The desktop cannot be reached: {exc}", exc=exc)) from exc
+        raise
+
+
+async def _connect(vnc_socket: Path) -> socket.socket:
+    """A connection to QEMU, which has room for one that it has not taken yet.
+
+    The next is told to try again, which asyncio's own connecting takes for a connection that is under way.
+
+    Source: QEMU's ui/vnc.c, vnc_display_listen (a backlog of 1); connect(2), EAGAIN.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    try:
+        while True:
+            try:
+                connection.connect(str(vnc_socket))
+            except BlockingIOError:
+                await asyncio.sleep(_FULL_PAUSE_S)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
         raise
 
 
