@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
+import aiohttp
 import hubs
 import live
 from jupyterhub.apihandlers.base import APIHandler
@@ -90,6 +91,31 @@ async def get_ticket(person: hubs.Person, desktop: URL) -> str:
     headers = {} if person.token else {"X-XSRFToken": person.xsrf(desktop)}
     answer = await person.request("POST", desktop / "api/ticket", headers=headers)
     return str(json.loads(answer.text).get("ticket", ""))
+
+
+async def open_websocket(
+    person: hubs.Person, desktop: URL, path: str, *, origin: str | None = "own", ticket: str | None = None
+) -> aiohttp.ClientWebSocketResponse:
+    """As the page opens one, except for what is given; a fresh ticket is fetched by who can have one.
+
+    Raises:
+        aiohttp.WSServerHandshakeError: It stays shut.
+    """
+    headers = {}
+    if person.token:
+        headers["Authorization"] = f"token {person.token}"
+    if origin is not None:
+        headers["Origin"] = str(desktop.origin()) if origin == "own" else origin
+    if ticket is None:
+        has_cookies = not person.token and person.http.cookie_jar.filter_cookies(desktop).get("_xsrf")
+        ticket = (await get_ticket(person, desktop) if has_cookies else "") or "made-up"
+    url, protocols = desktop.join(URL(path)), protocols_of(path, ticket)
+    return await person.http.ws_connect(url, protocols=protocols, headers=headers)
+
+
+def protocols_of(path: str, ticket: str) -> list[str]:
+    """What is offered as a websocket's subprotocols; "" is no ticket."""
+    return ["events" if path == "events" else "binary", *([f"qs.ticket.{ticket}"] if ticket else [])]
 
 
 @contextlib.asynccontextmanager

@@ -148,16 +148,8 @@ async def test_websockets_open_at_their_routes_for_those_who_may(
 
 
 async def _open_websocket(person: hubs.Person, desktop: URL, path: str) -> int:
-    headers = {"Origin": str(desktop.origin())}
-    if person.token:
-        headers["Authorization"] = f"token {person.token}"
-    ticket = ""
-    if not person.token and person.http.cookie_jar.filter_cookies(desktop).get("_xsrf"):
-        ticket = await access.get_ticket(person, desktop)
-    protocols = ("events" if path == "events" else "binary", f"qs.ticket.{ticket or 'made-up'}")
-    url = desktop.join(URL(session_matrix.PATHS.get(path, path)))
     try:
-        async with person.http.ws_connect(url, protocols=protocols, headers=headers):
+        async with await access.open_websocket(person, desktop, session_matrix.PATHS.get(path, path)):
             return 101
     except aiohttp.WSServerHandshakeError as exc:
         return exc.status
