@@ -63,9 +63,9 @@ class Bare:
         self.reader = reader
         self.writer = writer
 
-    async def frame(self) -> tuple[int, bytes]:
+    async def frame(self, *, timeout_s: float | None = 20) -> tuple[int, bytes]:
         """The next frame's opcode and payload."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(timeout_s):
             first, second = await self.reader.readexactly(2)
             size = second
             if second == 126:

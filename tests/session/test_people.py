@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +435,28 @@ async def test_the_clipboard_is_open_by_direction_and_role(
     kinds = scene(**policy).people.kinds(Person(name="x", role=role))
 
     assert kinds & {rfb.Kind.COPY_IN, rfb.Kind.COPY_OUT} == expected
+
+
+# Room
+
+
+async def test_guests_who_take_every_place_do_not_keep_the_owner_out(scene: MakeScene) -> None:
+    at = scene()
+    with ExitStack() as stack:
+
+        def crowd(name: str) -> int:
+            """Connections, as many as there is room for; with that, how many."""
+            count = 0
+            with suppress(SessionError):
+                while True:
+                    stack.enter_context(at.listening(name, "view", least="view"))
+                    count += 1
+            return count
+
+        assert [crowd(name) for name in ("bob", "carol", "dave", "eve")] == [40, 40, 20, 0]
+        at.come("alice", "owner")
+
+    assert at.people.windows_of("alice") == 1
 
 
 # Requests

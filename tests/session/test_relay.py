@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fake_desktop import HEAD, FakeDesktop
 from guests import GREEN, RED
-from relays import Served, frame, open_bare
+from relays import GREETING, Served, frame, open_bare, open_websocket
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
 from websockify.websocket import WebSocket as Peer
 
@@ -371,6 +371,17 @@ async def test_a_broken_websocket_is_closed_with_its_code(serve: Serve, data: by
 
     assert await bare.close_code() == code
     bare.writer.close()
+    await wait_for_viewers(served, 0)
+
+
+async def test_who_leaves_in_the_moment_of_the_greeting_is_gone(serve: Serve) -> None:
+    """A greeting and a goodbye in one piece: nothing follows that would tell."""
+    served = serve()
+    bare = await open_websocket(served.port, "/owner/alice")
+
+    bare.writer.write(frame(2, GREETING) + frame(8, struct.pack(">H", 1000)))
+
+    assert await bare.close_code() == 1000
     await wait_for_viewers(served, 0)
 
 

@@ -35,6 +35,8 @@ _AWAY_AFTER_S = 10.0
 _DRIVE_PAUSE_S = 60.0
 _MAX_REQUESTS = 20
 _MAX_SEATS = 100
+# Of one who is not the owner: a few windows take a dozen, and as many web tools have as many again.
+_MAX_SEATS_OF_GUEST = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,7 @@ class People:
             since=now,
             reviewed_at=now,
         )
-        if len(self._seats) >= _MAX_SEATS:
-            raise SessionError(
-                Text("{max_seats} connections to this desktop are open.", max_seats=_MAX_SEATS),
-                hint=Text("Close some."),
-            )
+        self._check_room(person)
         self._seats.append(seat)
         if viewer is not None:
             self._audit.note("joined", by=person.name, role=person.role, staff=person.is_staff)
@@ -195,6 +193,20 @@ class People:
                 if person.role == "owner":
                     self._owner_seen = time.monotonic()
             self._settle()
+
+    def _check_room(self, person: Person) -> None:
+        """Raises SessionError where somebody may open no more; guests do not keep the owner out."""
+        is_owner = person.role == "owner"
+        count = sum(seat.person.name == person.name for seat in self._seats)
+        is_full = count >= (_MAX_SEATS if is_owner else _MAX_SEATS_OF_GUEST)
+        if not is_full and not is_owner:
+            count = len(self._seats)
+            is_full = count >= _MAX_SEATS
+        if is_full:
+            raise SessionError(
+                Text("{max_seats} connections to this desktop are open.", max_seats=count),
+                hint=Text("Close some."),
+            )
 
     async def watch(self) -> None:
         """Look again at everybody who is there, for as long as the session lasts."""

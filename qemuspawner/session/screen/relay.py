@@ -186,6 +186,8 @@ class _Link:
         messages = rfb.ViewerMessages(self.viewer.allowed)
         # What came early is the beginning of the first message, or all of it.
         await desktop.send(messages.feed(handshake.rest).data)
+        if self._websocket.has_said_goodbye:
+            raise Farewell(CloseCode.NORMAL)  # in the same piece: nothing follows by which it would be seen
         return messages
 
     def _obey(

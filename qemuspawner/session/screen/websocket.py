@@ -98,7 +98,8 @@ async def accept_websocket(handler: RequestHandler, *, say: Callable[[str], str]
     handler.clear_header("Content-Type")
     for name, value in headers.items():
         handler.set_header(name, value)
-    await handler.flush()
+    with suppress(StreamClosedError):  # the peer went meanwhile, as it may at any time later
+        await handler.flush()
     return await _take_over(handler.detach(), say)
 
 
@@ -115,6 +116,9 @@ async def _take_over(stream: IOStream, say: Callable[[str], str]) -> "WebSocket"
         while (read := cast(asyncio.Future[bytes], stream.read_bytes(_READ_BYTES, partial=True))).done():
             early += read.result()
         read.add_done_callback(asyncio.Future.exception)  # closing the stream makes it one
+    if stream.socket is None:  # the peer went meanwhile, and Tornado has noticed in reading
+        websocket.abort()
+        return websocket
     bare = stream.socket.dup()
     stream.close()
     bare.setblocking(False)
@@ -139,6 +143,11 @@ class WebSocket:
     def heard_at(self) -> float:
         """When the peer sent something, by the event loop's clock."""
         return self.wire.heard_at
+
+    @property
+    def has_said_goodbye(self) -> bool:
+        """Whether the peer has sent a close frame, after which it sends nothing."""
+        return self._frames.closed
 
     def take_early(self, data: bytes) -> None:
         """What the peer has sent before the wire was there."""

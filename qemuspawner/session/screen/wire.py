@@ -111,10 +111,13 @@ class Wire(asyncio.BufferedProtocol):
             raise self._end or self._describe_end(None)
 
     def abort(self) -> None:
-        """Let go of the connection at once."""
+        """Let go of the connection at once, and of what was read and not received."""
         if self._transport is not None:
             self._transport.abort()
         self.connection_lost(ConnectionAbortedError("it was closed"))
+        # Tornado's handlers hold each other in a ring, and us: all that waits for Python's next long look.
+        self._buffer = self._room = memoryview(b"")
+        self._arrived = 0
 
     # What a transport calls.
 

@@ -1,6 +1,8 @@
 """The desktop's websocket."""
 
+from qemuspawner.errors import SessionError
 from qemuspawner.session.screen.relay import Relay, Viewer
+from qemuspawner.session.screen.visitors import CloseCode
 from qemuspawner.session.screen.websocket import accept_websocket
 from qemuspawner.session.web.routes.base import Handler, Refusal
 from qemuspawner.texts import Text
@@ -20,7 +22,10 @@ class VncHandler(Handler):
         if refusal := self.people.refuse_screen(person):
             await websocket.close(*refusal)
             return
-        with self.people.seated(
-            person, login, is_browser=is_browser, least="view", dismiss=viewer.dismiss, viewer=viewer
-        ):
-            await relay.serve(websocket, viewer)
+        try:
+            with self.people.seated(
+                person, login, is_browser=is_browser, least="view", dismiss=viewer.dismiss, viewer=viewer
+            ):
+                await relay.serve(websocket, viewer)
+        except SessionError as exc:
+            await websocket.close(CloseCode.FULL, exc.message)
