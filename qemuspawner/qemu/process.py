@@ -51,6 +51,8 @@ class QemuProcess:
         self._paths = paths
         self._log = log
         self._qmp = QMPClient("qemuspawner")
+        # Its own queue of events has no end and no reader: each viewer who comes or goes is three of them.
+        self._qmp.events.event_filter = lambda _event: False
         self._qmp_socket: socket.socket | None = None
         self._limits_files = False
         self._is_frozen = False

@@ -103,7 +103,8 @@ async def test_random_streams_and_handshakes_leave_session_and_qemu_as_they_were
         await still_there()
     proof.note(
         done=f"{count} random streams of RFB and {count} random handshakes (half RFB's, "
-        f"half the websocket's), {_AT_ONCE} at once, at a real session with QEMU in its walls, beside the owner's window",
+        f"half the websocket's), {_AT_ONCE} at once, at a real session with QEMU in its walls, beside the "
+        "owner's window",
         found=f"session and QEMU answer; grown by {after_streams} MiB after the streams, "
         f"{grown} MiB at the end",
         limit=f"both answer; {_GROWTH_MIB} MiB each",
