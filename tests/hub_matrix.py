@@ -59,6 +59,7 @@ _ASKING = f"{_USER}/access-requests/([^/]*)"
 _FAVOURITES = f"{_USER}/favourites/(machine|proposal)"
 _SETTING = f"{_USER}/settings/(.+)"
 _MACHINE = "/api/machines/([^/]+)"
+_MACHINE_OF = f"{_USER}/machines/([^/]+)"
 _UPLOAD = f"{_MACHINE}/uploads/([^/]+)"
 _DRAIN = "/api/desktops/hosts/([^/]+)/drain"
 _ANNOUNCEMENT = "/api/announcements/([0-9]{1,18})"
@@ -127,6 +128,11 @@ MATRIX: Matrix = {
     ("GET", "/api/publications"): administrators(200),
     ("POST", _WISH): administrators(400),
     ("PUT", _WISH): administrators(404),
+    # Images taken home: by the owner alone; the desktop does not sleep, the machine does not allow it.
+    **{(method, f"{_DESKTOP}/image"): owner(409, admin=403) for method in ("GET", "POST", "DELETE")},
+    **{(method, f"{_DESKTOP}/image/file"): owner(409, admin=403) for method in ("GET", "HEAD")},
+    **{(method, f"{_MACHINE_OF}/image"): owner(403) for method in ("GET", "POST", "DELETE")},
+    **{(method, f"{_MACHINE_OF}/image/file"): owner(403) for method in ("GET", "HEAD")},
     # Staff.
     ("GET", "/api/desktops"): administrators(200),
     ("GET", "/api/desktops/asking"): administrators(200),

@@ -106,7 +106,7 @@ async def _compare(
         found=f"{len(wrong)} answered otherwise than the table",
         limit="0",
     )
-    assert not wrong
+    assert not wrong, "\n".join(f"{case}: {what}" for case, what in wrong.items())
 
 
 async def test_no_other_method_does_anything(people: People, desktop: URL, proof: Proof) -> None:
@@ -123,7 +123,7 @@ async def test_no_other_method_does_anything(people: People, desktop: URL, proof
         found=f"{len(wrong)} did anything",
         limit="0",
     )
-    assert not wrong
+    assert not wrong, "\n".join(f"{case}: {what}" for case, what in wrong.items())
 
 
 async def test_websockets_open_at_their_routes_for_those_who_may(
@@ -144,7 +144,7 @@ async def test_websockets_open_at_their_routes_for_those_who_may(
         found=f"{len(wrong)} opened, or stayed shut, otherwise than the table",
         limit="0",
     )
-    assert not wrong
+    assert not wrong, "\n".join(f"{case}: {what}" for case, what in wrong.items())
 
 
 async def _open_websocket(person: hubs.Person, desktop: URL, path: str) -> int:
@@ -170,7 +170,7 @@ async def test_a_token_in_the_url_is_refused_everywhere(people: People, desktop:
         found=f"{len(wrong)} let it in",
         limit="0",
     )
-    assert not wrong
+    assert not wrong, "\n".join(f"{case}: {what}" for case, what in wrong.items())
 
 
 async def test_a_revoked_share_opens_no_new_page_elsewhere(
