@@ -30,6 +30,7 @@ _QMP_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 300
 _MIGRATION_POLL_S = 0.005
 _QUIT_TIMEOUT_S = 3
+_WALLS_END_S = 2
 # All of the guest's memory is brought in and locked for a GPU: gigabytes take seconds.
 _PLUG_TIMEOUT_S = 120
 _MAX_PICTURE_BYTES = 64 << 20
@@ -84,6 +85,11 @@ class QemuProcess:
                 # QEMU greets when all its sockets are there.
                 self._take_sockets()
         except (TimeoutError, QMPError, OSError) as exc:
+            if not isinstance(exc, TimeoutError):
+                # It closed the connection, and most likely ends: the walls around it do so a moment later.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_WALLS_END_S):
+                        await self._exited.wait()
             await self._check_alive()
             raise VmError(Text("QEMU did not answer within {timeout_s} s.", timeout_s=timeout_s)) from exc
 

@@ -100,6 +100,8 @@ async def test_it_notes_what_reaches_it(fake_qemu: FakeQemu, tmp_path: Path) -> 
     ("orders", "message"),
     [
         ({"start": "die"}, "QEMU could not start the machine."),
+        ({"sockets": "die"}, "QEMU could not start the machine."),
+        ({"greeting": "die"}, "QEMU could not start the machine."),
         ({"cont": "refuse"}, "QEMU refused 'cont': as told"),
         ({"sandbox": "ignore"}, "QEMU runs without walls that it must have: seccomp."),
         ({"_2": "die"}, "QEMU refused 'cont':"),
