@@ -4,11 +4,12 @@
 sees to that) the product finds it, puts its walls around it and takes it for a real one. It starts in a tenth
 of a second and paints its screen of 320 x 200 green; each key turns that red and back, as the painter of
 guests.py does. It speaks QMP (also what a suspend and a restore ask) and RFB without security and with plain
-pictures, locks its images as QEMU does, sets a seccomp filter of its own, and dies as QEMU dies.
+pictures, has a guest agent that answers and does nothing, locks its images as QEMU does, sets a seccomp
+filter of its own, and dies as QEMU dies.
 
 What people do to it is noted, and `FakeQemu.notes` reads it: ["key", number, down],
 ["pointer", x, y, buttons], ["cut", length], ["size", width, height], ["unknown", kind], a viewer's
-["bytes", count] when it has gone, and ["qmp", command].
+["bytes", count] when it has gone, ["qmp", command] and ["agent", command].
 
 `FakeQemu.order` says what it is to do at which step, for all sessions or for one, before the start or while
 it runs. Steps, in their order:
@@ -18,6 +19,7 @@ it runs. Steps, in their order:
     sandbox   it puts up its seccomp filter
     greeting  of QMP
     rfb       a viewer's connection
+    agent     the guest's agent is asked for something
     quit      this QMP command, and so any other's name
     3         the third QMP command, whichever it is
     SIGTERM   from anybody
@@ -27,7 +29,8 @@ And faults:
 
     die       it ends with code 1 and a word on its standard error
     stop      it sends itself SIGSTOP, and goes on from there after a SIGCONT
-    silent    from now on it says nothing more over QMP; of "rfb": it does not greet
+    silent    from now on it says nothing more over QMP; of "rfb": it does not greet;
+              of "agent": it alone is silent
     half      half of this answer, and nothing more; of "rfb": half of its greeting
     ignore    this command is neither done nor answered; of "sandbox": it has none
     refuse    this command is answered with an error
@@ -45,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_qemu_program
+from processes import find_qemus
 
 from qemuspawner.paths import SessionPaths
 
@@ -81,7 +85,7 @@ class FakeQemu:
         draft.write_text(json.dumps({step.removeprefix("_"): fault for step, fault in orders.items()}))
         draft.chmod(0o644)
         draft.replace(self._orders / name)
-        for pid in self.find_processes():
+        for pid in self.find_processes() if paths is None else find_qemus(paths):
             if _is_listening(pid):
                 os.kill(pid, signal.SIGUSR1)
 

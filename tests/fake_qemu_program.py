@@ -114,7 +114,7 @@ class FakeQemu:
                 os._exit(1)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            case "silent":
+            case "silent" if not {"agent", "rfb"}.intersection(steps):
                 self._is_silent = True
             case "flood":
                 threading.Thread(target=self._flood, daemon=True).start()
@@ -242,6 +242,28 @@ class FakeQemu:
     def quit(self, reason: str) -> None:
         self.tell("SHUTDOWN", guest=False, reason=reason)
         os._exit(0)
+
+    # The guest's agent
+
+    def serve_agent(self, server: socket.socket) -> None:
+        """It answers, and does nothing of what it is asked for."""
+        while True:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                for line in connection.makefile("rb"):
+                    request = json.loads(line.strip(b"\xff\n"))
+                    self.note("agent", request["execute"])
+                    if self.reach("agent") == "silent" or self.state != "running":
+                        continue
+                    connection.sendall(json.dumps(self._answer_as_agent(request)).encode() + b"\n")
+
+    def _answer_as_agent(self, request: dict[str, Any]) -> dict[str, object]:
+        match request["execute"]:
+            case "guest-sync-delimited":
+                return {"return": request["arguments"]["id"]}
+            case "guest-ping":
+                return {"return": {}}
+        return {"error": {"class": "CommandNotFound", "desc": "a fake agent does nothing"}}
 
     # The screen and what people do to it
 
@@ -442,18 +464,16 @@ def main() -> None:
     qmp = listen(qmp_path)
     qemu.reach("sockets")
     vnc = listen(vnc_path)
-    # A guest without an agent: QEMU keeps what was sent to it.
-    _agents = [
-        listen(word.removeprefix("path="))
-        for value in options.get("-chardev", [])
-        for word in value.split(",")
-        if word.startswith("path=")
-    ]
+    servers = {qemu.serve_qmp: qmp, qemu.serve_viewers: vnc}
+    for value in options.get("-chardev", []):
+        for word in value.split(","):
+            if word.startswith("path="):
+                servers[qemu.serve_agent] = listen(word.removeprefix("path="))
     if qemu.reach("sandbox") != "ignore" and "-sandbox" in options:
         set_seccomp()
     # Our signals are for this thread, which can do nothing else than wait for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)
-    for serve, server in ((qemu.serve_qmp, qmp), (qemu.serve_viewers, vnc)):
+    for serve, server in servers.items():
         threading.Thread(target=serve, args=(server,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WAKING)
     while True:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class GuestAgent:
         self._ids = itertools.count(secrets.randbelow(1 << 31))
         self._lock = asyncio.Lock()
         self._is_held = False
+        self.answered_at = 0.0  # when it last did, by the monotonic clock
 
     async def wait_until_ready(self, *, timeout_s: float) -> bool:
         """Wait until the agent answers; False after `timeout_s` seconds of silence."""
@@ -251,6 +253,7 @@ class GuestAgent:
             with contextlib.suppress(ValueError, RecursionError):
                 answer = json.loads(line.rpartition(b"\xff")[2])
                 if isinstance(answer, dict):
+                    self.answered_at = time.monotonic()
                     return answer
         raise VmError(Text("The guest agent's channel was closed."))
 

@@ -26,6 +26,8 @@ from qemuspawner.texts import Text
 # An answer takes milliseconds; a QEMU that is silent for so long hangs.
 _PIECE_BYTES = 48 << 10
 _QMP_TIMEOUT_S = 5
+# Until it answers again nobody waits as long for it, or a stop, which asks for several things, took minutes.
+_SILENT_TIMEOUT_S = 1
 # While QEMU reads or writes gigabytes it answers nobody; after that its disk hangs.
 _MIGRATION_TIMEOUT_S = 300
 _MIGRATION_POLL_S = 0.005
@@ -57,6 +59,7 @@ class QemuProcess:
         self._qmp_socket: socket.socket | None = None
         self._limits_files = False
         self._is_frozen = False
+        self._is_silent = False
         self._exited = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._picture_lock = asyncio.Lock()
@@ -123,15 +126,19 @@ class QemuProcess:
         """Run a QMP command and return its answer.
 
         Raises:
-            VmError: QEMU refused, ended, or was silent for 5 s.
+            VmError: QEMU refused, ended, or was silent for 5 s; for 1 s where it has been so before.
         """
-        return await self._execute(command, arguments, timeout_s=_QMP_TIMEOUT_S)
+        timeout_s = _SILENT_TIMEOUT_S if self._is_silent else _QMP_TIMEOUT_S
+        return await self._execute(command, arguments, timeout_s=timeout_s)
 
     async def _execute(self, command: str, arguments: Mapping[str, object], *, timeout_s: float) -> object:
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._qmp.execute(command, dict(arguments) or None)
+                answer = await self._qmp.execute(command, dict(arguments) or None)
+            self._is_silent = False
+            return answer
         except TimeoutError as exc:
+            self._is_silent = True
             raise VmError(
                 Text(
                     "QEMU did not answer '{command}' within {timeout_s} s.",
@@ -403,8 +410,7 @@ class QemuProcess:
         if self.running:
             if not self._is_frozen:
                 self._log.warning("QEMU did not quit; it is killed.")
-            self._process.kill()
-            await self._exited.wait()
+            await self._kill()
         with contextlib.suppress(QMPError, EOFError, OSError):
             await self._qmp.disconnect()
         if self._qmp_socket is not None:
@@ -412,6 +418,20 @@ class QemuProcess:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _kill(self) -> None:
+        """End QEMU itself, and its walls with it: whoever is told may have its disk.
+
+        The outermost wall is gone before QEMU where it is killed.
+        """
+        if self.pid:
+            self._signal(signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WALLS_END_S):
+                    await self._exited.wait()
+        if self.running:
+            self._process.kill()
+            await self._exited.wait()
 
     async def _wait_for_exit(self) -> None:
         """A pidfd becomes readable when the process ends."""

@@ -184,7 +184,7 @@ class Supervisor(GivesWay):
         """Until the VM is to end, or to give way to another one."""
         assert self.keeper is not None
         self._disk = PausedDisk(guest, self.spec, self._troubles, lock=self.keeper.lock, log=self.log)
-        pulse = Pulse(guest, self._troubles)
+        pulse = Pulse(guest, self._troubles, is_saved=self.keeper.lock.locked)
         async with asyncio.TaskGroup() as watchers:
             tasks = [
                 watchers.create_task(self._watch_events(guest.qemu, self._disk, pulse)),

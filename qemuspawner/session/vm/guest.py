@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ _DISPLAY_TIMEOUT_S = 20
 _AGENT_SEND_S = 2
 _SYNC_S = 5
 _HOLD_S = 5
-_GO_ON_TRIES = 20
+_GO_ON_S = 10
 _GO_ON_PAUSE_S = 0.5
 
 
@@ -155,13 +156,14 @@ class Guest:
         await self._connect_clipboard(connected=True)
 
     async def _continue(self) -> None:
-        for attempt in range(_GO_ON_TRIES):
+        until = time.monotonic() + _GO_ON_S
+        while True:
             try:
                 await self.qemu.execute("cont")
                 return
             except VmError:
                 # QEMU may still be busy with what it was asked for before.
-                if attempt == _GO_ON_TRIES - 1 or not self.qemu.running:
+                if time.monotonic() > until or not self.qemu.running:
                     raise
                 await asyncio.sleep(_GO_ON_PAUSE_S)
 
