@@ -199,6 +199,17 @@ def merge_layer(disk: Disk) -> None:
     _run_qemu_img(["qemu-img", "commit", "-q", "-d", f"json:{json.dumps(merge_node(disk))}"])
 
 
+def repair_layer(path: Path) -> None:
+    """Give back what a QEMU that was killed had taken of the file and not yet used; nobody may have it open.
+
+    Raises:
+        ImageError: It reaches for other files, or has more wrong with it than that.
+    """
+    check_layer(path)
+    node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}, "backing": None}
+    _run_qemu_img(["qemu-img", "check", "-q", "-r", "leaks", f"json:{json.dumps(node)}"])
+
+
 def check_layer(path: Path) -> None:
     """Refuse a frozen disk of a session that reaches for other files than the one below it.
 

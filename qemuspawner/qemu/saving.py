@@ -11,12 +11,13 @@ from pathlib import Path
 
 from msgspec import structs
 
-from qemuspawner.errors import VmError
+from qemuspawner.errors import ImageError, VmError
 from qemuspawner.machine import Image, Machine
 from qemuspawner.paths import SavedPaths, SessionPaths
 from qemuspawner.qemu.command import TCG_CPUS, qemu_args
 from qemuspawner.qemu.digests import find_digest, image_files
 from qemuspawner.qemu.host import Qemu, find_uefi
+from qemuspawner.qemu.image import repair_layer
 from qemuspawner.qemu.tpm import MAX_STATE_BYTES
 from qemuspawner.qemu.vm import Accelerator, Memory, make_vm
 from qemuspawner.saved import FileDigest, Fingerprint, Saved
@@ -148,9 +149,16 @@ def size_only(path: Path) -> FileDigest:
 
 
 def collect_disks(
-    target: SavedPaths, disks: Sequence[Path], firmware_vars: Path, tpm_state: Path
+    target: SavedPaths,
+    disks: Sequence[Path],
+    firmware_vars: Path,
+    tpm_state: Path,
+    *,
+    is_cut_off: bool = False,
 ) -> dict[str, FileDigest]:
     """Give what was frozen a second name in `target`: it takes no room there, and outlives its first one.
+
+    `is_cut_off`: QEMU was ended while it wrote to the last one, which nobody has open any more.
 
     Where the files lie now QEMU may write, and one that was broken into may have put anything in their place.
 
@@ -166,6 +174,10 @@ def collect_disks(
         if not stat.S_ISREG(layer.lstat().st_mode):
             layer.unlink()
             raise _not_regular(path)
+        if is_cut_off and path == disks[-1]:
+            # What else may be wrong with it is no reason not to keep it.
+            with contextlib.suppress(ImageError):
+                repair_layer(layer)
         sync_file(layer)
         files[layer.name] = size_only(layer)
     if os.path.lexists(firmware_vars):

@@ -1,17 +1,21 @@
 """Images that are not what they claim to be, or that reach for other files, never get to QEMU."""
 
 import json
+import struct
 import subprocess
 from pathlib import Path
 
 import guests
 import pytest
-from hostile_images import qemu_img
+from baits import laid_bait
+from hostile_images import qcow2_with_data_file, qemu_img
 from mutated_images import FORMATS
 
 from qemuspawner.errors import ImageError
 from qemuspawner.machine import Image, Mib
-from qemuspawner.qemu.image import check_image, create_overlay
+from qemuspawner.qemu.image import check_image, create_overlay, repair_layer
+
+CLUSTER = 65536  # bytes of a qcow2, as qemu-img makes it
 
 
 def image(path: Path, image_format: str) -> Image:
@@ -104,3 +108,29 @@ def test_an_image_that_qemu_cannot_open_is_refused_by_name(tmp_path: Path) -> No
         "The disk image 'disk' is refused: QEMU cannot open it (unsupported VDI image (block size 1114111 is "
         "not 1048576))."
     )
+
+
+def test_what_a_killed_qemu_had_taken_of_a_disk_is_given_back(tmp_path: Path) -> None:
+    """A cluster that is counted and that nothing refers to; what the disk holds is left alone."""
+    disk = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", disk, "16M")
+    clusters = -(-disk.stat().st_size // CLUSTER) + 1
+    content = bytearray(disk.read_bytes().ljust(clusters * CLUSTER, b"\0"))
+    (table,) = struct.unpack_from(">Q", content, 48)
+    (block,) = struct.unpack_from(">Q", content, table)
+    struct.pack_into(">H", content, block + 2 * (clusters - 1), 1)
+    disk.write_bytes(content)
+    assert subprocess.run(["qemu-img", "check", disk], capture_output=True).returncode == 3
+
+    repair_layer(disk)
+
+    assert subprocess.run(["qemu-img", "check", disk], capture_output=True).returncode == 0
+
+
+def test_a_disk_that_reaches_for_other_files_is_not_repaired(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.qcow2"
+    with laid_bait(tmp_path / "bait") as bait:
+        qcow2_with_data_file(disk, bait)
+
+    with pytest.raises(ImageError, match="refused"):
+        repair_layer(disk)

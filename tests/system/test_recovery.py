@@ -11,7 +11,7 @@ import hubs
 import live
 import pytest
 import pytest_asyncio
-from processes import find_processes, find_qemu
+from processes import find_processes
 from rfb_client import RfbClient
 from yarl import URL
 
@@ -110,27 +110,6 @@ async def test_a_killed_supervisor_is_noticed_and_started_again(
     async with RfbClient(alice, desktop) as client:
         await wait_for_colour(client, guests.GREEN)
     await hub.stop_server("alice", "super")
-
-
-async def test_a_killed_qemu_is_told_to_the_viewer_and_to_the_hub(
-    hub: live.LiveHub, alice: hubs.Person
-) -> None:
-    desktop = await hub.start_server("alice", "qemu", machine="painter")
-    pid = find_qemu(session(hub, "qemu"))
-    assert pid is not None
-
-    async with RfbClient(alice, desktop) as client:
-        os.kill(pid, signal.SIGKILL)
-        code, _ = await client.wait_for_close()
-
-    # Whichever is noticed first: the process's end or the display's.
-    assert code in (4001, 4503)
-    async with asyncio.timeout(10):
-        while "ended unexpectedly" not in (await alice.request("GET", desktop / "api/status")).text:
-            await asyncio.sleep(0.1)
-        while session(hub, "qemu").root.exists():
-            await asyncio.sleep(0.1)
-    await hub.stop_server("alice", "qemu")
 
 
 async def test_a_stopped_desktop_closes_its_sockets_with_a_reason(

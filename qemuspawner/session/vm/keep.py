@@ -232,7 +232,13 @@ class Keeper:
         automatic: bool = False,
         memory: Literal["streamed", "lost"] = "streamed",
     ) -> Saved:
-        files = collect_disks(draft, disks, self.paths.firmware_vars, self.paths.tpm / STATE_FILE)
+        files = collect_disks(
+            draft,
+            disks,
+            self.paths.firmware_vars,
+            self.paths.tpm / STATE_FILE,
+            is_cut_off=memory == "lost",
+        )
         if memory != "lost":
             sync_file(draft.state)
             files[draft.state.name] = digest_file(draft.state)
