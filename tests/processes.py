@@ -25,6 +25,17 @@ def find_qemus(paths: SessionPaths) -> list[int]:
     return [pid for pid, program in _named(paths) if Path(program).name.startswith("qemu-system")]
 
 
+def find_marked(mark: str) -> list[str]:
+    """The processes with this word in their environment or command line, each with its command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes()
+            if mark.encode() in words or mark.encode() in (entry / "environ").read_bytes():
+                found.append(f"{entry.name} {words.replace(bytes(1), b' ')[:200].decode(errors='replace')}")
+    return found
+
+
 def _named(paths: SessionPaths) -> Iterator[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

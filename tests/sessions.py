@@ -1,5 +1,6 @@
 """The process qemuspawner-session, started by a test as a hub would."""
 
+import contextlib
 import os
 import pwd
 import socket
@@ -8,9 +9,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import hubs
 from processes import find_qemu
 
 from qemuspawner.paths import SessionPaths, StatePaths
@@ -20,6 +22,17 @@ from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 def account() -> tuple[int, int]:
     entry = pwd.getpwnam("nobody")
     return entry.pw_uid, entry.pw_gid
+
+
+@contextlib.contextmanager
+def sessions_state() -> Iterator[StatePaths]:
+    """A state folder that the sessions' account may enter; root's tests run sessions as nobody."""
+    with hubs.state_folder() as folder:
+        paths = StatePaths(root=folder)
+        paths.sessions.mkdir()
+        if os.geteuid() == 0:
+            os.chown(paths.sessions, *account())
+        yield paths
 
 
 PROGRAM = "from qemuspawner.session import main; main()"

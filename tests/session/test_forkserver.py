@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,28 @@ from typing import Any
 import guests
 import pytest
 import vms
+from forked import (
+    COMMAND,
+    TOKEN,
+    ForkedSession,
+    environment_of,
+    fork_session,
+    identity,
+    request_of,
+    wait_for,
+)
 from processes import find_processes
 from sessions import account
 
-from qemuspawner.forking import ForkRequest, Identity, WantedTemplates
+from qemuspawner.forking import ForkRequest, Identity
 from qemuspawner.hub.sessions.forkserver import ForkServer, ForkServerError
 from qemuspawner.hub.sessions.process import KnownProcess
 from qemuspawner.machine import Machine
-from qemuspawner.paths import SavedPaths, SessionPaths, StatePaths
+from qemuspawner.paths import SavedPaths, StatePaths
 from qemuspawner.qemu.memory import make_memory, save_memory
 from qemuspawner.saved import FileDigest, Fingerprint, Saved, write_manifest
-from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
-COMMAND = (sys.executable, "-c", "from qemuspawner.session import main; main()")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give an account up")
-TOKEN = "the-token-of-a-session"
 
 
 @pytest.fixture
@@ -39,46 +44,7 @@ def machine(state: StatePaths) -> Machine:
     return vms.make_machine(id="painter", image={"file": str(disk), "format": "raw"}, shutdown=1)
 
 
-class Session:
-    """A forked session of the test."""
-
-    def __init__(self, process: KnownProcess, paths: SessionPaths, url: str) -> None:
-        self.process, self.paths, self._url = process, paths, url
-
-    @property
-    def proc(self) -> Path:
-        return Path(f"/proc/{self.process.pid}")
-
-    def files(self) -> dict[int, str]:
-        """Its open descriptors, and what each is."""
-        return {int(entry.name): str(entry.readlink()) for entry in (self.proc / "fd").iterdir()}
-
-    def status(self) -> dict[str, str]:
-        return dict(re.findall(r"^(\w+):\s*(.*?)\s*$", (self.proc / "status").read_text(), re.MULTILINE))
-
-    async def wait_until_ready(self) -> None:
-        await wait_for(lambda: self._probe() == 200)
-
-    async def wait_for_end(self) -> None:
-        await wait_for(lambda: not self.process.alive)
-
-    def _probe(self) -> int:
-        try:
-            with urllib.request.urlopen(self._url, timeout=5) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as exc:
-            return exc.code
-        except OSError:
-            return 0
-
-
-async def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await asyncio.to_thread(condition):
-            await asyncio.sleep(0.02)
-
-
-StartSession = Callable[..., Awaitable[Session]]
+StartSession = Callable[..., Awaitable[ForkedSession]]
 
 
 @pytest.fixture
@@ -93,16 +59,11 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForkServer]:
 @pytest.fixture
 async def start(state: StatePaths, machine: Machine, server: ForkServer) -> AsyncIterator[StartSession]:
     """Have the server start a session of the painter; whatever is left of it is ended with the test."""
-    sessions: list[Session] = []
+    sessions: list[ForkedSession] = []
 
-    async def start(server_name: str = "", **keys: Any) -> Session:
+    async def start(server_name: str = "", **keys: Any) -> ForkedSession:
         spec = vms.make_spec(state.root, machine, server_name=server_name, **keys)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/user/alice/"
-            pid = await server.start(request_of(spec), environment_of(spec, url), listener)
-        process = KnownProcess.find(pid)
-        assert process is not None
-        sessions.append(Session(process, state.session(spec.session_id), f"{url}api"))
+        sessions.append(await fork_session(server, state, spec))
         return sessions[-1]
 
     yield start
@@ -110,32 +71,6 @@ async def start(state: StatePaths, machine: Machine, server: ForkServer) -> Asyn
         session.process.signal(signal.SIGKILL)
     for session in sessions:
         await wait_for(lambda session=session: not find_processes(session.paths))
-
-
-def request_of(spec: SessionSpec) -> ForkRequest:
-    wanted = WantedTemplates(
-        state_dir=spec.state_dir, machine_id=spec.machine.id, cpus=spec.cpus, memory_mib=spec.memory_mib
-    )
-    return ForkRequest(identity=identity(), templates=wanted)
-
-
-def environment_of(spec: SessionSpec, url: str) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        SPEC_VARIABLE: spec.to_json(),
-        "JUPYTERHUB_SERVICE_URL": url,
-        "JUPYTERHUB_SERVICE_PREFIX": "/user/alice/",
-        "JUPYTERHUB_API_TOKEN": TOKEN,
-        "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-alice",
-        "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
-    }
-
-
-def identity() -> Identity | None:
-    if os.geteuid() != 0:
-        return None
-    uid, gid = account()
-    return Identity(uid=uid, gid=gid, groups=(gid,))
 
 
 def add_template(state: StatePaths, name: str, *, memory_mib: int) -> None:

@@ -148,16 +148,6 @@ def test_a_killed_supervisor_takes_qemu_with_it_and_the_next_session_sweeps(
     wait_for(lambda: not killed.paths.root.exists(), timeout_s=5)
 
 
-def test_a_session_killed_while_it_starts_leaves_no_process(start: Callable[..., Session]) -> None:
-    """At twenty moments of the start, from the first import to the running machine."""
-    for moment in range(20):
-        session = start(f"try{moment}")
-        time.sleep(moment * 0.06)
-        session.process.kill()
-        session.process.wait()
-        wait_for(lambda session=session: not find_processes(session.paths), timeout_s=5)
-
-
 def test_a_session_that_the_hub_has_lost_gives_way(start: Callable[..., Session]) -> None:
     """The second start of the same server ends the first, and has a directory of its own."""
     lost = start()
