@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import live
+from figures import record
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, async_playwright
 
@@ -153,7 +154,9 @@ async def main() -> None:
     for name, begin, end in SPANS:
         values = [one[end] - one[begin] for one in rounds]
         print(f"| {name} | {spread(values)} | {statistics.median(values) / statistics.median(total):.0%} |")
+        record(name, "s", values)
     print(f"| **click to first frame** | {spread(total)} | |")
+    record("click to first frame", "s", total, limit=2)
     inside = [
         one["machine running"] - one["machine started"]
         + one["websocket asked"] - one["page there"]
@@ -162,6 +165,7 @@ async def main() -> None:
     ]  # fmt: skip
     outside = [whole - part for whole, part in zip(total, inside, strict=True)]
     print(f"| of it without the restore, the modules and the first frame | {spread(outside)} | |")
+    record("of it without the restore, the modules and the first frame", "s", outside, limit=1)
     print("\nThe template's memory was loaded and the browser's cache filled by a round before these.")
 
 

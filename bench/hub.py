@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import hubs
 import stub_cluster
+from figures import record
 from hub_process import HubProcess, running_hub_process
 from slurm import cpu_s
 
@@ -204,6 +205,19 @@ async def main(counts: list[int], watched_s: float) -> None:
         finally:
             stub.kill()
             stub.wait()
+    for row in rows:
+        for name, unit, value in (
+            ("memory of the hub", "MiB PSS", row.pss_mib),
+            ("a start", "ms of CPU", row.start_ms),
+            ("quiet", "part of a core", row.quiet),
+            ("looked at", "part of a core", row.busy),
+            ("an answer", "ms", row.answer_ms),
+            ("the longest step", "ms of CPU", row.held_ms),
+            ("all of them for staff", "ms of CPU", row.list_ms),
+            ("a scrape of metrics", "ms of CPU", row.scrape_ms),
+            ("back after a restart", "ms of CPU", row.restart_ms),
+        ):
+            record(f"{row.sessions} desktops: {name}", unit, [value])
     print("| desktops | " + " | ".join(_COLUMNS) + " |")
     print("|---" * (len(_COLUMNS) + 1) + "|")
     for row in rows:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "hub"))
 import guests
 import hubs
 import vms
+from figures import record
 from jupyterhub.tests.mocking import MockHub
 from session import children, pss_mib
 from traitlets.config import Config
@@ -77,13 +78,16 @@ async def measure_jail(rounds: int) -> None:
                 times[jail].append(await time_start(vms.make_spec(Path(folder), machine, jail=jail)))
     print("| measure | with the jail | without | difference | limit |\n|---|---|---|---|---|")
     for column, name, limit in (
-        (0, "command to QMP's answer and the walls seen, ms", ""),
-        (1, "command to the display's answer, ms", "100"),
-        (2, "processes around QEMU, MiB PSS", "25"),
+        (0, "command to QMP's answer and the walls seen, ms", None),
+        (1, "command to the display's answer, ms", 100),
+        (2, "processes around QEMU, MiB PSS", 25),
     ):
         inside, outside = ([one[column] for one in times[jail]] for jail in (True, False))
         difference = statistics.median(inside) - statistics.median(outside)
-        print(f"| {name} | {spread(inside)} | {spread(outside)} | {difference:.1f} | {limit} |")
+        print(f"| {name} | {spread(inside)} | {spread(outside)} | {difference:.1f} | {limit or ''} |")
+        what, unit = name.rsplit(", ", 1)
+        record(f"with the jail: {what}", unit, inside, peers={"without": outside})
+        record(f"what the jail adds: {what}", unit, [difference], limit=limit)
     print()
 
 
@@ -120,6 +124,7 @@ async def measure_refusals(rounds: int) -> None:
     print("| of ten starts at once, with room for five | answers | seconds | limit |\n|---|---|---|---|")
     print(f"| started | {len(started)} | {spread_s(started)} | |")
     print(f"| refused with the numbers | {len(refused)} | {spread_s(refused)} | 1 |")
+    record(f"{ASKED} starts at once, room for {ROOM_FOR}: a refusal's answer", "s", refused, limit=1)
     print(f"| CPU of hub and clients for all ten | {len(worked)} | {spread_s(worked)} | |")
 
 

@@ -15,6 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from figures import record
+
 from qemuspawner.network import Network
 from qemuspawner.qemu.jail import in_jail, tie_to_parent
 from qemuspawner.qemu.network import Outside, plan_network
@@ -83,8 +85,10 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     print(f"| jail up, ms | {shown(times[False])} | {shown(times[True])} | {shown(added)} |")
     print(f"| decided before, ms | | {planned_ms:.1f} | |")
+    record("jail with a network, up", "ms", times[True], peers={"without a network": times[False]})
     without, with_walls = beside_mib(None), beside_mib(outside)
     print(f"| walls beside QEMU, MiB PSS | {without:.1f} | {with_walls:.1f} | {with_walls - without:.1f} |")
+    record("walls beside QEMU", "MiB PSS", [with_walls], peers={"without a network": [without]})
 
 
 if __name__ == "__main__":

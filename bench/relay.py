@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from figures import record
 from guests import GREEN, RED
 from relay_peers import BLOCK, PICTURE, PONG, Channel, RunningPath, Source, connect_unix, start_path
 from tiny_guest import HEIGHT, WIDTH, tiny_guest
@@ -240,6 +241,26 @@ def measure_keys(folder: Path, results: Results, rounds: int) -> None:
                     channel.close()
 
 
+# Of what more is better; and how many times better than websockify the rest has to be, as far as that is set.
+_MORE = ("throughput, MiB/s", "upstream, MiB/s")
+_TIMES = {"throughput, MiB/s": 1.3, "CPU, s/GiB": 1 / 0.8, "upstream, MiB/s": 3, "ping p50, µs": 1}
+_NAMES = {"uvloop": "relay with uvloop, for comparison", "copy": "bare copy", "direct": "no path at all"}
+
+
+def hand_over(results: Results) -> None:
+    for measure, row in results.items():
+        name, unit = measure.rsplit(", ", 1)
+        peers = ("websockify", *(peer for peer in _NAMES if row.get(peer)))
+        record(
+            name,
+            unit,
+            row["relay"],
+            more_is_better=measure in _MORE,
+            peers={_NAMES.get(peer, peer): row[peer] for peer in peers},
+            times_better=_TIMES.get(measure),
+        )
+
+
 def render(results: Results) -> str:
     columns = [("relay", "relay"), ("uvloop", "relay, uvloop"), ("websockify", "websockify")]
     columns += [("copy", "bare copy"), ("direct", "no path at all")]
@@ -278,6 +299,7 @@ def main() -> None:
         measure_streams(Path(folder), results, rounds)
         measure_keys(Path(folder), results, min(rounds, KEY_ROUNDS))
     print(render(results))
+    hand_over(results)
 
 
 if __name__ == "__main__":

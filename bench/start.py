@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import live
 import vms
 import writing_guest
+from figures import record
 from vnc_client import VncClient
 
 from qemuspawner.locks import find_holder
@@ -57,9 +58,11 @@ def run_command(state: Path, *words: str) -> None:
     subprocess.run([program, "--state", state, *words], check=True, stdout=sys.stderr)
 
 
-def line(name: str, values: list[float], *, limit: str = "") -> str:
-    spread = f" ({min(values):.2f}..{max(values):.2f})" if len(values) > 1 else ""
-    return f"| {name} | {statistics.median(values):.2f}{spread} | {len(values)} | {limit} |"
+def tell(name: str, seconds: list[float], *, limit: float | None = None) -> None:
+    spread = f" ({min(seconds):.2f}..{max(seconds):.2f})" if len(seconds) > 1 else ""
+    shown = "" if limit is None else f"{limit:g}"
+    print(f"| {name} | {statistics.median(seconds):.2f}{spread} | {len(seconds)} | {shown} |")
+    record(name, "s", seconds, limit=limit)
 
 
 # One at a time
@@ -111,17 +114,18 @@ async def measure_starts(state: Path, machine: Machine, rounds: int, cold: int) 
     os.close(memory)
     print("| start | seconds | rounds | limit |\n|---|---|---|---|")
     for name, limit, column in (
-        ("first frame", "0.25", 0),
-        ("key answered", "0.6", 1),
-        ("agent answers", "", 2),
+        ("first frame", 0.25, 0),
+        ("key answered", 0.6, 1),
+        ("agent answers", None, 2),
     ):
-        print(line(f"restored: {name}", [times[column] for times in restored], limit=limit))
-    print(line("cold: desktop's first frame", [times[0] for times in booted]))
+        tell(f"restored: {name}", [times[column] for times in restored], limit=limit)
+    tell("cold: desktop's first frame", [times[0] for times in booted])
     ratio = statistics.median(times[0] for times in booted) / statistics.median(
         times[0] for times in restored
     )
     print(f"| cold : restored, to the desktop's frame | {ratio:.0f} | | 40 |")
-    print(line("template's memory into the fork server, once", [loaded]))
+    record("cold : restored, to the desktop's frame", "times", [ratio], more_is_better=True, limit=40)
+    tell("template's memory into the fork server, once", [loaded])
     print()
 
 
@@ -152,9 +156,9 @@ async def measure_sleep(state: Path, machine: Machine, rounds: int) -> None:
             await vms.suspend(guest, prepared)
             suspends.append(time.monotonic() - begun)
     print(f"| sleep, {MEMORY_MIB} MiB | seconds | rounds | limit |\n|---|---|---|---|")
-    print(line("suspend", suspends, limit="3"))
-    print(line("wake to the first frame", wakes, limit="1.5"))
-    print(line("wake to the agent's answer", answers))
+    tell("suspend", suspends, limit=3)
+    tell("woken: first frame", wakes, limit=1.5)
+    tell("woken: agent answers", answers)
     print(f"\nAfter {rounds} rounds with a writing guest: {words.strip()}; fsck: {verdict}\n")
 
 
@@ -190,9 +194,10 @@ async def stop_all(hub: live.LiveHub, count: int) -> None:
 async def measure_many(hub: live.LiveHub, count: int, cold: int) -> None:
     times = await start_at_once(hub, count, look=True)
     print(f"| {count} at once, through the hub | seconds | sessions | limit |\n|---|---|---|---|")
-    print(line("the hub says ready", [ready for ready, _ in times]))
-    print(line("a key is answered", [usable for _, usable in times]))
-    print(f"| the last one usable | {max(usable for _, usable in times):.2f} | 1 | 5 |\n")
+    tell(f"{count} at once: the hub says ready", [ready for ready, _ in times])
+    tell(f"{count} at once: a key is answered", [usable for _, usable in times])
+    tell(f"{count} at once: the last one usable", [max(usable for _, usable in times)], limit=5)
+    print()
     typed = await read_memory(hub, count)
     await stop_all(hub, count)
     await start_at_once(hub, count, look=False)
@@ -206,9 +211,9 @@ async def measure_many(hub: live.LiveHub, count: int, cold: int) -> None:
     print(
         "| a further session, MiB PSS | supervisor | walls | QEMU | sum | limit |\n|---|---|---|---|---|---|"
     )
-    print(row(f"restored, idle since, {count} side by side", idle, "130"))
-    print(row(f"restored, seen and typed into, {count} side by side", typed, ""))
-    print(row(f"booted cold, idle since, {cold} side by side", booted, ""))
+    tell_memory(f"restored, idle since, {count} side by side", idle, limit=130)
+    tell_memory(f"restored, seen and typed into, {count} side by side", typed)
+    tell_memory(f"booted cold, idle since, {cold} side by side", booted)
     print()
 
 
@@ -218,10 +223,13 @@ async def read_memory(hub: live.LiveHub, count: int) -> list[dict[str, float]]:
     return [session_pss(hub, f"copy{number}") for number in range(count)]
 
 
-def row(name: str, sessions: list[dict[str, float]], limit: str) -> str:
+def tell_memory(name: str, sessions: list[dict[str, float]], *, limit: float | None = None) -> None:
     means = {kind: statistics.mean(one[kind] for one in sessions) for kind in ("supervisor", "walls", "qemu")}
     cells = " | ".join(f"{value:.1f}" for value in (*means.values(), sum(means.values())))
-    return f"| {name} | {cells} | {limit} |"
+    print(f"| {name} | {cells} | {'' if limit is None else limit} |")
+    record(f"a session: {name}", "MiB PSS", [sum(one.values()) for one in sessions], limit=limit)
+    beside = [one["supervisor"] + one["walls"] for one in sessions]
+    record(f"of it beside QEMU: {name}", "MiB PSS", beside)
 
 
 def session_pss(hub: live.LiveHub, name: str) -> dict[str, float]:
