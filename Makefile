@@ -19,7 +19,7 @@ export STATE PORT
 BIN := $(STATE)/venv/bin
 TOOLS := $(STATE)/node/bin:$(STATE)/node/node_modules/.bin:$(BIN)
 
-.PHONY: help demo test prove test-gpu test-builds check golden messages docs wheel clean
+.PHONY: help demo test prove bench test-gpu test-builds check golden messages docs wheel clean
 
 help: ## list what can be made
 	@echo "make TARGET [STATE=$(STATE)] [PORT=$(PORT)] [TESTS=$(TESTS)] [PROCESSES=$(PROCESSES)]"
@@ -43,6 +43,12 @@ prove: ## as test, but prove each promise in full, and write bench/PROOF.md
 	base=$$(mktemp -d /tmp/qs-XXXXXX); trap 'rm -rf "$$base"' EXIT; \
 	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
 		$(BIN)/pytest --full --timeout 7200 --basetemp="$$base/t" $(if $(GOALS),--goals "$(GOALS)") tests/proof
+
+# About an hour, on a host that does nothing else. ONLY names some of them: make bench ONLY="darts relay"
+bench: ## measure beside DARTS and websockify, and write bench/TABLE.md and the manual's plots
+	@scripts/setup bench
+	PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" QEMUSPAWNER_TEST_IMAGES="$(STATE)/images" \
+		$(BIN)/python -m bench --darts-root "$(STATE)/darts" $(if $(ONLY),--only $(ONLY))
 
 # Apart from the others: it takes 3 to 6 minutes without KVM, as guests run by emulated virtualization in an emulated host.
 test-gpu: ## as test, but pass GPUs on in an emulated host that has an IOMMU and KVM

@@ -55,6 +55,7 @@ async def start_bare(hub: live.LiveHub, machine_id: str, memory_mib: int) -> flo
         qemu = QemuProcess(prepared.started.process, prepared.paths, log=log)
         try:
             await qemu.connect(timeout_s=60)
+            await qemu.execute("cont")  # it waits until the walls around it were looked at
             await wait_for_display(prepared.paths.vnc_socket, timeout_s=60)
             if machine.agent:
                 agent = GuestAgent(prepared.paths.agent_socket)
