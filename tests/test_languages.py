@@ -1,5 +1,6 @@
 """The catalogues are complete, and everybody is answered in a language that they read."""
 
+import itertools
 import re
 import runpy
 from pathlib import Path
@@ -48,9 +49,11 @@ def test_french_and_german_are_there() -> None:
 
 def test_the_template_holds_what_the_sources_say() -> None:
     """`make messages` writes it."""
-    written = (LOCALES / f"{DOMAIN}.pot").read_bytes()
+    written = (LOCALES / f"{DOMAIN}.pot").read_text().splitlines()
+    wanted = SCRIPT["render"](SOURCES).decode().splitlines()
 
-    assert written == SCRIPT["render"](SOURCES), "Run 'make messages'."
+    differing = [pair for pair in itertools.zip_longest(written, wanted) if len(set(pair)) == 2]
+    assert not differing[:3], "Run 'make messages'."
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

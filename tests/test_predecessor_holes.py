@@ -20,8 +20,8 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "an old link opened the next user's desktop",
         (
             "session/test_access.py::test_a_ticket_is_worth_nothing_to_somebody_else",
-            "system/test_access.py::test_a_route_answers_as_the_matrix_says",
-            "system/test_sharing.py::test_a_share_that_is_taken_back_closes_every_window",
+            "proof/test_s03_access.py::test_each_route_of_a_session_answers_each_person_as_its_row_says",
+            "proof/test_s12_revocation.py::test_who_is_let_in_no_more_is_out",
         ),
     ),
     "D2": (
@@ -53,8 +53,8 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "D5": (
         "anybody stopped or extended a session by a link",
         (
-            "system/test_access.py::test_a_route_answers_as_the_matrix_says",
-            "system/test_access.py::test_every_route_has_a_row",
+            "proof/test_s03_access.py::test_each_route_of_a_session_answers_each_person_as_its_row_says",
+            "proof/test_s03_access.py::test_every_method_of_every_route_has_a_row",
         ),
     ),
     "D6": (
@@ -67,17 +67,14 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "D7": (
         "of two starts at once one got the other's desktop, or lost its disk",
         (
-            "hub/test_races.py::test_of_ten_starts_at_once_on_a_host_with_room_for_five_five_start",
+            "proof/test_r06_admission.py::test_a_full_host_is_never_promised_again",
             "session/test_directory.py::test_a_session_that_starts_while_it_is_swept_waits_and_harms_nobody",
             "session/test_sleeping.py::test_of_two_wakes_at_once_one_has_the_desktop_and_nothing_is_lost",
         ),
     ),
     "D8": (
         "a restart of the web server ended all sessions and lost their disks",
-        (
-            "hub/test_restart.py::test_a_session_outlives_its_killed_hub",
-            "system/test_recovery.py::test_a_killed_hub_touches_no_desktop",
-        ),
+        ("proof/test_r03_hub_restart.py::test_desktops_and_their_viewers_outlive_the_hub",),
     ),
     "D9": (
         "the form made the server ask any other server",
@@ -134,7 +131,7 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "hub/test_account.py::test_a_user_named_root_does_not_become_root",
             "session/test_people.py::test_a_service_with_the_owners_name_is_not_the_owner",
-            "system/test_access.py::test_a_token_in_the_url_is_refused_everywhere",
+            "proof/test_s03_access.py::test_a_token_in_the_url_is_refused_everywhere",
         ),
     ),
 }
