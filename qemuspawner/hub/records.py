@@ -4,6 +4,7 @@ Not in JupyterHub's own database: that is migrated by JupyterHub, which knows no
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,20 @@ class Records:
         )
         event.listen(self._engine, "connect", _set_up)
         self._are_made: set[str] = set()
+        self._shared = threading.local()
+
+    @contextmanager
+    def one_read(self) -> Iterator[None]:
+        """Have all that is read within read by one connection: to open one takes longer than most reads do.
+
+        Nothing is written within, and nothing awaited.
+        """
+        with Session(self._engine, expire_on_commit=False) as session:
+            self._shared.session = session
+            try:
+                yield
+            finally:
+                del self._shared.session
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -42,6 +57,9 @@ class Records:
             sqlalchemy.exc.OperationalError: The file cannot be opened or written.
         """
         self._make()
+        if (shared := getattr(self._shared, "session", None)) is not None:
+            yield shared
+            return
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 

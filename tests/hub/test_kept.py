@@ -102,7 +102,7 @@ async def test_what_is_not_kept_is_refused_in_a_sentence(
 
     assert answer.status == 400
     assert sentence in json.loads(answer.text)["message"]
-    assert hub.spawner("alice").orm_spawner.user_options == {}
+    assert not hub.spawner("alice").orm_spawner.user_options
 
 
 @pytest.mark.parametrize("sleeping", ["boot", "discard", "19a0000001"])

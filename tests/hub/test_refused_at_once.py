@@ -72,6 +72,26 @@ async def test_a_refused_start_leaves_no_token_behind(slow_hub: hubs.Hub) -> Non
     assert len(slow_hub.user("alice").orm_user.api_tokens) == before
 
 
+@pytest.mark.parametrize("options", [{"machine": "mini", "cpus": 2}, {"machine": "nothing"}])
+async def test_a_refused_start_leaves_the_options_of_the_last_one(
+    options: dict[str, object], quick_hub: Start
+) -> None:
+    """Whoever starts it again without any gets what ran, not what never did."""
+    hub = await quick_hub(quotas={"user": {"cpus": 1}})
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {"machine": "mini", "cpus": 1, "name": "ran"})
+    await hub.wait_until_ready("alice")
+    await hub.stop(alice)
+    await hub.wait_until_stopped("alice")
+
+    refused = await hub.start(alice, options)
+    again = await hub.start(alice)
+
+    assert refused.status in (400, 409)
+    assert again.status in (201, 202)
+    assert hub.spawner("alice").user_options["name"] == "ran"
+
+
 async def test_what_a_start_needs_is_promised_while_jupyterhub_is_at_it(slow_hub: hubs.Hub) -> None:
     """The spawner has not been asked yet when the second one comes."""
     alice = await slow_hub.log_in("alice")

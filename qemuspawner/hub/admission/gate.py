@@ -82,7 +82,7 @@ class ChecksFirst(KeepsPromise):
             self.handler = None
         # JupyterHub clears the server's state, and stores the options as they were asked for.
         self._claimed, self._promise = self._promise, None
-        self._checked = self.orm_spawner.user_options
+        self._checked = self.user_options
 
     def take_claim(self) -> dict[str, object] | None:
         """Promise what was claimed for this start: its options; None where it was not checked first."""

@@ -112,8 +112,8 @@ class AsksOptions(
         checked = self.take_claim()
         if checked is None:
             await self.check_options(user_options)
-        else:
-            self._store_options(checked)
+            checked = self.user_options
+        self._store_options(checked)
 
     @property
     def can_check_first(self) -> bool:
@@ -121,9 +121,10 @@ class AsksOptions(
         return super().can_check_first and self.apply_user_options is AsksOptions._apply_options
 
     async def check_options(self, user_options: Mapping[str, object]) -> None:
-        """Check the options of this start, wherever they came from.
+        """Check the options of this start, wherever they came from; what they come to is `user_options` then.
 
-        Refused ones are taken back where they are stored already, or the next start would use them.
+        Nothing is stored here: a host that is full has to refuse many at once. Those that can never be
+        accepted are taken back where they are stored already, or the next start would use them.
         """
         self._options = None
         asked_for = user_options
@@ -141,12 +142,14 @@ class AsksOptions(
             self.plan_invitation(options, proposals)
         except RefusedOptionsError as exc:
             self._note_problems(asked_for, exc.problems)
-            self._store_options({})
+            if asked_for and self.orm_spawner.user_options == asked_for:
+                self._store_options({})
             raise self.refusal(exc, reason="options") from None
-        self._store_options(options.stored())
+        self.user_options = options.stored()
         try:
-            self.check_acknowledged()
-            self.check_drained()
+            with self.records.one_read():
+                self.check_acknowledged()
+                self.check_drained()
             if not options.goes_on:
                 # What is deleted first takes no place.
                 await self.check_disk(but=self.session_id if options.sleeping == "discard" else "")
@@ -241,7 +244,7 @@ class AsksOptions(
         told = {name: about[name] for name in ("name", "notes") if name in about}
         self._store_options({**self.user_options, **told})
 
-    def _store_options(self, options: dict[str, object]) -> None:
+    def _store_options(self, options: Mapping[str, object]) -> None:
         self.user_options = self.orm_spawner.user_options = options
         self._database.commit()
 
@@ -257,29 +260,34 @@ class AsksOptions(
         if entry.server_name not in (None, kept.server_name):
             entry = replace(entry, options=without_once(entry.options))
         branch = None if kept.suspended else self._find_branch(entry)
-        return form.render_form(
-            entry,
-            user=self.user.name,
-            language=self.form_language,
-            machines=self._my_machines(catalogue),
-            limits=self._limits,
-            favourites=self._noted(lambda: list_favourites(self.records, user=self.user.name, kind="machine"))
-            or (),
-            settings=self._noted(lambda: list_settings(self.records, user=self.user.name)) or (),
-            terms=form.Terms(version=self.terms_version, text=self.terms)
-            if self._noted(lambda: self.has_open_terms)
-            else None,
-            kept=kept,
-            desktop=show_kept(kept, self.pictures),
-            branch=branch,
-            suspend_on=self.suspend_on,
-            keep_s=self.keep_for,
-            now=self._look_for_form(),
-            quotas=await self.describe_quotas(),
-            proposals=await self.shown_proposals(entry.options),
-            advice=self.find_advice(server_name=kept.server_name).get(kept.server_name),
-            catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
-        )
+        quotas = await self.describe_quotas()
+        proposals = await self.shown_proposals(entry.options)
+        with self.records.one_read():
+            return form.render_form(
+                entry,
+                user=self.user.name,
+                language=self.form_language,
+                machines=self._my_machines(catalogue),
+                limits=self._limits,
+                favourites=self._noted(
+                    lambda: list_favourites(self.records, user=self.user.name, kind="machine")
+                )
+                or (),
+                settings=self._noted(lambda: list_settings(self.records, user=self.user.name)) or (),
+                terms=form.Terms(version=self.terms_version, text=self.terms)
+                if self._noted(lambda: self.has_open_terms)
+                else None,
+                kept=kept,
+                desktop=show_kept(kept, self.pictures),
+                branch=branch,
+                suspend_on=self.suspend_on,
+                keep_s=self.keep_for,
+                now=self._look_for_form(),
+                quotas=quotas,
+                proposals=proposals,
+                advice=self.find_advice(server_name=kept.server_name).get(kept.server_name),
+                catalogue_problems=map(str, catalogue.problems) if self.user.admin else (),
+            )
 
     async def look_around(self) -> None:
         """Have what is told of the place be as new as somebody may wait for who only looks at a page."""
