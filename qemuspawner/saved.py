@@ -4,6 +4,7 @@ A template, a suspended session and a checkpoint are the same thing, a VM saved 
 their manifests, sessions and the administrator's command write them.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -202,12 +203,12 @@ def used_mib_by_user(state: StatePaths, users: Collection[str], *, but: str = ""
 def disk_usage(folder: Path) -> int:
     """Bytes on the disk of everything in `folder`, a file with several names counted once."""
     seen: dict[tuple[int, int], int] = {}
-    for path in folder.rglob("*"):
-        try:
-            status = path.lstat()
-        except OSError:
-            continue
-        seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    # Not rglob: it fails where a folder is deleted meanwhile.
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                status = Path(root, name).lstat()
+                seen[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(seen.values())
 
 

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from qemuspawner.hub.desktops.kept import (
     sweep_expired,
 )
 from qemuspawner.paths import StatePaths, session_id
+from qemuspawner.saved import disk_usage
 from qemuspawner.spec import SPEC_VARIABLE, SessionSpec
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
@@ -807,3 +810,25 @@ async def test_looking_at_the_form_sweeps_once_an_hour(
     await hub.get_form(alice)
 
     assert (first, len(swept)) == (1, 2)
+
+
+def test_what_is_deleted_while_it_is_measured_takes_nothing(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    (saved / "kept").mkdir(parents=True)
+    (saved / "kept/file").write_bytes(bytes(8192))
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            (saved / "gone/deep").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(saved / "gone")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        sizes = {disk_usage(saved) for _ in range(5000)}
+    finally:
+        is_over.set()
+        thread.join()
+
+    assert min(sizes) >= 8192

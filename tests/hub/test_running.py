@@ -1,5 +1,6 @@
 """Desktops that run, on the hub's pages and by its API: real sessions, asked by a real hub."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,9 @@ from typing import Any
 import hubs
 import pytest
 from jupyterhub import orm
+
+from qemuspawner.hub.sessions import running
+from qemuspawner.hub.sessions.running import describe_running
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m"
@@ -70,6 +74,27 @@ async def test_a_session_that_does_not_answer_holds_no_page_up(hub: hubs.Hub) ->
         os.kill(pid, signal.SIGCONT)
 
     assert (status, answer) == (200, {"desktops": [], "silent": 1})
+
+
+async def test_a_desktop_that_is_removed_while_others_are_asked_harms_no_page(
+    hub: hubs.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_AT_A_TIME", 1)
+    alice = await start(hub)
+    await hub.start(alice, {"machine": "mini"}, server_name="second")
+    await hub.wait_until_ready("alice", server_name="second")
+    first, second = hub.spawner("alice"), hub.user("alice").spawners["second"]
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        asking = asyncio.create_task(describe_running([first, second]))
+        await asyncio.sleep(0)
+        answer = await hub.ask(alice, "DELETE", "users/alice/servers/second", json={"remove": True})
+        told = await asking
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+
+    assert answer.status in (202, 204)
+    assert told == {"desktops": [], "silent": 2}
 
 
 async def test_the_hubs_page_extends_a_desktop(hub: hubs.Hub, state_dir: Path) -> None:

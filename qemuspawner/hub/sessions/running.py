@@ -26,7 +26,7 @@ async def describe_running(spawners: Iterable["QemuSpawnerMixin"], *, asking: bo
     shown = [
         _describe(spawner, status)
         for spawner, status in zip(asked, statuses, strict=True)
-        if status is not None and (not asking or _waits(status))
+        if status is not None and _is_there(spawner) and (not asking or _waits(status))
     ]
     return {"desktops": shown, "silent": statuses.count(None)}
 
@@ -45,6 +45,8 @@ async def ask_all(spawners: Sequence["QemuSpawnerMixin"]) -> list[SessionStatus 
 
 async def _ask(spawner: "QemuSpawnerMixin", slots: asyncio.Semaphore) -> SessionStatus | None:
     async with slots:
+        if not _is_there(spawner):
+            return None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ONE_TIMEOUT_S):
                 status = await fetch_status(
@@ -54,6 +56,11 @@ async def _ask(spawner: "QemuSpawnerMixin", slots: asyncio.Semaphore) -> Session
                     spawner.note_deadline(status)
                 return status
     return None
+
+
+def _is_there(spawner: "QemuSpawnerMixin") -> bool:
+    """Whether it was neither stopped nor removed meanwhile; what is removed cannot even be asked."""
+    return spawner.user.spawners.get(spawner.name) is spawner and bool(spawner.ready)
 
 
 def _waits(status: SessionStatus) -> bool:
