@@ -2,8 +2,6 @@ import contextlib
 import functools
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from fake_qemu import FakeQemu
 from msgspec import structs
 from playwright.async_api import Browser
 from processes import find_processes
-from sessions import PROGRAM, Session, account, wait_for
+from sessions import PROGRAM, Session, sessions_state, wait_for
 from xdist.scheduler import LoadScopeScheduling
 
 from qemuspawner.machine import Image, Machine, Seconds
@@ -107,15 +105,8 @@ def fake_qemu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeQemu]:
 
 @pytest.fixture
 def state() -> Iterator[StatePaths]:
-    """A state folder that the sessions' account may enter; root's tests run sessions as nobody."""
-    folder = Path(tempfile.mkdtemp(prefix="qs-"))
-    folder.chmod(0o711)
-    paths = StatePaths(root=folder)
-    paths.sessions.mkdir()
-    if os.geteuid() == 0:
-        os.chown(paths.sessions, *account())
-    yield paths
-    shutil.rmtree(folder)
+    with sessions_state() as state:
+        yield state
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fake_qemu import FakeQemu
 from forked import COMMAND, ForkedSession, fork_session
 from processes import find_marked
 from proofs import Proof
-from sessions import PROGRAM, account, sessions_state
+from sessions import PROGRAM, account
 
 from qemuspawner.hub.sessions.forkserver import ForkServer
 from qemuspawner.machine import Image, Machine
@@ -54,12 +54,6 @@ CHAINS = (
     Chain(name="with swtpm", share=8, more={"tpm": True, "firmware": "uefi"}),
     Chain(name="real QEMU", share=10, is_real=True),
 )
-
-
-@pytest.fixture
-def state() -> Iterator[StatePaths]:
-    with sessions_state() as state:
-        yield state
 
 
 @pytest.fixture

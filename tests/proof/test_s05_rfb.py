@@ -1,23 +1,20 @@
 """S5: whatever the screen's websocket of a real session is sent, session and QEMU stay as they are."""
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import guests
-import hubs
 import pytest
 import relays
 import rfb_streams
 import vms
 from hypothesis import strategies as st
 from proofs import Proof
-from sessions import Session, account, wait_for
+from sessions import Session, sessions_state, wait_for
 
-from qemuspawner.paths import StatePaths
 from qemuspawner.session.screen import rfb
 from qemuspawner.session.screen.visitors import MAX_VISITORS, MAX_VISITORS_PER_PERSON
 
@@ -46,14 +43,10 @@ main()
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A session of the painter, in its walls."""
-    with hubs.state_folder() as folder:
-        state = StatePaths(root=folder)
-        state.sessions.mkdir()
-        if os.geteuid() == 0:
-            os.chown(state.sessions, *account())
-        image = {"file": str(guests.make_disk(folder / "painter")), "format": "raw"}
+    with sessions_state() as state:
+        image = {"file": str(guests.make_disk(state.root / "painter")), "format": "raw"}
         machine = vms.make_machine(shutdown=1, image=image)
-        session = Session(state, vms.make_spec(folder, machine), program=_PROGRAM)
+        session = Session(state, vms.make_spec(state.root, machine), program=_PROGRAM)
         try:
             session.wait_until_ready()
             yield session
