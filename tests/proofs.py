@@ -77,6 +77,10 @@ class Proof:
         """How often the thing is to be done."""
         return full if self.full else short
 
+    def within(self, limit_s: float) -> float:
+        """The limit that is asserted, seconds: the short form runs beside other tests, which slow it."""
+        return limit_s if self.full else 5 * limit_s
+
     def note(self, *, done: str, found: str, limit: str) -> None:
         """Write a row: what was done and how often, what came out, and what the limit is.
 

@@ -32,7 +32,7 @@ from qemuspawner.saved import find_suspended
 GONE_S = 2
 AT_ONCE = 4
 # After how long they are looked for, each time anew while there are any.
-LOOKS_S = (0.1, 0.3, 0.6, 1, 1.5, GONE_S)
+LOOKS_S = (0.1, 0.3, 0.6, 1, 1.5)
 # At which moment the supervisor is killed, with how long that takes here at most.
 MOMENTS_S = {"start": 0.6, "run": 0.3, "stop": 1.5, "suspend": 1.0}
 
@@ -69,12 +69,13 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 class Killer:
     """Starts sessions and kills their supervisors."""
 
-    def __init__(self, server: ForkServer, state: StatePaths) -> None:
+    def __init__(self, server: ForkServer, state: StatePaths, *, gone_s: float) -> None:
         self._server, self._state = server, state
         self._fake = FakeQemu(state.root / "fake")
         self._disk = guests.make_disk(state.root / "painter")
         self.kills: Counter[str] = Counter()
-        self.left: list[str] = []  # what was still there after 2 s
+        self._looks_s = (*LOOKS_S, gone_s)
+        self.left: list[str] = []  # what was still there at the last look
         self.slowest_s = 0.0
 
     async def kill_some(self, count: int) -> None:
@@ -123,7 +124,7 @@ class Killer:
 
     async def _note_left(self, session: ForkedSession, mark: str, what: str) -> None:
         killed = time.monotonic()
-        for look_s in LOOKS_S:
+        for look_s in self._looks_s:
             await asyncio.sleep(max(0, killed + look_s - time.monotonic()))
             left = await asyncio.to_thread(find_marked, mark)
             if not left:
@@ -137,7 +138,7 @@ class Killer:
 async def test_nothing_outlives_a_killed_supervisor(
     proof: Proof, server: ForkServer, state: StatePaths
 ) -> None:
-    killer = Killer(server, state)
+    killer = Killer(server, state, gone_s=proof.within(GONE_S))
 
     await killer.kill_some(proof.rounds(short=24, full=1000))
     before = folders(state)

@@ -143,5 +143,5 @@ async def test_a_killed_qemu_is_told_and_its_disk_stays_sound(
     )
     assert unsound == []
     assert left == []
-    assert told_s <= TOLD_S
-    assert polled_s <= POLLED_S
+    assert told_s <= proof.within(TOLD_S)
+    assert polled_s <= proof.within(POLLED_S)
