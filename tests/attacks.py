@@ -14,7 +14,11 @@ from qemuspawner.session.vm.guest import Guest
 from qemuspawner.spec import SESSION_OVERHEAD_MIB, SessionSpec
 
 MEMORY_MIB = 1024
-FORK_BOMB = "echo 'f() { f | f & }; f' > /run/bomb; setsid sh /run/bomb > /dev/null 2>&1 &"
+# Beyond what systemd lets a service have, and each goes on when no more can be made.
+FORK_BOMB = (
+    "echo 'echo $$ > /sys/fs/cgroup/cgroup.procs; f() { while :; do f & done; }; f' > /run/bomb;"
+    " setsid sh /run/bomb > /dev/null 2>&1 &"
+)
 
 
 def demo_spec(state: Path, server_name: str) -> SessionSpec:
