@@ -1,5 +1,6 @@
 """What is kept of desktops: offered, counted, shown and deleted by the hub. Nothing here runs a guest."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ import keeping
 import pytest
 from jupyterhub import orm
 
-from qemuspawner.hub.desktops import kept
+from qemuspawner.hub.desktops import keeps, kept
 from qemuspawner.hub.desktops.kept import (
     Sweeper,
     delete_kept,
@@ -810,6 +811,36 @@ async def test_looking_at_the_form_sweeps_once_an_hour(
     await hub.get_form(alice)
 
     assert (first, len(swept)) == (1, 2)
+
+
+@pytest.mark.parametrize("way", ["program", "form"])
+async def test_what_starts_while_its_server_is_deleted_starts_after_that(
+    way: str, start_hub: StartHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterHub has forgotten then that it stops, and takes its row away last."""
+    hub = await start_hub()
+    alice = await (hub.with_token("alice") if way == "program" else hub.log_in("alice"))
+    is_deleting, may_go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(keeps, "delete_kept", lambda _paths: is_deleting.set() or may_go_on.wait(60))
+    await hub.start(alice, {"machine": "mini"}, server_name="work")
+    await hub.wait_until_ready("alice", server_name="work")
+    former = hub.user("alice").orm_spawners["work"]
+    remove = hub.ask(alice, "DELETE", "users/alice/servers/work", json={"remove": True})
+    deleting = asyncio.create_task(remove)
+    await asyncio.to_thread(is_deleting.wait)
+
+    if way == "program":
+        start = hub.start(alice, {"machine": "mini"}, server_name="work")
+    else:
+        start = hub.submit_form(alice, server_name="work", machine="mini")
+    starting = asyncio.create_task(start)
+    await asyncio.sleep(0.5)
+    may_go_on.set()
+    answers = await asyncio.gather(deleting, starting)
+
+    assert [answer.status // 100 for answer in answers] in ([2, 2], [2, 3])
+    await hub.wait_until_ready("alice", server_name="work")
+    assert hub.user("alice").orm_spawners["work"] is not former
 
 
 def test_what_is_deleted_while_it_is_measured_takes_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from jupyterhub.metrics import SERVER_SPAWN_DURATION_SECONDS, ServerSpawnStatus
 from jupyterhub.spawner import SpawnException
 from tornado import web
 
+from qemuspawner.hub.admission.deletions import wait_while_deleted
 from qemuspawner.hub.admission.promises import KeepsPromise
 from qemuspawner.hub.json_body import ReadsJson
 
@@ -138,9 +139,10 @@ def _hand_over(spawner: Any) -> None:
 class StartPage(SpawnHandler):  # type: ignore[misc]
     """The form, and the start that it asks for."""
 
-    async def _post(self, *args: Any, **kwargs: Any) -> None:
+    async def _post(self, user_name: str, server_name: str, display_name: str) -> None:
+        await wait_while_deleted(user_name, server_name)
         try:
-            await super()._post(*args, **kwargs)
+            await super()._post(user_name, server_name, display_name)
         except UnicodeDecodeError as exc:
             raise web.HTTPError(400, "The form is not UTF-8.") from exc
 
@@ -168,6 +170,10 @@ class StartPage(SpawnHandler):  # type: ignore[misc]
 
 class StartHandler(UserServerAPIHandler, ReadsJson):  # type: ignore[misc]
     """A start by the API."""
+
+    async def post(self, user_name: str, server_name: str = "") -> None:
+        await wait_while_deleted(user_name, server_name)
+        await super().post(user_name, server_name)
 
     async def spawn_single_user(
         self, user: Any, server_name: str = "", display_name: str = "", options: Any = None

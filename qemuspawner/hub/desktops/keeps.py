@@ -10,6 +10,7 @@ from sqlalchemy import inspect
 from traitlets import Enum, Integer, List, Unicode, Union
 
 from qemuspawner import paths, scopes
+from qemuspawner.hub.admission.deletions import being_deleted
 from qemuspawner.hub.catalogue.offers import OffersMachines
 from qemuspawner.hub.desktops.cards import ShowsCards
 from qemuspawner.hub.desktops.kept import Kept, Sweeper, delete_all, delete_kept, list_kept, load_kept
@@ -131,6 +132,10 @@ class KeepsDesktops(ShowsCards, OffersMachines, KeepsRuns):
 
     async def delete_forever(self) -> None:
         """JupyterHub deletes this server, or its user."""
+        with being_deleted(self.user.name, self.name):
+            await self._delete_all_kept()
+
+    async def _delete_all_kept(self) -> None:
         deleted = await asyncio.to_thread(delete_kept, self._state_paths.session(self.session_id))
         left = [] if deleted or not self._find_kept(self.name) else [self.session_id]
         if not self.name:
