@@ -29,11 +29,13 @@ def being_deleted(user: str, server_name: str) -> Iterator[None]:
 
 
 async def _end(server: _Server, is_over: asyncio.Event) -> None:
-    for _ in range(_STEPS):
-        await asyncio.sleep(0)
-    is_over.set()
-    if _under_way.get(server) is is_over:
-        del _under_way[server]
+    try:
+        for _ in range(_STEPS):
+            await asyncio.sleep(0)
+    finally:
+        is_over.set()
+        if _under_way.get(server) is is_over:
+            del _under_way[server]
 
 
 async def wait_while_deleted(user: str, server_name: str) -> None:
