@@ -49,8 +49,8 @@ def test_french_and_german_are_there() -> None:
 
 def test_the_template_holds_what_the_sources_say() -> None:
     """`make messages` writes it."""
-    written = (LOCALES / f"{DOMAIN}.pot").read_text().splitlines()
-    wanted = SCRIPT["render"](SOURCES).decode().splitlines()
+    written = (LOCALES / f"{DOMAIN}.pot").read_bytes().splitlines(keepends=True)
+    wanted = SCRIPT["render"](SOURCES).splitlines(keepends=True)
 
     differing = [pair for pair in itertools.zip_longest(written, wanted) if len(set(pair)) == 2]
     assert not differing[:3], "Run 'make messages'."

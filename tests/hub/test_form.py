@@ -120,7 +120,7 @@ async def test_a_bad_field_is_refused_and_leaves_nothing(
     assert len(answer.text) < 100_000
     assert hub.session_folders() == []
     assert hub.spawner("alice").pid == 0
-    assert not hub.spawner("alice").orm_spawner.user_options
+    assert hub.spawner("alice").orm_spawner.user_options is None
 
 
 async def test_a_field_given_twice_is_refused(hub: hubs.Hub) -> None:
