@@ -1,7 +1,6 @@
 """The session's routes, served over a guest agent alone: without a hub, a relay or a QEMU of their own."""
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import vms
+from audit_log import audit_lines
 from local_agent import names_in
 from tornado import httpserver, web
 from tornado.testing import bind_unused_port
@@ -78,14 +78,9 @@ class Served:
         return URL(f"http://127.0.0.1:{self.port}{PREFIX}api/files")
 
     def audited(self) -> list[dict[str, Any]]:
-        lines = [
-            json.loads(line)
-            for path in (self.root / "sessions").glob(".audit-*/*.jsonl")
-            for line in path.read_text().splitlines()
-        ]
         return [
             {key: line[key] for key in line if key in ("event", "by", "path", "size_bytes", "of_bytes")}
-            for line in lines
+            for line in audit_lines(self.root)
         ]
 
     def left_over(self) -> list[str]:

@@ -106,7 +106,7 @@ async def test_what_is_not_kept_is_refused_in_a_sentence(
 
     assert answer.status == 400
     assert sentence in json.loads(answer.text)["message"]
-    assert not hub.spawner("alice").orm_spawner.user_options
+    assert hub.spawner("alice").orm_spawner.user_options is None
 
 
 @pytest.mark.parametrize("sleeping", ["boot", "discard", "19a0000001"])

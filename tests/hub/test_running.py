@@ -10,6 +10,7 @@ from typing import Any
 
 import hubs
 import pytest
+from audit_log import audit_lines
 from jupyterhub import orm
 
 from qemuspawner.hub.sessions import running
@@ -44,9 +45,7 @@ async def status_of(hub: hubs.Hub, owner: hubs.Person) -> dict[str, Any]:
 
 
 def audit(state_dir: Path) -> list[dict[str, Any]]:
-    files = sorted((state_dir / "sessions").glob(".audit-*/*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [line for line in lines if line["event"].startswith("ext")]
+    return [line for line in audit_lines(state_dir) if line["event"].startswith("ext")]
 
 
 async def test_running_desktops_are_listed_with_the_time_that_is_left(hub: hubs.Hub) -> None:

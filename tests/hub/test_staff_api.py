@@ -9,6 +9,7 @@ from typing import Any
 
 import hubs
 import pytest
+from audit_log import audit_lines
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m"
@@ -116,12 +117,7 @@ async def test_a_message_reaches_the_session_in_the_name_of_who_sent_it(
     read = await alice.request("GET", f"{hub.spawner('alice').server.url}api/status")
     message = json.loads(read.text)["staff_message"]
     assert (message["by"], message["text"]) == ("root", "<img src=x onerror=alert(1)> [31m")
-    lines = [
-        json.loads(line)
-        for file in (state_dir / "sessions").glob(".audit-*/*.jsonl")
-        for line in file.read_text().splitlines()
-    ]
-    assert [line["by"] for line in lines if line["event"] == "message"] == ["root"]
+    assert [line["by"] for line in audit_lines(state_dir) if line["event"] == "message"] == ["root"]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "x" * 1001, 5, None])

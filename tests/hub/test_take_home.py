@@ -10,6 +10,7 @@ import hubs
 import live
 import published
 import pytest
+from audit_log import audit_lines
 from axe import find_barriers
 from chromium import LogIn
 from forked import wait_for
@@ -45,14 +46,6 @@ async def alice(hub: hubs.Hub, world: published.World) -> hubs.Person:
 def allow(world: published.World, *, download: bool = True, **keys: Any) -> None:
     file = world.machines / "base/machine.toml"
     file.write_text(set_keys(file.read_text(), {"download": download, **keys}))
-
-
-def audit_lines(world: published.World) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for log in sorted(world.state.audit.glob("*.jsonl"))
-        for line in log.read_text().splitlines()
-    ]
 
 
 async def ask(hub: hubs.Hub, person: hubs.Person, method: str, path: str) -> Any:
@@ -125,11 +118,13 @@ async def test_what_was_downloaded_is_in_the_audit_log(
     await fetch(hub, alice, DESKTOP, Range="bytes=0-99")
 
     # The hub notes what it sent after the last of it is sent.
-    await wait_for(lambda: len(audit_lines(world)) > 1)
+    await wait_for(lambda: len(audit_lines(hub.state_dir)) > 1)
     about = {"by": "alice", "owner": "alice", "server": "", "machine": "base"}
     about["session"] = session_id("alice", "")
     sent = {"event": "download-image", "size_bytes": 100, "of_bytes": file["size_bytes"]}
-    assert [{key: value for key, value in line.items() if key != "at"} for line in audit_lines(world)] == [
+    assert [
+        {key: value for key, value in line.items() if key != "at"} for line in audit_lines(hub.state_dir)
+    ] == [
         {"event": "pack-image", **about},
         {**sent, **about},
     ]

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import guests
 import pytest
@@ -12,6 +11,7 @@ import relays
 import rfb_streams
 import vms
 from hypothesis import strategies as st
+from processes import resident_mib
 from proofs import Proof
 from sessions import Session, sessions_state, wait_for
 
@@ -66,12 +66,7 @@ class Memory:
         return [round(now - before, 1) for now, before in zip(self._look(), self._before, strict=True)]
 
     def _look(self) -> list[float]:
-        return [_resident_mib(pid) for pid in self._pids]
-
-
-def _resident_mib(pid: int) -> float:
-    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return int(next(row for row in rows if row.startswith("Rss:")).split()[1]) / 1024
+        return [resident_mib(pid) for pid in self._pids]
 
 
 async def test_random_streams_and_handshakes_leave_session_and_qemu_as_they_were(

@@ -15,6 +15,7 @@ import hubs
 import live
 import pytest
 import pytest_asyncio
+from audit_log import audit_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -98,12 +99,7 @@ def colour(picture: bytes) -> tuple[int, ...]:
 
 
 def audited(hub: live.LiveHub, event: str) -> list[dict[str, Any]]:
-    lines = [
-        json.loads(line)
-        for path in hub.state.glob("sessions/.audit-*/*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    return [line for line in lines if line["event"] == event]
+    return [line for line in audit_lines(hub.state) if line["event"] == event]
 
 
 # What it does
