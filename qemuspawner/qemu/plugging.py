@@ -67,7 +67,12 @@ async def unplug(qemu: QemuProcess, number: int, *, is_virtiofs: bool) -> None:
             Text("The machine did not give a folder back within {unplug_s} s.", unplug_s=_UNPLUG_S)
         ) from exc
     if is_virtiofs:
-        await qemu.execute("chardev-remove", id=name)
+        await disconnect_virtiofs(qemu, number)
+
+
+async def disconnect_virtiofs(qemu: QemuProcess, number: int) -> None:
+    """What is left of one when its device has gone. Raises VmError where QEMU refuses."""
+    await qemu.execute("chardev-remove", id=device_id(number))
 
 
 async def remove_device(qemu: QemuProcess, name: str) -> None:

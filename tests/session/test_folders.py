@@ -1,5 +1,6 @@
 """Folders of a VM with a QEMU and a guest of ours: what may go wrong on the way in and out."""
 
+import asyncio
 import contextlib
 import re
 import signal
@@ -109,6 +110,7 @@ class FakeQemu:
     def __init__(self) -> None:
         self.asked: list[tuple[str, object]] = []
         self.fails: str = ""
+        self.goes_when_it_fails = False
         self.there: set[object] = set()
 
     async def execute(self, command: str, **arguments: object) -> object:
@@ -116,6 +118,8 @@ class FakeQemu:
             return [{"name": name} for name in self.there]
         self.asked.append((command, arguments.get("id")))
         if command == self.fails:
+            if self.goes_when_it_fails:
+                self.there.discard(arguments["id"])
             raise VmError(f"QEMU did not answer '{command}' within 5 s.")
         if command == "device_add":
             self.there.add(arguments["id"])
@@ -136,9 +140,12 @@ class FakeAgent:
     def __init__(self) -> None:
         self.answer: tuple[int, str] | VmError = (0, "")
         self.asked: list[tuple[str, ...]] = []
+        self.is_free = asyncio.Event()  # to go on
+        self.is_free.set()
 
     async def run(self, *argv: str, **_: object) -> tuple[int, str]:
         self.asked.append(argv[3:])
+        await self.is_free.wait()
         if isinstance(self.answer, VmError):
             raise self.answer
         return self.answer
@@ -242,3 +249,52 @@ async def test_a_device_that_went_when_nobody_waited_is_plugged_anew() -> None:
 
     assert parts.qemu.asked == [("device_add", "qemuspawner0")] * 2
     assert [one.way for one in parts.folders.statuses] == ["9p"]
+
+
+async def test_what_is_being_mounted_is_mounted_before_it_is_taken_out() -> None:
+    """Who asked for it has gone, the guest goes on with it: it would keep a device that is taken out."""
+    parts = Parts("a")
+    parts.agent.is_free.clear()
+    attaching = asyncio.create_task(parts.attach())
+    await asyncio.sleep(0.05)
+    attaching.cancel()
+
+    detaching = asyncio.create_task(parts.detach())
+    await asyncio.sleep(0.05)
+    asked_beside_it = [words[0] for words in parts.agent.asked]
+    parts.agent.is_free.set()
+    await detaching
+
+    assert asked_beside_it == ["mount"]
+    assert [words[0] for words in parts.agent.asked] == ["mount", "unmount"]
+    assert parts.qemu.asked == [("device_add", "qemuspawner0"), ("device_del", "qemuspawner0")]
+
+
+async def test_a_guest_that_hangs_in_mounting_does_not_hold_the_end_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qemuspawner.session.inside.folders._PATIENCE_S", 0.1)
+    parts = Parts("a")
+    parts.agent.is_free.clear()
+    attaching = asyncio.create_task(parts.attach())
+    await asyncio.sleep(0.05)
+    attaching.cancel()
+
+    detaching = asyncio.create_task(parts.detach())
+    async with asyncio.timeout(10):
+        while len(parts.agent.asked) < 2:
+            await asyncio.sleep(0.01)
+    parts.agent.is_free.set()
+    await detaching
+
+    assert [words[0] for words in parts.agent.asked] == ["mount", "unmount"]
+
+
+async def test_a_device_that_goes_just_before_it_is_taken_out_is_out() -> None:
+    parts = Parts("a")
+    await parts.attach()
+    parts.qemu.fails, parts.qemu.goes_when_it_fails = "device_del", True
+
+    await parts.detach()
+
+    assert [one.way for one in parts.folders.statuses] == [""]

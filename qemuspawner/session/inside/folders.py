@@ -4,6 +4,7 @@ By virtiofs where the host has virtiofsd, else by QEMU's own 9p. A desktop that 
 always takes 9p: its memory is its own copy of what others share, and virtiofsd could not see it.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -18,7 +19,14 @@ from qemuspawner.errors import HostError, QemuSpawnerError, SessionError, VmErro
 from qemuspawner.paths import FOLDERS_SCRIPT, MOUNTING_SCRIPT, SessionPaths
 from qemuspawner.qemu.agent import ENVIRONMENT, GuestAgent
 from qemuspawner.qemu.folders import Ids, OpenFolder, check_binding, folder_place, open_folder
-from qemuspawner.qemu.plugging import device_id, is_plugged, plug_9p, plug_virtiofs, unplug
+from qemuspawner.qemu.plugging import (
+    device_id,
+    disconnect_virtiofs,
+    is_plugged,
+    plug_9p,
+    plug_virtiofs,
+    unplug,
+)
 from qemuspawner.qemu.process import Log, QemuProcess
 from qemuspawner.qemu.virtiofs import FolderServer, find_virtiofsd, start_server
 from qemuspawner.qemu.vm import SPARE_PORTS, Export, Vm
@@ -31,6 +39,8 @@ log = logging.getLogger(__name__)
 _MOUNT_TIMEOUT_S = 120
 # A file server that is away keeps one waiting.
 _UNMOUNT_TIMEOUT_S = 45
+# A session that ends does not wait longer for folders that are just being mounted.
+_PATIENCE_S = 20
 _MAX_WORDS = 200
 # Nothing of the host's makes root of somebody in the guest. Larger messages are quicker, and "mmap" is what
 # programs with databases need.
@@ -152,6 +162,7 @@ class GuestFolders:
         self._plugged: set[int] = set()
         self._servers: dict[int, FolderServer] = {}
         self._statuses = {number: _status(folder) for number, folder in enumerate(plan.folders)}
+        self._script: asyncio.Task[tuple[int, str]] | None = None  # the last that the guest was given
 
     @property
     def statuses(self) -> tuple[FolderStatus, ...]:
@@ -212,6 +223,14 @@ class GuestFolders:
             else:
                 self._note(number, way=self._plan.way)
 
+    async def attach_anew(self, agent: GuestAgent) -> None:
+        """The same in a guest that has booted once more, and has nothing mounted."""
+        if self._plan.way == "virtiofs":
+            # Its server takes a file system to be mounted still.
+            with contextlib.suppress(VmError):
+                await self.detach(agent, ends_programs=False)
+        await self.attach(agent)
+
     async def _plug(self, number: int) -> None:
         if self._plan.way == "9p":
             await plug_9p(self._qemu, self._vm, number)
@@ -259,20 +278,27 @@ class GuestFolders:
             try:
                 await unplug(self._qemu, number, is_virtiofs=self._plan.way == "virtiofs")
             except VmError:
-                # QEMU waits for a server that hangs, and goes on when that is gone.
-                self._stop_server(number)
-                raise
-            self._plugged.discard(number)
-            self._stop_server(number)
-            self._note(number)
+                # It may have gone just before it was asked for.
+                await self._forget_if_gone(number)
+                if number in self._plugged:
+                    # QEMU waits for a server that hangs, and goes on when that is gone.
+                    self._stop_server(number)
+                    raise
+            else:
+                self._forget(number)
 
     async def _forget_if_gone(self, number: int) -> None:
         """A guest that boots meanwhile gives a device back when nobody waits for it any more."""
         with contextlib.suppress(VmError):
             if number in self._plugged and not await is_plugged(self._qemu, number):
-                self._plugged.discard(number)
-                self._stop_server(number)
-                self._note(number)
+                self._forget(number)
+                if self._plan.way == "virtiofs":
+                    await disconnect_virtiofs(self._qemu, number)
+
+    def _forget(self, number: int) -> None:
+        self._plugged.discard(number)
+        self._stop_server(number)
+        self._note(number)
 
     def _stop_server(self, number: int) -> None:
         server = self._servers.pop(number, None)
@@ -299,15 +325,22 @@ class GuestFolders:
             folder = self._plan.folders[number]
             options = _OPTIONS[self._plan.way] + (",ro" if folder.read_only else "")
             arguments += [device_id(number), self._plan.way, options, folder.mount]
-        code, output = await agent.run(
-            *("/bin/sh", "-s", "--", verb, *arguments),
-            stdin=MOUNTING_SCRIPT.read_bytes() + FOLDERS_SCRIPT.read_bytes(),
-            env=ENVIRONMENT,
-            timeout_s=_MOUNT_TIMEOUT_S if verb == "mount" else _UNMOUNT_TIMEOUT_S,
+        # Who waited for the last one may have gone. Beside it a folder would be mounted behind our back.
+        if self._script is not None:
+            await asyncio.wait([self._script], timeout=_PATIENCE_S)
+        plugged = sorted(self._plugged)
+        self._script = asyncio.create_task(
+            agent.run(
+                *("/bin/sh", "-s", "--", verb, *arguments),
+                stdin=MOUNTING_SCRIPT.read_bytes() + FOLDERS_SCRIPT.read_bytes(),
+                env=ENVIRONMENT,
+                timeout_s=_MOUNT_TIMEOUT_S if verb == "mount" else _UNMOUNT_TIMEOUT_S,
+            )
         )
-        if not code:
-            return {}
-        return _parse_failures(output, sorted(self._plugged))
+        # Asked for, so that nobody complains where the waiter has gone.
+        self._script.add_done_callback(lambda done: done.cancelled() or done.exception())
+        code, output = await asyncio.shield(self._script)
+        return _parse_failures(output, plugged) if code else {}
 
     def _note(self, number: int, *, way: FolderWay | None = None, problem: str = "") -> None:
         if problem:

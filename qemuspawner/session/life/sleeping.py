@@ -1,7 +1,6 @@
 """What a session saves of its VM: asleep, at checkpoints, and what is left at an end."""
 
 import asyncio
-import contextlib
 
 from msgspec import structs
 
@@ -23,25 +22,25 @@ class Saves(Life):
     async def _attach_folders(self, guest: Guest, *, is_anew: bool = False) -> None:
         """Bring the folders into a guest that has come up, and say what became of each of the host's.
 
-        `is_anew`: it has booted once more, and virtiofsd takes a file system to be mounted still.
+        `is_anew`: it has booted once more.
         """
         self.remote_folders.forget()
         assert self.keeper is not None
         # Not while it is saved, which is without them.
         async with self.keeper.lock:
             if self._guest is guest and self._state == "running":
-                if is_anew:
-                    with contextlib.suppress(VmError):
-                        await self._detach(guest)
-                await self._attach(guest)
+                await self._attach(guest, is_anew=is_anew)
                 for text, level in guest.folders.describe():
                     self.report(text, level=level)
 
-    async def _attach(self, guest: Guest) -> None:
+    async def _attach(self, guest: Guest, *, is_anew: bool = False) -> None:
         if guest.agent is not None:
             self.remote_folders.resume(guest.agent)
             if guest.folders.statuses:
-                await guest.folders.attach(guest.agent)
+                if is_anew:
+                    await guest.folders.attach_anew(guest.agent)
+                else:
+                    await guest.folders.attach(guest.agent)
                 self._note_change()
 
     async def _detach(self, guest: Guest, *, ends_programs: bool = False) -> None:

@@ -316,7 +316,12 @@ class Supervisor(GivesWay):
             return
         with guest.qemu.events("RESET") as events:
             async for _ in events:
-                if self._was_up and await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
+                # A PC's firmware resets it a few times more, and so may whoever finds that it takes long.
+                while is_up := await guest.agent.wait_until_ready(timeout_s=_AGENT_TIMEOUT_S):
+                    if events.empty():
+                        break
+                    events.clear()
+                if is_up and self._was_up:
                     await self._attach_folders(guest, is_anew=True)
 
     async def _watch_first_boot(self, guest: Guest) -> None:
