@@ -25,6 +25,10 @@ from qemuspawner.session import run_session
 from qemuspawner.session.host.memories import Memories
 from qemuspawner.spec import LISTEN_VARIABLE
 
+# Where the extra `fast` is installed; as above.
+with contextlib.suppress(ImportError):
+    import uvloop  # noqa: F401
+
 log = logging.getLogger(__name__)
 
 

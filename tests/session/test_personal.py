@@ -102,11 +102,20 @@ def test_every_start_has_another_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "branch", "bounces"),
-    [("cold", "", 0), ("restored", "", 1), ("woken", "", 0), ("woken", "id/name", 1), ("cold", "id/name", 0)],
+    ("way", "mode", "branch", "bounces"),
+    [
+        ("cold", "internet", "", 0),
+        ("restored", "none", "", 0),
+        ("restored", "internet", "", 1),
+        ("woken", "none", "id/name", 1),
+        ("cold", "none", "id/name", 0),
+    ],
 )
-async def test_a_twin_asks_for_its_address_anew(way: str, branch: str, bounces: int) -> None:
-    guest = await told(make_spec(branch=branch), way)
+async def test_who_comes_into_another_network_asks_for_its_address_anew(
+    way: str, mode: Any, branch: str, bounces: int
+) -> None:
+    """A template was made without one."""
+    guest = await told(make_spec(branch=branch, network=Network(mode=mode)), way)
 
     pull, plug = ({"execute": "set_link", "name": "net0", "up": up} for up in (False, True))
     assert guest.qemu.executed == [pull, plug] * bounces

@@ -12,6 +12,7 @@ import logging
 import time
 
 from qemuspawner.errors import VmError, printable
+from qemuspawner.network import Network
 from qemuspawner.paths import PERSONALISE_SCRIPT
 from qemuspawner.qemu.agent import GuestAgent
 from qemuspawner.qemu.command import NETWORK
@@ -46,10 +47,12 @@ async def personalise(guest: Guest, spec: SessionSpec) -> None:
 
 def _has_another_network(guest: Guest, spec: SessionSpec) -> bool:
     """Whether what the guest was told of its network may be true no more: it may have a router now."""
-    if guest.plan.way == "restored" or (guest.plan.restores and spec.branch):
-        return True
+    if not guest.plan.restores:
+        return False
     before = guest.plan.saved.spec if guest.plan.saved is not None else None
-    return guest.plan.restores and before is not None and before.network != spec.network
+    # A template is made without one. Asking for nothing new would cost each copy memory and time.
+    network = Network() if before is None else before.network
+    return bool(spec.branch) or spec.network != network
 
 
 async def _run_script(agent: GuestAgent, spec: SessionSpec, *, way: str) -> None:
