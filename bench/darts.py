@@ -33,6 +33,7 @@ import live
 from bootable import make_bootable
 from darts_site import Darts, RefusedError, install, processes_of, running_darts
 from figures import record, show_spread
+from processes import pss_mib
 from vnc_client import WebVncClient
 from yarl import URL
 
@@ -223,15 +224,6 @@ async def colour(viewer: WebVncClient) -> bytes:
 # Memory
 
 
-def pss_mib(pid: int, kind: str = "Pss:") -> float:
-    """0 where it has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(kind):
-                return int(line.split()[1]) / 1024
-    return 0.0
-
-
 def helpers_of_theirs(root: Path) -> float:
     """MiB of all its processes but QEMU."""
     return sum(pss_mib(pid) for pid, words in processes_of(root).items() if "qemu-system" not in words[0])
@@ -240,7 +232,7 @@ def helpers_of_theirs(root: Path) -> float:
 def helpers_of_ours(root: Path) -> float:
     """MiB of all else in this PID namespace but QEMU, with what this benchmark's Python shares with it."""
     theirs, own = processes_of(root), os.getpid()
-    found = pss_mib(own, "Pss_File:")
+    found = pss_mib(own, "Pss_File")
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in {*theirs, own}:
             with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ import hubs
 import stub_cluster
 from figures import record
 from hub_process import HubProcess, running_hub_process
+from processes import pss_mib
 from slurm import cpu_s
 
 # At once; JupyterHub's own concurrent_spawn_limit is 100.
@@ -79,13 +80,6 @@ class Row:
     list_ms: float  # all of them for staff
     scrape_ms: float
     restart_ms: float
-
-
-def pss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no Pss")
 
 
 @dataclass(kw_only=True)

@@ -7,15 +7,18 @@ until a program inside runs. Memory is PSS of what stays beside QEMU. Prints Mar
 """
 
 import argparse
-import contextlib
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
 from figures import record
+from processes import find_descendants, pss_mib
 
 from qemuspawner.network import Network
 from qemuspawner.qemu.jail import in_jail, tie_to_parent
@@ -42,25 +45,9 @@ def beside_mib(outside: Outside | None) -> float:
     """PSS of all that is started, after a second in which it has settled."""
     with subprocess.Popen(jailed("sleep", "60", outside=outside)) as process:
         time.sleep(1)
-        found = {process.pid}
-        while more := {pid for parent in found for pid in children(parent)} - found:
-            found |= more
-        size = sum(pss_mib(pid) for pid in found)
+        size = sum(map(pss_mib, {process.pid, *find_descendants(process.pid)}))
         process.kill()
     return size
-
-
-def children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def pss_mib(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-    return 0
 
 
 def shown(values: list[float]) -> str:

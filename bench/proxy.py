@@ -12,13 +12,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
 import aiohttp
 from aiohttp import web
 from jupyterhub.utils import random_port
+from processes import pss_mib
 
 _PIECE = bytes(16 * 1024)
 _UPDATES_A_S = 10
@@ -49,13 +53,6 @@ async def paint(request: web.Request) -> web.WebSocketResponse:
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
-def pss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no Pss")
 
 
 def last_child(pid: int) -> int:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import hubs
 import live
 from figures import record
+from processes import find_descendants, pss_mib
 
 from qemuspawner.locks import find_holder
 from qemuspawner.machines.catalogue import load_machine
@@ -92,25 +93,6 @@ async def start_by_form(hub: live.LiveHub, person: hubs.Person, machine_id: str,
     return taken
 
 
-def pss_mib(pid: int) -> float:
-    """0 where it has ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    # Threads and helpers of a start end while they are looked at.
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *children(int(child))]
-    return found
-
-
 def memory_of(hub: live.LiveHub, names: list[str]) -> tuple[float, float]:
     """PSS in MiB of the supervisors with their fork server, and of the walls between them and QEMU."""
     walls = 0.0
@@ -119,7 +101,7 @@ def memory_of(hub: live.LiveHub, names: list[str]) -> tuple[float, float]:
         pid = find_holder(StatePaths(root=hub.state).session(session_id(USER, name)).lock)
         assert pid is not None
         processes |= {pid, *fork_server_of(pid)}
-        for child in children(pid):
+        for child in find_descendants(pid):
             if not os.path.realpath(f"/proc/{child}/exe").startswith("/usr/bin/qemu-system"):
                 walls += pss_mib(child)
     return sum(map(pss_mib, processes)), walls

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -26,12 +26,13 @@ import live
 import vms
 import writing_guest
 from figures import record
+from processes import list_programs, pss_mib
 from vnc_client import VncClient
 
 from qemuspawner.locks import find_holder
 from qemuspawner.machine import Machine
 from qemuspawner.machines.catalogue import load_machine
-from qemuspawner.paths import EXAMPLE_MACHINES, SavedPaths, SessionPaths, StatePaths, session_id
+from qemuspawner.paths import EXAMPLE_MACHINES, SavedPaths, StatePaths, session_id
 from qemuspawner.qemu.memory import load_memory
 from qemuspawner.saved import list_saved
 from qemuspawner.session.vm.guest import Guest
@@ -237,25 +238,9 @@ def session_pss(hub: live.LiveHub, name: str) -> dict[str, float]:
     supervisor = find_holder(paths.lock)
     assert supervisor
     found = {"supervisor": pss_mib(supervisor), "walls": 0.0, "qemu": 0.0}
-    for pid, program in processes_of(paths):
-        found["qemu" if "qemu-system" in program else "walls"] += pss_mib(pid)
+    for pid, program in list_programs(paths):
+        found["qemu" if "qemu-system" in Path(program).name else "walls"] += pss_mib(pid)
     return found
-
-
-def processes_of(paths: SessionPaths) -> Iterator[tuple[int, str]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if any(str(paths.root) in word for word in words):
-                    yield int(entry.name), Path(words[0]).name
-
-
-def pss_mib(pid: int) -> float:
-    for text in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if text.startswith("Pss:"):
-            return int(text.split()[1]) / 1024
-    return 0.0
 
 
 async def main() -> None:

@@ -12,7 +12,7 @@ def find_processes(paths: SessionPaths) -> list[int]:
 
     The supervisor itself is not among them: it is told its session in the environment.
     """
-    return [pid for pid, _ in _named(paths)]
+    return [pid for pid, _ in list_programs(paths)]
 
 
 def find_qemu(paths: SessionPaths) -> int | None:
@@ -22,7 +22,7 @@ def find_qemu(paths: SessionPaths) -> int | None:
 
 def find_qemus(paths: SessionPaths) -> list[int]:
     """All of them, where there should be one at most."""
-    return [pid for pid, program in _named(paths) if Path(program).name.startswith("qemu-system")]
+    return [pid for pid, program in list_programs(paths) if Path(program).name.startswith("qemu-system")]
 
 
 def find_marked(mark: str) -> list[str]:
@@ -36,7 +36,8 @@ def find_marked(mark: str) -> list[str]:
     return found
 
 
-def _named(paths: SessionPaths) -> Iterator[tuple[int, str]]:
+def list_programs(paths: SessionPaths) -> Iterator[tuple[int, str]]:
+    """The same as `find_processes`, each with the path of its program."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             # Without an answer where it ended meanwhile; a zombie has no words.
@@ -44,6 +45,17 @@ def _named(paths: SessionPaths) -> Iterator[tuple[int, str]]:
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 if any(str(paths.root) in word for word in words):
                     yield int(entry.name), words[0]
+
+
+def find_descendants(pid: int) -> set[int]:
+    """Whatever a process has started, and what that has, as far as it runs still."""
+    found = set()
+    # Threads and helpers end while they are looked at.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found |= {int(child), *find_descendants(int(child))}
+    return found
 
 
 def count_descriptors(pid: int) -> int:
@@ -54,6 +66,14 @@ def count_descriptors(pid: int) -> int:
 def resident_mib(pid: int) -> float:
     """The memory of a process, also what it shares with others."""
     return _memory_mib(pid, "Rss")
+
+
+def pss_mib(pid: int, kind: str = "Pss") -> float:
+    """The memory of a process with its part of what it shares with others; 0 where it has ended."""
+    try:
+        return _memory_mib(pid, kind)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def private_mib(pid: int) -> float:
