@@ -1,6 +1,7 @@
 """S6: whatever is posted is accepted or refused; nothing of it is a program's argument or a file's name."""
 
 import contextlib
+import json
 import random
 import re
 import sys
@@ -19,6 +20,7 @@ from proofs import Proof
 from tornado import web
 
 from qemuspawner.hub.admission.gate import StartHandler
+from qemuspawner.paths import session_id
 from qemuspawner.session.web.routes import ROUTES
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
@@ -139,37 +141,75 @@ async def test_a_form_is_accepted_or_refused(hub: hubs.Hub, proof: Proof) -> Non
 async def test_a_start_by_the_api_is_accepted_or_refused(hub: hubs.Hub, proof: Proof) -> None:
     alice = await hub.with_token("alice")
     url = hub.url / "api/users/alice/server"
-    names = st.sampled_from(sorted(FIELDS)) | nasty.texts
-    options = st.dictionaries(names, st.sampled_from(["mini", 1, 2, "1 h"]) | nasty.JSON, max_size=5)
+    good = st.sampled_from([(name, value) for name, values in FIELDS.items() for value in values])
+    bad = st.tuples(st.sampled_from(["machine", *FIELDS]) | nasty.texts, nasty.JSON)
+    # Most have a machine: without one nothing else is looked at.
+    options = st.lists(good | good | bad, max_size=4).map(lambda some: {"machine": "capable", **dict(some)})
     bodies = nasty.json_bodies(options.map(lambda one: {"user_options": one}) | nasty.JSON)
+    await hub.start(alice, {"machine": "mini"})
+    usual = await settle(hub, "alice")
+    before = find_files(hub)
     answers: Counter[int] = Counter()
     odd: list[tuple[int, bytes]] = []
+    started: Counter[bytes] = Counter()
 
     for body in (*nasty.HALF, *nasty.draw(bodies, proof.rounds(short=120, full=10_000))):
         headers = {"Content-Type": "application/json"}
         answer = await alice.request("POST", url, data=body, headers=headers)
         answers[answer.status] += 1
         if answer.status in (201, 202):
-            await settle(hub, "alice")
+            started[await settle(hub, "alice")] += 1
         elif answer.status not in _BAD:
             odd.append((answer.status, body))
 
+    new = find_files(hub) - before
     proof.note(
         done=f"{answers.total()} starts by the API, drawn by hypothesis",
-        found=", ".join(f"{count} times {status}" for status, count in sorted(answers.items())),
-        limit="201, 202, 400, 413",
+        found=", ".join(f"{count} times {status}" for status, count in sorted(answers.items()))
+        + f"; {started.total()} desktops with {len(started)} command line, {len(new)} files left",
+        limit="201, 202, 400, 413; 1 command line; 0 files",
     )
     assert odd == []
+    assert [*started] == [usual]
+    assert new == set()
     assert hub.session_folders() == []
 
 
+# What stands in the paths of our routes, for things that there are.
+PLACES = {
+    "users/([^/]+)": "users/alice",
+    "machines/([^/]+)": "machines/capable",
+    "versions/([0-9]{1,6})": "versions/1",
+    "uploads/([^/]+)": "uploads/disk",
+    "hosts/([^/]+)": "hosts/elsewhere",
+    "announcements/([0-9]{1,18})": "announcements/1",
+    "publications/([0-9]{1,9})": "publications/1",
+    "settings/(.+)": "settings/mine",
+    "favourites/(machine|proposal)/(.+)": "favourites/machine/capable",
+    "favourites/(machine|proposal)": "favourites/machine",
+    "saved/([0-9a-f]{20})/([0-9a-f]{6,20})": f"saved/{session_id('alice', '')}/abcdef",
+    "saved/([0-9a-f]{20})": f"saved/{session_id('alice', '')}",
+    **{
+        f"{name}/([^/]*)": f"{name}/"
+        for name in ("desktops", "desktop-shares", "desktop-people", "access-requests")
+    },
+}
+# What is done where nothing is changed in it.
+GOOD: dict[str, dict[str, object]] = {
+    "announcements": {"text": "Maintenance"},
+    "desktops/hosts/elsewhere/drain": {"reason": "Maintenance"},
+    "users/alice/settings/mine": {"machine": "capable"},
+    "users/alice/mails": {"wanted": True},
+}
+
+
 def find_routes() -> Iterator[tuple[str, str]]:
-    """Method and path of each of our routes that takes a body, for things that there are."""
+    """Method and path of each of our routes that takes a body."""
     for pattern, handler, *_ in apihandlers.default_handlers:
         if handler.__module__.startswith("qemuspawner.") and handler is not StartHandler:
             path = pattern.removeprefix("/api/")
-            for known in ("alice", "", "mini"):
-                path = re.sub(r"\([^()]*\)", known, path, count=1)
+            for place, known in PLACES.items():
+                path = path.replace(place, known)
             yield from ((method, path) for method in find_methods(handler))
 
 
@@ -185,30 +225,28 @@ async def test_a_request_of_the_hubs_api_is_done_or_refused(hub: hubs.Hub, proof
     """Every route of ours, by who may most."""
     admin = await hub.with_token("root", admin=True)
     hub.user("alice")
-    routes = [*find_routes()]
-    known = (
-        "name",
-        "notes",
-        "text",
-        "user",
-        "group",
-        "expires_in",
-        "seconds",
-        "grant",
-        "reason",
-        "machine",
-        "to",
+    # What was made is there for those that change it, and is deleted last.
+    routes = sorted(find_routes(), key=lambda route: route[0] == "DELETE")
+    known = sorted(
+        {name for body in GOOD.values() for name in body}
+        | {"name", "notes", "user", "group", "seconds", "machine"}
     )
-    fields = st.sampled_from(known) | nasty.texts
-    bodies = nasty.json_bodies(st.dictionaries(fields, nasty.JSON, max_size=4) | nasty.JSON)
+    fields = st.dictionaries(st.sampled_from(known) | nasty.texts, nasty.JSON, max_size=2)
+    count = proof.rounds(short=5, full=400)
+    changes = nasty.draw(fields, count)
+    broken = [*nasty.HALF, *nasty.draw(nasty.json_bodies(nasty.JSON), count // 5)]
     answers: Counter[int] = Counter()
-    odd: list[tuple[int, str, str, bytes]] = []
+    odd: list[tuple[int, str, str, str | bytes]] = []
+    done: set[str] = set()
 
-    for body in (*nasty.HALF, *nasty.draw(bodies, proof.rounds(short=5, full=400))):
+    for change in ({}, *changes, *broken):
         for method, path in routes:
+            body = change if isinstance(change, bytes) else json.dumps({**GOOD.get(path, {}), **change})
             answer = await hub.ask(admin, method, path, data=body)
             answers[answer.status] += 1
-            if answer.status >= 500:
+            if answer.status < 300:
+                done.add(path)
+            elif answer.status >= 500:
                 odd.append((answer.status, method, path, body))
 
     proof.note(
@@ -217,6 +255,7 @@ async def test_a_request_of_the_hubs_api_is_done_or_refused(hub: hubs.Hub, proof
         limit="less than 500",
     )
     assert odd == []
+    assert {*GOOD, "announcements/1", "announcements/1/acknowledgement"} <= done
 
 
 @pytest.mark.goal("S6")

@@ -30,6 +30,9 @@ async def desktop(hub: live.LiveHub) -> URL:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def alice(hub: live.LiveHub, desktop: URL) -> AsyncIterator[hubs.Person]:
     async with hub.person("alice", token=await hub.new_token("alice")) as person:
+        # Its screen has another size before it paints.
+        async with RfbClient(person, desktop) as first:
+            await colour(first)
         yield person
 
 
