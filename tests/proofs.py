@@ -5,8 +5,10 @@ prove` runs it, it is as long as its goal says, and its findings become the goal
 """
 
 import datetime
+import os
 import platform
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,9 +125,16 @@ class Table:
 
 def _row(finding: Finding, *, failed: bool) -> str:
     found = f"**failed**: {finding.found}" if failed else finding.found
-    where = f"{datetime.date.today()}, {platform.machine()}, Linux {platform.release().split('-')[0]}"
+    machine = f"{platform.machine()} with {len(os.sched_getaffinity(0))} CPUs"
+    where = f"{datetime.date.today()}, {_version()}, {machine}, Linux {platform.release().split('-')[0]}"
     cells = (finding.goal, GOALS[finding.goal], finding.done, found, finding.limit, where)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _version() -> str:
+    """The commit that was proved, and whether something differed from it."""
+    command = ["git", "-C", TABLE.parent, "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _read_rows() -> Iterator[tuple[str, list[str]]]:

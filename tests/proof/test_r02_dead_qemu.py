@@ -114,7 +114,8 @@ async def test_a_killed_qemu_is_told_and_its_disk_stays_sound(
 ) -> None:
     hub = await start_hub(pre_spawn_hook=choose)
     alice = await hub.with_token("alice")
-    count = proof.rounds(short=4, full=200)
+    # Of which three quarters are kept and checked.
+    count = proof.rounds(short=4, full=268)
     chances = random.Random(2)
     lives = [chances.uniform(0, LONGEST_LIFE_S) for _ in range(count)]
     numbers = iter(range(count))
