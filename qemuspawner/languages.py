@@ -139,6 +139,12 @@ def load_languages(folder: Path = LOCALES) -> Mapping[str, Language]:
     return {language.tag: language for language in languages}
 
 
+def find_language(name: str) -> Language:
+    """The language of a locale such as "fr_FR", or English."""
+    languages = load_languages()
+    return languages[negotiate_locale([name.replace("_", "-")], languages, sep="-") or "en"]
+
+
 def choose_language(request: HTTPServerRequest) -> Language:
     """The language that a person has chosen, or that their browser asks for, or English."""
     languages = load_languages()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qemuspawner.errors import QemuSpawnerError, VmError
+from qemuspawner.languages import find_language
 from qemuspawner.machines.templates import find_suspend_obstacle
 from qemuspawner.policy import Busy
 from qemuspawner.qemu.process import Log, QemuProcess
@@ -91,6 +92,8 @@ class Life:
         self._usage = UsageMeter(cpus=spec.cpus, memory_mib=spec.memory_mib, clocks=self.clocks)
         self._extensions = Extensions(self.clocks)
         self._notices = Notices(self.clocks, spec)
+        # What is said in the guest is said as its user reads the page.
+        self.language = find_language(spec.account.language if spec.account else "")
         self._troubles = Troubles(self._note_change)
         self.remote_folders = RemoteFolders(
             spec.remote_folders,

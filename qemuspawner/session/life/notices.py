@@ -7,6 +7,7 @@ from msgspec import structs
 from qemuspawner.machines.templates import find_suspend_obstacle
 from qemuspawner.session.life.clocks import Clocks
 from qemuspawner.spec import SessionSpec, StaffMessage, SuspendOn
+from qemuspawner.texts import Text, join_sentences
 from qemuspawner.units import render_seconds
 
 # The page warns at the same moments; see clock.js.
@@ -49,26 +50,27 @@ class Notices:
         """The one to show now; None where there is nothing new to say."""
         if self._told is not None and self._shows_told:
             self._shows_told = False
-            return Notice(title=f"From the administrators ({self._told.by})", text=self._told.text)
+            return Notice(
+                title=Text("From the administrators ({name})", name=self._told.by), text=self._told.text
+            )
         now, deadline, idle = self._clocks.now(), self._clocks.deadline, self._clocks.idle_deadline
         lead_s = next((lead for lead in _LIFETIME_LEADS_S if deadline - now <= lead), 0)
         if lead_s and self._said_lifetime != (deadline, lead_s):
             self._said_lifetime = (deadline, lead_s)
-            more = " Its page can extend that." if self._clocks.can_extend else ""
-            return Notice(title="The time is nearly over", text=self._fate("lifetime", deadline - now) + more)
+            more = Text("Its page can extend that.") if self._clocks.can_extend else ""
+            fate = self._fate("lifetime", deadline - now)
+            return Notice(title=Text("The time is nearly over"), text=join_sentences(fate, more))
         idle_lead_s = min(_IDLE_LEAD_S, self._spec.idle_s / 2)
         if idle is not None and idle - now <= idle_lead_s and self._said_idle != idle:
             self._said_idle = idle
-            return Notice(
-                title="Is anybody there?", text=f"{self._fate('idle', idle - now)} Any key keeps it awake."
-            )
+            text = join_sentences(self._fate("idle", idle - now), Text("Any key keeps it awake."))
+            return Notice(title=Text("Is anybody there?"), text=text)
         return None
 
     def _fate(self, cause: SuspendOn, left_s: float) -> str:
+        span = render_seconds(max(0, round(left_s)))
         if cause not in self._spec.suspend_on:
-            verb = "ends"
-        elif find_suspend_obstacle(self._spec):
-            verb = "shuts down"
-        else:
-            verb = "falls asleep"
-        return f"This desktop {verb} in {render_seconds(max(0, round(left_s)))}."
+            return Text("This desktop ends in {span}.", span=span)
+        if find_suspend_obstacle(self._spec):
+            return Text("This desktop shuts down in {span}.", span=span)
+        return Text("This desktop falls asleep in {span}.", span=span)

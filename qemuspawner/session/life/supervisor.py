@@ -421,7 +421,7 @@ class Supervisor(GivesWay):
                 self._load, self._awake = load, find_busy(load, self.spec.policy)
                 if self._awake:
                     self.clocks.note_busy()
-            notice = self._notices.due()
+            notice = self.language.say(self._notices.due())
             if notice is not None and may_notify:
                 try:
                     await run_hook(guest, "notify", {"TITLE": notice.title, "TEXT": notice.text})

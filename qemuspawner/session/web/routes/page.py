@@ -30,6 +30,8 @@ class PageHandler(Handler):
         self.redirect(self.get_login_url())
 
     async def get(self) -> None:
+        if self.person.role == "owner":
+            self.supervisor.language = self.language
         spec = self.supervisor.spec
         prefix = self.settings["prefix"]
         tickets: Tickets = self.settings["tickets"]
