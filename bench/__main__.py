@@ -71,6 +71,16 @@ PARTS: Mapping[str, Part] = {
         command="screen.py",
         quick="screen.py --rounds 1",
     ),
+    "sound": Part(
+        title="Sound",
+        command="sound.py",
+        quick="sound.py --seconds 5",
+    ),
+    "sharing": Part(
+        title="A share that is changed",
+        command="sharing.py",
+        quick="sharing.py --rounds 2",
+    ),
     "session": Part(
         title="What a session costs beside its guest",
         command="session.py",
@@ -85,6 +95,16 @@ PARTS: Mapping[str, Part] = {
         title="The walls of a guest's network",
         command="network.py",
         quick="network.py --rounds 5",
+    ),
+    "folders": Part(
+        title="Folders of the host in the guest",
+        command="folders.py",
+        quick="folders.py --rounds 1",
+    ),
+    "slurm": Part(
+        title="Desktops as jobs of Slurm",
+        command="slurm.py",
+        quick="slurm.py --rounds 1 --pending 5",
     ),
     "hub": Part(
         title="The hub, by the number of its desktops",
@@ -110,7 +130,8 @@ def main() -> int:
             command = part.quick if arguments.quick else part.command
             folders = ["--root", arguments.darts_root] if name == "darts" and arguments.darts_root else []
             print(f"\n==> {part.title}: {command}", flush=True)
-            if not run(command, folders, RAW / f"{name}.jsonl"):
+            form = "quick" if arguments.quick else "full"
+            if not run(command, folders, RAW / f"{name}.jsonl", form=form):
                 failed.append(name)
     write_results()
     missed = [
@@ -138,7 +159,7 @@ def alone() -> Iterator[None]:
         os.close(lock)
 
 
-def run(command: str, folders: list[str], result: Path) -> bool:
+def run(command: str, folders: list[str], result: Path, *, form: str) -> bool:
     """Run it; what it recorded takes the place of the former result if it ends well.
 
     Where things lie, the words in `folders`, is not of interest later.
@@ -153,6 +174,7 @@ def run(command: str, folders: list[str], result: Path) -> bool:
             return False
         facts = {
             "command": f"bench/{command}",
+            "form": form,
             "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "where": where(),
             "load before": f"{load:.1f}",

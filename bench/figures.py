@@ -6,6 +6,7 @@ does, `record` also adds a line of JSON to it with every value.
 
 import decimal
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ class Figure:
     values: Sequence[float]  # one a round
     more_is_better: bool = False
     limit: float | None = None  # of the median: the most, or the least where more is better
+    limit_p90: float | None = None  # the most of nine values in ten
     # What stands beside it: its name and its values in the same unit, round by round where they are as many.
     peers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     times_better: float | None = None  # at least, than the first of the peers
@@ -32,6 +34,11 @@ class Figure:
     @property
     def median(self) -> float:
         return statistics.median(self.values)
+
+    @property
+    def p90(self) -> float:
+        """What nine values in ten do not exceed, by the nearest rank."""
+        return sorted(self.values)[math.ceil(0.9 * len(self.values)) - 1]
 
     def ratio(self, peer: str) -> float | None:
         """How many times better than the peer: the median of the rounds' ratios, else the medians' ratio."""
@@ -51,6 +58,8 @@ class Figure:
         if self.limit is not None:
             met = self.median >= self.limit if self.more_is_better else self.median <= self.limit
             found.append(met)
+        if self.limit_p90 is not None:
+            found.append(self.p90 <= self.limit_p90)
         if self.times_better is not None:
             ratio = self.ratio(next(iter(self.peers)))
             found.append(ratio is not None and ratio >= self.times_better)
@@ -64,6 +73,7 @@ def record(
     *,
     more_is_better: bool = False,
     limit: float | None = None,
+    limit_p90: float | None = None,
     peers: Mapping[str, Sequence[float]] | None = None,
     times_better: float | None = None,
 ) -> None:
@@ -74,6 +84,7 @@ def record(
         values=list(values),
         more_is_better=more_is_better,
         limit=limit,
+        limit_p90=limit_p90,
         peers=dict(peers or {}),
         times_better=times_better,
     )

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import hubs
 import vms
+from figures import record
 
 from qemuspawner.machines.catalogue import load_machine
 from qemuspawner.paths import EXAMPLE_MACHINES
@@ -111,6 +112,10 @@ async def main() -> None:
     for number, measure in enumerate(MEASURES):
         values = {name: [one[number] for one in rounds] for name, rounds in found.items()}
         host = statistics.median(values["host"])
+        name, unit = measure.rsplit(", ", 1)
+        for way in ("virtiofs", "9p"):
+            beside = {"host": values["host"], "own disk of the guest": values[f"own disk, beside {way}"]}
+            record(f"{way}: {name}", unit, values[way], more_is_better=True, peers=beside)
         ratios = [f"{statistics.median(values[way]) / host:.3f}" for way in ("virtiofs", "9p")]
         print(f"| {measure} |", " | ".join(map(spread, values.values())), "|", " | ".join(ratios), "|")
 

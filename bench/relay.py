@@ -244,6 +244,12 @@ def measure_keys(folder: Path, results: Results, rounds: int) -> None:
 # Of what more is better; and how many times better than websockify the rest has to be, as far as that is set.
 _MORE = ("throughput, MiB/s", "upstream, MiB/s")
 _TIMES = {"throughput, MiB/s": 1.3, "CPU, s/GiB": 1 / 0.8, "upstream, MiB/s": 3, "ping p50, µs": 1}
+_TIMES_UVLOOP = {"throughput, MiB/s": 1.6, "CPU, s/GiB": 1 / 0.65}
+_LIMITS = {
+    "growth with a stalled client, MiB": 2,
+    "20 viewers, 10 updates a second each: CPU, % of a core": 50,
+}
+_MOST_ADDED_US = 50
 _NAMES = {"uvloop": "relay with uvloop, for comparison", "copy": "bare copy", "direct": "no path at all"}
 
 
@@ -257,8 +263,21 @@ def hand_over(results: Results) -> None:
             row["relay"],
             more_is_better=measure in _MORE,
             peers={_NAMES.get(peer, peer): row[peer] for peer in peers},
+            limit=_LIMITS.get(measure),
             times_better=_TIMES.get(measure),
         )
+        if measure in _TIMES_UVLOOP and row.get("uvloop"):
+            record(
+                f"with uvloop: {name}",
+                unit,
+                row["uvloop"],
+                more_is_better=measure in _MORE,
+                peers={"websockify": row["websockify"]},
+                times_better=_TIMES_UVLOOP[measure],
+            )
+    ping = results["ping p50, µs"]
+    added = [ours - without for ours, without in zip(ping["relay"], ping["direct"], strict=True)]
+    record("ping p50, more than without any path", "µs", added, limit=_MOST_ADDED_US)
 
 
 def render(results: Results) -> str:

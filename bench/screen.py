@@ -294,11 +294,11 @@ async def measure_page(browser: Browser, rounds: int) -> None:
     sent = sum(size for _, size in loaded)
     record("first picture, nothing cached", "s", first, limit=1)
     record("first picture, all cached", "s", again)
-    record("requests before the first picture", "requests", [len(loaded)])
+    record("requests before the first picture", "requests", [len(loaded)], limit=4)
     record("their bytes as sent", "bytes", [sent], limit=70000)
     print(f"| first picture, nothing cached, s | {spread(first)} | 1 |")
     print(f"| first picture, all cached, s | {spread(again)} | |")
-    print(f"| requests before it | {len(loaded)} | |")
+    print(f"| requests before it | {len(loaded)} | 4 |")
     print(f"| their bytes as sent | {sent} | 70000 |\n")
     for name, size in loaded:
         print(f"    {size:7} {name.partition('/demo/page/')[2] or 'the page itself'}")
@@ -319,7 +319,8 @@ def render(results: Results) -> str:
 
 # Of each: what is to be kept, as record() says it.
 _LIMITS: dict[str, dict[str, Any]] = {
-    "key to canvas, ms": {"limit": 35, "times_better": 2.5},
+    "key to canvas, ms": {"limit": 35, "limit_p90": 50, "times_better": 2.5},
+    "a change of the guest's own, ms": {"limit_p90": 45},
     "motion, frames/s": {"limit": 30, "more_is_better": True},
     "motion, MB/s": {"limit": 8},
 }

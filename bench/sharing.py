@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import hubs
 import live
+from figures import record
 from rfb_client import RfbClient
 from yarl import URL
 
@@ -81,6 +82,7 @@ def main() -> None:
     for name, seconds in asyncio.run(measure(rounds)).items():
         spread = f"{min(seconds):.2f}..{max(seconds):.2f}"
         print(f"| {name} | {statistics.median(seconds):.2f} ({spread}) | {len(seconds)} | {LIMIT_S:g} |")
+        record(name, "s", seconds, limit_p90=LIMIT_S)
 
 
 if __name__ == "__main__":

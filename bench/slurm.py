@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import hubs
+from figures import record
 from hub_process import HubProcess
 from slurm_cluster import NODES, SlurmCluster, running_cluster
 from slurm_hubs import prepare_state, running_slurm_hub
@@ -95,6 +96,11 @@ async def main(rounds: int, pending: int) -> None:
             cluster.run("scancel", *blockers)
             cluster.run("scancel", "--user", hubs.sessions_account())
     over = statistics.median(desktops) - statistics.median(jobs)
+    pairs = zip(desktops, jobs, strict=True)
+    record("a desktop is there, more than a job of `true` takes", "s", [a - b for a, b in pairs], limit=2)
+    record(f"{waiting} starts wait: more than none", "part of a core", [busy - idle], limit=0.02)
+    later = statistics.median(slow) - statistics.median(quick)
+    record(f"{waiting} starts wait: an answer of the hub later", "ms", [later], limit=10)
     print("| measure | | limit |\n|---|---|---|")
     print(f"| `sbatch` until a job runs, s | {spread(jobs)} | |")
     print(f"| request until a desktop is there, s | {spread(desktops)} | |")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import guests
 import hubs
 import live
+from figures import record
 from playwright.async_api import Page, async_playwright
 
 LIMIT_MS = 120
@@ -80,6 +81,9 @@ async def main() -> None:
         f"| {arguments.seconds} | {quantiles[49]:.0f} | {quantiles[94]:.0f} | {max(most):.0f} | {LIMIT_MS} "
         f"| {underruns} | {dropped_ms} |"
     )
+    record("buffered", "ms", most, limit_p90=LIMIT_MS)
+    record("underruns", f"in {arguments.seconds} s", [underruns], limit=0)
+    record("left out", "ms", [dropped_ms])
 
 
 if __name__ == "__main__":

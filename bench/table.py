@@ -10,8 +10,10 @@ _HEAD = """\
 
 Written by `make bench` from bench/results, where every value is. A cell is the median of the rounds, with the
 smallest and the largest. "Times better" is the median of the rounds' ratios, above 1 where we are better; all
-is rounded the way that is worse for us. Limits are of medians. A figure that misses its limit says so.
+is rounded the way that is worse for us. Limits are of medians; "p90" is what nine values in ten keep. A
+figure that misses its limit says so. Each part says when it ran: some may be of another run than others.
 """
+_QUICK = " **Of few rounds, to try it.**"
 
 
 def write_table(path: Path, parts: Iterable[tuple[str, dict[str, str], list[Figure]]]) -> None:
@@ -22,7 +24,7 @@ def write_table(path: Path, parts: Iterable[tuple[str, dict[str, str], list[Figu
         lines += [
             f"## {title}",
             "",
-            f"{run}; load before it: {facts['load before']}.",
+            f"{run}; load before it: {facts['load before']}.{_QUICK if facts.get('form') == 'quick' else ''}",
             "",
             "| measure | | rounds | beside it | times better | limit | kept |",
             "|---|---|---|---|---|---|---|",
@@ -59,6 +61,8 @@ def _limits(figure: Figure) -> str:
     limits = []
     if figure.limit is not None:
         limits.append(f"{'≥' if figure.more_is_better else '≤'} {figure.limit:g}")
+    if figure.limit_p90 is not None:
+        limits.append(f"p90 ≤ {figure.limit_p90:g}")
     if figure.times_better is not None:
         limits.append(f"{figure.times_better:g} times")
     return ", ".join(limits)
