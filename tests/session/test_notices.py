@@ -3,7 +3,6 @@
 from moved_clock import Clock, make_spec
 
 from qemuspawner.languages import find_language
-from qemuspawner.languages import find_language
 from qemuspawner.session.life.clocks import Clocks
 from qemuspawner.session.life.notices import Notice, Notices
 
@@ -73,20 +72,6 @@ def test_what_the_staff_say_is_shown_once_and_comes_first() -> None:
     assert second.title == "The time is nearly over"
     assert notices.told is not None
     assert notices.told.text == "The host is serviced at noon."
-
-
-def test_a_guest_is_told_in_its_users_language() -> None:
-    """Also for how long; what staff have typed stays as it is."""
-    clock = Clock()
-    _, notices = make(clock, lifetime_s=600, max_lifetime_s=7200, suspend_on=("lifetime",))
-    notices.tell("Lunch.", by="root")
-    french, german = find_language("fr_FR"), find_language("de")
-
-    assert german.say(notices.due()) == Notice(title="Von den Administratoren (root)", text="Lunch.")
-    assert french.say(notices.due()) == Notice(
-        title="Le temps est presque écoulé",
-        text="Ce bureau se met en veille dans 10 min. Sa page permet de le prolonger.",
-    )
 
 
 def test_a_guest_is_told_in_its_users_language() -> None:

@@ -1,9 +1,11 @@
 """The demo machine as its hub's user: restored from a template, where another's desktop runs, and booted."""
 
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hubs
 import pytest
 import pytest_asyncio
 import vms
@@ -16,7 +18,7 @@ from qemuspawner.paths import EXAMPLE_MACHINES
 from qemuspawner.session.inside.first_start import FirstStart
 from qemuspawner.session.vm.guest import Guest
 from qemuspawner.session.vm.personal import personalise
-from qemuspawner.spec import ScriptRun, SessionSpec
+from qemuspawner.spec import Folder, ScriptRun, SessionSpec
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -43,11 +45,20 @@ async def run(guest: Guest, command: str) -> str:
     return (await guest.agent.run("/bin/sh", "-c", command, timeout_s=120))[1].strip()
 
 
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A folder of the account's on the host."""
+    with hubs.state_folder() as place:
+        (place / "notebook.ipynb").write_text("from the hub")
+        yield place
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["restored", "cold"])
-async def guest(request: pytest.FixtureRequest, warm_state: Path) -> AsyncIterator[Guest]:
+async def guest(request: pytest.FixtureRequest, warm_state: Path, home: Path) -> AsyncIterator[Guest]:
     """Zoë's desktop."""
     way = request.param
-    spec = make_spec(warm_state, server_name=way, templates=way == "restored")
+    folders = (Folder(name="home", path=str(home), mount="/mnt/home", read_only=False),)
+    spec = make_spec(warm_state, server_name=way, templates=way == "restored", folders=folders)
     async with vms.running_guest(spec) as (guest, prepared):
         assert prepared.started.plan.way == way
         assert guest.agent is not None
@@ -83,6 +94,22 @@ async def test_the_desktop_is_theirs(guest: Guest) -> None:
     assert await run(guest, "find / -xdev \\( -uid 1000 -o -gid 1000 \\) | head") == ""
     shown = await run(guest, "tr '\\0' '\\n' < /proc/$(pgrep --newest --uid 4711 jwm)/environ")
     assert {"USER=zoe", "LOGNAME=zoe", "LANG=fr_FR.utf8", "HOME=/home/user"} <= set(shown.split("\n"))
+
+
+async def test_the_hosts_files_are_theirs(guest: Guest, home: Path) -> None:
+    """By the number that they have in the guest; on the host they stay the account's."""
+    assert guest.agent is not None
+    await guest.folders.attach(guest.agent)
+    (status,) = guest.folders.statuses
+    assert status.way == {"restored": "9p", "cold": "virtiofs"}[guest.plan.way]
+
+    owners = await run(
+        guest, "stat -c '%u %g' /mnt/home/notebook.ipynb; cd /mnt/home; runuser -u zoe -- touch new"
+    )
+
+    assert owners == "4711 4712"
+    assert (home / "new").stat().st_uid == os.geteuid()
+    (home / "new").unlink()
 
 
 async def test_the_terminal_is_open_and_its_window_has_the_name(guest: Guest) -> None:
