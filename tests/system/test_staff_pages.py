@@ -17,6 +17,9 @@ from axe import find_barriers
 from chromium import LogIn, visitors
 from PIL import Image
 from playwright.async_api import Browser, Page, expect
+from tornado.routing import PathMatches
+
+from qemuspawner.staff.app import make_app
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -48,6 +51,19 @@ ROUTES = [
     ("DELETE", "api/announcements/1"),
     ("GET", "nothing"),
 ]
+
+
+# Open to whoever comes: the way in, the files of the page, and an address that is typed in short.
+OPEN = {"/oauth_callback", "/static/staff.js", ""}
+
+
+async def test_every_route_of_the_service_is_looked_at() -> None:
+    for rule in make_app("/").wildcard_router.rules:
+        assert isinstance(rule.matcher, PathMatches)
+        methods = rule.target_kwargs.get("paths", {"GET": ()})
+        for method in methods:
+            known = {"/" + path for verb, path in ROUTES if verb == method} | OPEN
+            assert any(rule.matcher.regex.match(path) for path in known), (method, rule.matcher.regex.pattern)
 
 
 def more(*, staff: str = "ask") -> str:
