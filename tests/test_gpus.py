@@ -94,6 +94,7 @@ def test_a_host_without_a_pci_bus_has_none(tmp_path: Path) -> None:
         (["A100"], [], []),
         (["a100*"], [A100], [OTHER_A100]),
         (["*"], ["A100*"], [MI210]),
+        (["*"], [A100, "Instinct MI210"], [OTHER_A100]),
         (["*"], ["*"], []),
     ],
 )

@@ -98,6 +98,8 @@ HOLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "D12": (
         "a lifetime of 0, meant as endless, ended every session",
         (
+            "hub/test_options.py::test_a_bad_value_is_refused_with_field_value_and_bound",
+            "machines/test_catalogue.py::test_a_problem_names_key_and_reason",
             "hub/test_options.py::test_the_administrators_limit_cuts_the_machines_lifetime",
             "session/test_clocks.py::test_a_session_that_may_idle_never_ends_for_it",
         ),

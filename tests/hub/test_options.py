@@ -88,6 +88,7 @@ BAD_VALUES = [
     ("memory", float("nan"), "'nan'", MIB),
     ("memory", 1e300, "'1e+300'", MIB),
     ("memory", "x" * 1_000_000, "xxx…'", MIB),
+    ("lifetime", 0, "'0'", "lasts from 1 min to 2 d"),
     ("lifetime", 59, "'59'", "lasts from 1 min to 2 d"),
     ("lifetime", "3 d", "'3 d'", "lasts from 1 min to 2 d"),
     ("lifetime", "-5 h", "'-5 h'", "lasts from 1 min to 2 d"),

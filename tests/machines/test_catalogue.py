@@ -136,6 +136,7 @@ def test_every_wrong_key_is_reported_at_once(write_machine: WriteMachine, images
         (f'{NAME}{IMAGE}[cpus]\ndefault = true\n', "cpus.default", "expected 'int', got 'bool'"),
         (f'{NAME}{IMAGE}[lifetime]\nmax = "2 h"\n', "lifetime.default", "8 h are more than lifetime.max"),
         (f'{NAME}{IMAGE}[lifetime]\noffered = ["9 d"]\n', "lifetime.offered", "9 d are more than"),
+        (f'{NAME}{IMAGE}[lifetime]\ndefault = 0\n', "lifetime.offered", "0 s are less than 1 min"),
         (f'{NAME}{IMAGE}[lifetime]\nidle = 5\n', "lifetime.idle", "5 s are less than 1 min; 0 means"),
         (f'{NAME}home = "/home/user"\n{IMAGE}', "home", "set agent = true, or leave it out"),
         (f'{NAME}{IMAGE}[ports]\n"Web Server" = 80\n', "ports.Web Server", "a port's name must be"),
