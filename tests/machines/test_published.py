@@ -335,3 +335,16 @@ def test_the_entries_that_come_with_us_are_fetched_as_they_are_published(
     assert Path(image.file).read_bytes() == disk.read_bytes()
     assert known.hidden
     assert known.image.checksums.startswith("https://")
+
+
+# It has no systemd, by whose unit of the console it is done: its machine.toml says so.
+NOT_LOGGED_IN = {"alpine-3-23-cloud"}
+
+
+@pytest.mark.parametrize("known", [machine for machine in KNOWN if machine.id.endswith("-cloud")], ids=lambda machine: machine.id)
+def test_whoever_starts_a_cloud_image_is_logged_in(known: Machine) -> None:
+    """It has no password, so that a login prompt would be all there is."""
+    lets_in = known.id not in NOT_LOGGED_IN
+
+    assert known.has_seed is lets_in
+    assert known.sudo is lets_in
