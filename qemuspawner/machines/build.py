@@ -19,7 +19,7 @@ import msgspec
 
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
-from qemuspawner.machines import container
+from qemuspawner.machines import container, dates
 from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.recipe import Recipe
 from qemuspawner.machines.software import list_software, write_software
@@ -185,7 +185,7 @@ class _Steps:
 
     def run(self, command: list[str]) -> None:
         """Raises MachineError with the tool's last words and the log's name."""
-        env = {**os.environ, "PATH": _TOOL_PATH, "LC_ALL": "C.UTF-8"}
+        env = {**os.environ, "PATH": _TOOL_PATH, "LC_ALL": "C.UTF-8", **dates.ENVIRONMENT}
         last = ""
         with self._log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
@@ -289,10 +289,11 @@ def _make_disk(root: Path, recipe: Recipe, work: Path, run: _Steps, *, digest: s
     for path in (root / "boot").iterdir():
         # QEMU is given them; in the image they would only be in the way.
         shutil.move(path, work / path.name)
+    dates.date_back(root)
     raw = work / "disk.raw"
     with raw.open("wb") as file:
         file.truncate(recipe.build.disk << 20)
-    # The same recipe gives the same identifiers: two builds differ in what Debian changed alone.
+    # The same recipe gives the same identifiers, as it gives the same dates: see `dates`.
     identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, digest))
     run.tell("Writing the file system")
     run.run(

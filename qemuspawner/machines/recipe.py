@@ -12,7 +12,7 @@ from qemuspawner.machine import Build, Machine, encode_unit
 from qemuspawner.machines.container import PACKAGE, split_tag
 
 # Counts up when the steps of a build change what they make of the same recipe.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

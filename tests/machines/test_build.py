@@ -1,6 +1,7 @@
 """Building an image: the real one, made once by `make test`, and what happens when a build fails."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
-from qemuspawner.machines import build
+from qemuspawner.machines import build, dates
 from qemuspawner.machines.build import build_machine, find_image_state, load_manifest
 from qemuspawner.machines.catalogue import load_catalogue, load_machine, missing_files
 from qemuspawner.machines.recipe import Recipe, find_recipe
@@ -308,6 +309,51 @@ def test_a_machine_without_a_recipe_cannot_be_built(write_machine: Callable[...,
 
     with pytest.raises(MachineError, match=r"'mini' has no \[build\] table"):
         build_machine(find_recipe(machine, {}), images=images, progress=silent)
+
+
+# What two builds from the same packages have in common
+
+DATING_MMDEBSTRAP = """#!/bin/sh
+for root; do :; done
+mkdir -p "$root/boot" "$root/etc/old"
+echo kernel > "$root/boot/vmlinuz-6.1"
+echo "$SOURCE_DATE_EPOCH" > "$root/etc/told"
+ln -s nowhere "$root/etc/link"
+ln -s old "$root/etc/folder"
+touch -d @1000000000 "$root/etc/old"
+"""
+
+
+def test_no_date_in_an_image_tells_when_it_was_built(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    """But the moment of a change of an inode, where mke2fs has no other."""
+    use_mmdebstrap(DATING_MMDEBSTRAP)
+
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
+
+    raw = tmp_path / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", machine.image.file, raw], check=True)
+    paths = ["/", "/lost+found", "/boot", "/etc", "/etc/told", "/etc/link", "/etc/folder", "/etc/old"]
+    found = {path: inode_dates(raw, path) for path in paths}
+    assert found.pop("/etc/old") == {"atime": 1000000000, "mtime": 1000000000, "crtime": dates.LATEST_S}
+    assert {date for inode in found.values() for date in inode.values()} == {dates.LATEST_S}
+    said = re.findall(
+        r"^(?:Filesystem created|Last write time|Last checked): +(.*)$", ask_debugfs(raw, "stats"), re.M
+    )
+    assert said == ["Sat Aug  9 00:00:00 2025"] * 3
+    assert ask_debugfs(raw, "cat /etc/told") == f"{dates.LATEST_S}\n"
+
+
+def ask_debugfs(raw: Path, question: str) -> str:
+    command = ["/usr/sbin/debugfs", "-R", question, str(raw)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={"TZ": "UTC"}).stdout
+
+
+def inode_dates(raw: Path, path: str) -> dict[str, int]:
+    """In seconds; without ctime, which Debian 12's mke2fs takes from the host's file system."""
+    found = re.findall(r"^ ?(atime|mtime|crtime): 0x([0-9a-f]{8})", ask_debugfs(raw, f"stat {path}"), re.M)
+    return {name: int(date, 16) for name, date in found}
 
 
 # A build that goes on from another machine's

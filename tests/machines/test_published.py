@@ -341,7 +341,9 @@ def test_the_entries_that_come_with_us_are_fetched_as_they_are_published(
 NOT_LOGGED_IN = {"alpine-3-23-cloud"}
 
 
-@pytest.mark.parametrize("known", [machine for machine in KNOWN if machine.id.endswith("-cloud")], ids=lambda machine: machine.id)
+@pytest.mark.parametrize(
+    "known", [machine for machine in KNOWN if machine.id.endswith("-cloud")], ids=lambda machine: machine.id
+)
 def test_whoever_starts_a_cloud_image_is_logged_in(known: Machine) -> None:
     """It has no password, so that a login prompt would be all there is."""
     lets_in = known.id not in NOT_LOGGED_IN
