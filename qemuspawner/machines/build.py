@@ -20,6 +20,7 @@ import msgspec
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
 from qemuspawner.machines import container, dates
+from qemuspawner.machines.first_boot import add_first_boot
 from qemuspawner.machines.old_images import keep_image
 from qemuspawner.machines.recipe import Recipe
 from qemuspawner.machines.software import list_software, write_software
@@ -98,6 +99,8 @@ def build_machine(
         digest = recipe.digest()
         root = _install_packages(recipe, work, run, mirror=mirror)
         _add_containers(recipe, root, work, run)
+        if scripts := [layer.first_boot for layer in recipe.layers if layer.first_boot]:
+            add_first_boot(root, scripts)
         software = list_software(root, recipe)
         disk = _make_disk(root, recipe, work, run, digest=digest)
         if sessions is not None:

@@ -25,6 +25,7 @@ import msgspec
 from qemuspawner.errors import MachineError
 from qemuspawner.machine import Build, Cpus, Image, Lifetime, Machine, Memory, Mib, Seconds, decode_unit
 from qemuspawner.machines.container import find_container_problem, split_tag
+from qemuspawner.machines.first_boot import find_first_boot_problem
 from qemuspawner.machines.lines import find_line
 from qemuspawner.machines.recipe import find_recipe
 from qemuspawner.paths import MACHINE_FILE, StatePaths
@@ -318,6 +319,7 @@ def _stamp_files(folder: Path, text: str) -> tuple[Stamp, ...]:
         container, _ = split_tag(machine.build.container)
         names += [
             machine.build.script,
+            machine.build.first_boot,
             machine.build.files,
             container,
             container and f"{container}/index.json",
@@ -629,10 +631,13 @@ def _check_build(machine: Machine, build: Build, folder: Path, said: dict[str, A
         yield "build.container", reason
     for key, name, is_right, kind in (
         ("build.script", build.script, _is_file, "file"),
+        ("build.first_boot", build.first_boot, _is_file, "file"),
         ("build.files", build.files, Path.is_dir, "folder"),
     ):
         if name and not (_lies_in(folder, name) and is_right(folder / name)):
             yield key, f"{_quote(name)} is not a {kind} beside machine.toml"
+        elif name and key == "build.first_boot" and (reason := find_first_boot_problem(folder / name)):
+            yield key, reason
 
 
 def _lies_in(folder: Path, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Dates in an image: those of its packages, and none that tells when it was built.
 
-So two builds from the same packages give the same files, and with mke2fs 1.47.2, as Debian 13 has it, the same disk.
-That of Debian 12 (1.47.0) takes over when each inode changed (ctime), which nobody can set, and the host's order.
+So two builds from the same packages give the same files, and with mke2fs 1.47.2 of Debian 13 the same disk.
+That of Debian 12 takes over when each inode changed (ctime), which nobody can set, and the host's order.
 """
 
 import os

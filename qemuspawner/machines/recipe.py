@@ -32,6 +32,10 @@ class Layer:
         return self.folder / self.build.script if self.build.script else None
 
     @property
+    def first_boot(self) -> Path | None:
+        return self.folder / self.build.first_boot if self.build.first_boot else None
+
+    @property
     def container(self) -> Path | str:
         """A layout or archive beside machine.toml, or where else it comes from; "" where there is none."""
         text = self.build.container
@@ -39,7 +43,7 @@ class Layer:
 
     def list_files(self) -> list[Path]:
         """Everything that a build reads, but machine.toml."""
-        files = [self.script] if self.script else []
+        files = [path for path in (self.script, self.first_boot) if path]
         folders = [self.files] if self.files else []
         if isinstance(self.container, Path):
             folders.append(self.container)

@@ -1,4 +1,4 @@
-"""A machine with a container, really built from Debian's packages and booted: its page is the machine's.
+"""A machine with a container and a script for its first boot, really built from Debian's packages and booted.
 
 Run by `make test-builds`, and not with the others.
 """
@@ -42,6 +42,13 @@ web = 8080
 suite = "bookworm"
 base = "debian-desktop"
 container = "image"
+first_boot = "first-boot.sh"
+"""
+
+# The second time it would say so.
+FIRST_BOOT = """#!/bin/sh
+sleep 1
+echo "$(id -un) $(systemctl is-active qemu-guest-agent)" >> /root/first-boot
 """
 
 
@@ -51,6 +58,7 @@ async def guest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guest
     folder = machines / "web"
     folder.mkdir()
     (folder / "machine.toml").write_text(MACHINE)
+    (folder / "first-boot.sh").write_text(FIRST_BOOT)
     oci.make_image(folder / "image", "/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www")
     with hubs.state_folder() as state:
         images = state / "images"
@@ -75,6 +83,17 @@ async def test_the_containers_page_is_the_machines(guest: Guest) -> None:
 
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(oci.PAGE.encode())
+
+
+async def test_its_script_has_run_before_the_agent_answers(guest: Guest) -> None:
+    assert guest.agent is not None
+    read = ["cat", "/root/first-boot", "/var/lib/qemuspawner/first-boot-done"]
+
+    code, output = await guest.agent.run(*read, timeout_s=60)
+    _, state = await guest.agent.run("systemctl", "is-failed", "qemuspawner-first-boot", timeout_s=60)
+
+    assert (code, output.splitlines()) == (0, ["root inactive"])
+    assert state.strip() == "inactive"
 
 
 def ask(connection: socket.socket) -> bytes:

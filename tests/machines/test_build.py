@@ -30,6 +30,7 @@ kernel = "vmlinuz"
 suite = "bookworm"
 packages = ["linux-image-amd64"]
 script = "customize.sh"
+first_boot = "first.sh"
 files = "files"
 disk = "16 MiB"
 """
@@ -68,6 +69,7 @@ def demo(demo_images: Path) -> Machine:
 def machine(write_machine: Callable[..., Path], images: Path) -> Machine:
     folder = write_machine(RECIPE, name="tiny")
     (folder / "customize.sh").write_text("#!/bin/sh\n")
+    (folder / "first.sh").write_text("#!/bin/sh\necho lower\n")
     (folder / "files/etc").mkdir(parents=True)
     (folder / "files/etc/hostname").write_text("tiny\n")
     return load_machine(folder, images)
@@ -147,7 +149,9 @@ def test_a_build_says_how_far_it_is(
     ]
 
 
-@pytest.mark.parametrize("changed", ["machine.toml", "customize.sh", "files/etc/hostname", "files/etc/new"])
+@pytest.mark.parametrize(
+    "changed", ["machine.toml", "customize.sh", "first.sh", "files/etc/hostname", "files/etc/new"]
+)
 def test_a_changed_recipe_makes_the_image_stale(
     changed: str, machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
@@ -332,8 +336,7 @@ def test_no_date_in_an_image_tells_when_it_was_built(
 
     build_machine(find_recipe(machine, {}), images=images, progress=silent)
 
-    raw = tmp_path / "disk.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", machine.image.file, raw], check=True)
+    raw = as_raw(machine, tmp_path)
     paths = ["/", "/lost+found", "/boot", "/etc", "/etc/told", "/etc/link", "/etc/folder", "/etc/old"]
     found = {path: inode_dates(raw, path) for path in paths}
     assert found.pop("/etc/old") == {"atime": 1000000000, "mtime": 1000000000, "crtime": dates.LATEST_S}
@@ -343,6 +346,12 @@ def test_no_date_in_an_image_tells_when_it_was_built(
     )
     assert said == ["Sat Aug  9 00:00:00 2025"] * 3
     assert ask_debugfs(raw, "cat /etc/told") == f"{dates.LATEST_S}\n"
+
+
+def as_raw(machine: Machine, folder: Path) -> Path:
+    raw = folder / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", machine.image.file, raw], check=True)
+    return raw
 
 
 def ask_debugfs(raw: Path, question: str) -> str:
@@ -427,6 +436,50 @@ def test_a_changed_base_makes_the_image_stale(
     (derived.layers[0].folder / "files/etc/motd").write_text("changed\n")
 
     assert find_image_state(derived, images=images) == "stale"
+
+
+def test_the_image_runs_scripts_at_its_first_boot_its_bases_first(
+    machine: Machine,
+    write_machine: Callable[..., Path],
+    images: Path,
+    use_mmdebstrap: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    use_mmdebstrap(FAKE_MMDEBSTRAP)
+    text = DERIVED.replace("BASE", machine.id).replace('script = "customize.sh"', 'first_boot = "own.sh"')
+    folder = write_machine(text.replace('files = "files"', ""), name="derived")
+    (folder / "own.sh").write_text("#!/bin/sh\necho upper\n")
+    upper = load_machine(folder, images)
+
+    build_machine(find_recipe(upper, {machine.id: machine}), images=images, progress=silent)
+
+    raw, units = as_raw(upper, tmp_path), "/etc/systemd/system"
+    unit = ask_debugfs(raw, f"cat {units}/qemuspawner-first-boot.service")
+    runs = re.findall("^ExecStart=(.*)$", unit, re.M)
+    assert [ask_debugfs(raw, f"cat {path}").splitlines()[-1] for path in runs] == ["echo lower", "echo upper"]
+    assert all("Mode:  0755" in ask_debugfs(raw, f"stat {path}") for path in runs)
+    link = ask_debugfs(raw, f"stat {units}/multi-user.target.wants/qemuspawner-first-boot.service")
+    assert f'dest: "{units}/qemuspawner-first-boot.service"' in link
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "'first.sh' is not a file beside machine.toml"),
+        ("echo hi\n", "'first.sh' is a script for the guest and must begin with #!"),
+    ],
+)
+def test_a_script_that_no_image_could_run_is_a_problem_of_the_machine(
+    content: str, reason: str, machine: Machine, images: Path
+) -> None:
+    script = Path(machine.folder) / "first.sh"
+    script.unlink()
+    if content:
+        script.write_text(content)
+
+    (problem,) = load_catalogue([script.parents[1]], images).problems
+
+    assert (problem.key, problem.reason) == ("build.first_boot", reason)
 
 
 @pytest.mark.parametrize(
