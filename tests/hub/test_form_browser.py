@@ -12,6 +12,7 @@ from playwright.async_api import Page, ViewportSize, expect
 
 from qemuspawner.hub.form.settings import save_setting
 from qemuspawner.hub.records import Records
+from qemuspawner.machines.software import Program, write_software
 from qemuspawner.paths import StatePaths
 
 # For people to look at; not compared.
@@ -165,6 +166,41 @@ async def test_machines_are_found_by_their_software(open_form: Open) -> None:
     await page.keyboard.press("Enter")
 
     await expect(page).to_have_url(re.compile("/spawn$"))
+
+
+BUILT = """
+name = "Beamline"
+firmware = "direct"
+[image]
+file = "disk.qcow2"
+format = "qcow2"
+kernel = "vmlinuz"
+[build]
+suite = "bookworm"
+packages = ["silx"]
+"""
+
+
+async def test_a_built_machine_is_found_by_what_its_packages_say(hub: hubs.Hub, open_form: Open) -> None:
+    """Its machine.toml names no software; beside its image lies what the build has found."""
+    folder, images = hub.machines / "beamline", hub.state_dir / "images/beamline"
+    for path in (folder, images):
+        path.mkdir()
+    (folder / "machine.toml").write_text(BUILT)
+    for name in ("disk.qcow2", "vmlinuz"):
+        (images / name).touch()
+    about = f"Toolbox for X-Ray data {HOSTILE}"
+    silx = Program(name="silx view", version="1.1.0+dfsg-5", summary=about, package="silx")
+    write_software(images, [silx])
+    page = await open_form()
+    search, names = page.get_by_label("Search machines"), page.locator(".qs-machine:visible .qs-name")
+
+    for words in ("x-ray data", "SILX VIEW", "1.1.0"):
+        await search.fill(words)
+        await expect(names).to_have_text(["Beamline"])
+
+    shown = page.locator(".qs-machine:visible").get_by_text("silx view", exact=True)
+    await expect(shown).to_have_attribute("title", f"1.1.0+dfsg-5: {about}")
 
 
 async def test_favourites_are_shown_first(hub: hubs.Hub, open_form: Open) -> None:
