@@ -104,10 +104,11 @@ def load_catalogue(folders: Sequence[Path], images: Path, *, replacing: Path | N
                 problems.append(_problem(path, "", reason))
                 continue
             machines[machine.id] = machine
-    for machine in list(machines.values()):
+    known = dict(machines)
+    for machine in known.values():
         if machine.build is not None and machine.build.base:
             try:
-                find_recipe(machine, machines)
+                find_recipe(machine, known)
             except MachineError as exc:
                 reason = _lower(exc.message.removesuffix("."))
                 problems.append(_problem(Path(machine.folder), "build.base", reason))

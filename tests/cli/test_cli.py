@@ -141,6 +141,17 @@ def test_check_of_a_sound_catalogue_says_so(command: Command) -> None:
     assert command.out == "1 machines, no problems.\n"
 
 
+def test_check_finds_machines_that_users_could_not_tell_apart(command: Command) -> None:
+    """Of what they are offered, by name and version together."""
+    command.add("alma", MACHINE.replace("9.4", "9.5"), image=True)
+    command.add("first", image=True)
+    command.add("hidden", f"hidden = true\n{MACHINE}", image=True)
+    command.add("second", MACHINE.replace("Rocky", "rocky"), image=True)
+
+    assert command.run("machines", "check") == 1
+    assert command.out == "second: it has the name and version of 'first'.\n"
+
+
 def test_check_finds_an_image_that_is_not_the_one_named(command: Command) -> None:
     command.add("rocky", f'{MACHINE}digest = "sha256:{"0" * 64}"', image=True)
 

@@ -506,6 +506,23 @@ def test_a_base_that_cannot_be_built_on_is_a_problem_of_the_machine(
     assert catalogue.problems[0].key == "build.base"
 
 
+def test_bases_that_go_round_in_a_circle_are_a_problem_of_each_and_of_who_builds_on_them(
+    write_machine: Callable[..., Path], images: Path
+) -> None:
+    text = DERIVED.replace('script = "customize.sh"\nfiles = "files"\n', "")
+    for name, base in (("ape", "bear"), ("bear", "ape"), ("cat", "ape")):
+        folder = write_machine(text.replace("BASE", base), name=name)
+
+    catalogue = load_catalogue([folder.parent], images)
+
+    assert not catalogue.machines
+    assert {problem.machine_id: problem.reason.rpartition(": ")[2] for problem in catalogue.problems} == {
+        "ape": "ape -> bear -> ape",
+        "bear": "bear -> ape -> bear",
+        "cat": "ape -> bear -> ape",
+    }
+
+
 # What is in a built image
 
 STATUS = """\
