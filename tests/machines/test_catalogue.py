@@ -36,6 +36,16 @@ def test_the_machines_that_come_with_us_have_no_problems(images: Path) -> None:
     assert "debian-desktop" in catalogue.machines
 
 
+def test_windows_takes_the_disc_of_drivers_that_its_comment_names(
+    write_machine: WriteMachine, images: Path
+) -> None:
+    text = (EXAMPLE_MACHINES / "windows-11/machine.toml").read_text().replace('icon = "icon.svg"\n', "")
+
+    machine = load_machine(write_machine(text.replace("# drivers =", "drivers ="), name="windows"), images)
+
+    assert images / "windows/virtio-win.iso" in missing_files(machine)
+
+
 def test_a_machine_needs_only_a_name_and_an_image(write_machine: WriteMachine, images: Path) -> None:
     machine = load_machine(write_machine(), images)
 

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from qemuspawner.machine import Machine, decode_unit
-from qemuspawner.paths import StatePaths
+from qemuspawner.machines.catalogue import load_machine
+from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths
 from qemuspawner.qemu.command import qemu_args
 from qemuspawner.qemu.jail import Limits, in_jail, tie_to_parent
 from qemuspawner.qemu.vm import Memory, Vm, make_vm
@@ -21,6 +22,21 @@ PATHS = StatePaths(root=Path("/state")).session("0123456789abcdef0123")
 def machine(image: dict[str, Any], **keys: Any) -> Machine:
     table = {"name": "Test", "image": {"file": "/images/disk", "format": "qcow2", **image}, **keys}
     return msgspec.convert(table, Machine, dec_hook=decode_unit)
+
+
+def windows_11(accelerator: Any, *, drivers: str = "") -> Vm:
+    """The machine that comes with us."""
+    known = load_machine(EXAMPLE_MACHINES / "windows-11", Path("/images"))
+    image = msgspec.structs.replace(known.image, drivers=drivers)
+    return make_vm(
+        msgspec.structs.replace(known, image=image),
+        PATHS,
+        accelerator=accelerator,
+        cpus=known.cpus.default,
+        memory=Memory(size_mib=known.memory.default),
+        uefi_code=Path("/firmware/code.fd"),
+        tpm=17,
+    )
 
 
 def vm(
@@ -50,13 +66,6 @@ DIRECT = {"kernel": "/images/vmlinuz", "initrd": "/images/initrd", "cmdline": "r
 EMULATED = {**DIRECT, "cmdline_tcg": "norandmaps"}
 DESKTOP = {"firmware": "direct", "display": "virtio", "agent": True, "clipboard": True, "sound": True}
 
-WINDOWS: dict[str, Any] = {
-    "system": "windows",
-    "firmware": "uefi",
-    "secure_boot": True,
-    "tpm": True,
-    "agent": True,
-}
 ARM = {"architecture": "aarch64", "machine_type": "virt"}
 
 PCI = Path("/sys/devices/pci0000:00")
@@ -92,8 +101,9 @@ CASES = {
     "gpu-port": vm(**OPTIONAL),
     "gpu-plugged-later": vm(**OPTIONAL, gpus=(CARD,), incoming=True),
     "gpus-at-boot": vm(**OPTIONAL, gpus=(CARD, PART)),
-    "windows-kvm": vm({"drivers": "/images/virtio-win.iso"}, **WINDOWS),
-    "windows-tcg": vm(accelerator="tcg", **WINDOWS),
+    "windows-kvm": windows_11("kvm"),
+    "windows-tcg": windows_11("tcg"),
+    "windows-drivers": windows_11("kvm", drivers="/images/windows-11/virtio-win.iso"),
     "arm-direct-desktop-kvm": vm(EMULATED, **ARM, **DESKTOP),
     "arm-uefi-tcg": vm(accelerator="tcg", firmware="uefi", display="bochs", **ARM),
     "arm-iso-with-disk": vm({"format": "iso", "disk": "8 GiB", "bus": "scsi"}, display="virtio", **ARM),
