@@ -12,7 +12,7 @@ from qemuspawner.errors import HostError, printable
 from qemuspawner.gpus import find_gpus
 from qemuspawner.machines.catalogue import load_all_machines, missing_files
 from qemuspawner.paths import EXAMPLE_MACHINES, StatePaths
-from qemuspawner.qemu.host import find_qemu, kvm_works
+from qemuspawner.qemu.host import find_own_architecture, find_qemu, kvm_works
 from qemuspawner.qemu.network import check_network
 from qemuspawner.units import render_mib
 from qemuspawner.vfio import find_obstacles
@@ -91,7 +91,7 @@ def _account() -> Iterator[str]:
 
 def _acceleration(state: StatePaths) -> Iterator[str]:
     try:
-        works = kvm_works(find_qemu(), state.probes)
+        works = kvm_works(find_qemu(find_own_architecture()), state.probes)
     except HostError as exc:
         yield f"# QEMU was not found: {printable(exc.hint)}"
         works = False

@@ -24,6 +24,7 @@ from qemuspawner.qemu.host import (
     available_memory_mib,
     check_disk,
     check_memory,
+    find_own_architecture,
     find_qemu,
     find_uefi,
     kvm_works,
@@ -72,7 +73,7 @@ def _find_all(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:
 
 def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
     try:
-        qemu = find_qemu()
+        qemu = find_qemu(find_own_architecture())
     except HostError as exc:
         yield _error(exc)
         return
@@ -91,7 +92,7 @@ def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
     yield from _find_in_networks()
     yield _find_folders()
     try:
-        yield Finding(level="ok", text=f"UEFI firmware is {find_uefi()[0]}.")
+        yield Finding(level="ok", text=f"UEFI firmware is {find_uefi(qemu.architecture)[0]}.")
     except HostError as exc:
         yield Finding(level="warning", text=exc.message, hint=exc.hint)
 
@@ -210,7 +211,23 @@ def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Findi
             yield Finding(level="warning", text=f"The image of '{machine.id}' is missing.", hint=hint)
         else:
             yield Finding(level="ok", text=f"'{machine.id}' can be started.")
+    yield from _find_other_qemus(catalogue.machines)
     yield from _find_in_templates(state, catalogue.machines)
+
+
+def _find_other_qemus(machines: Mapping[str, Machine]) -> Iterator[Finding]:
+    """Of machines that could be started, those of other processors need a QEMU of their own."""
+    needed = {
+        machine.architecture
+        for machine in machines.values()
+        if not machine.hidden and not missing_files(machine)
+    }
+    for architecture in sorted(needed - {find_own_architecture()}):
+        try:
+            find_qemu(architecture)
+            yield Finding(level="ok", text=f"Machines of {architecture} are emulated.")
+        except HostError as exc:
+            yield _error(exc)
 
 
 def _find_in_templates(state: StatePaths, machines: Mapping[str, Machine]) -> Iterator[Finding]:

@@ -158,6 +158,11 @@ def is_native(architecture: Architecture) -> bool:
     return platform.machine() == architecture
 
 
+def find_own_architecture() -> Architecture:
+    """Of the guests that the host need not emulate; where there are none, what most machines have."""
+    return next(filter(is_native, QEMUS), "x86_64")
+
+
 def kvm_works(qemu: Qemu, probes: Path) -> bool:
     """Whether a guest under KVM really runs, as tried with this QEMU since the last boot.
 

@@ -1,15 +1,18 @@
 """What the command tells about this host: a configuration that JupyterHub takes, and what doctor finds."""
 
 import json
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import hubs
 import pytest
 from traitlets.config.loader import PyFileConfigLoader
 
-from qemuspawner.cli import main, site
+from qemuspawner.cli import config, doctor, main, site
 from qemuspawner.hub.spawner import QemuSpawner
+from qemuspawner.qemu.host import Qemu, find_qemu
 
 Run = Callable[..., tuple[int, str]]
 
@@ -31,12 +34,12 @@ def test_the_configuration_for_this_host_is_one(run: Run, tmp_path: Path) -> Non
     file = tmp_path / "jupyterhub_config.py"
     file.write_text(text)
 
-    config = PyFileConfigLoader(str(file)).load_config()
+    found = PyFileConfigLoader(str(file)).load_config()
 
-    assert config.JupyterHub.spawner_class == "qemu"
-    assert config.QemuSpawner.state_dir == str(tmp_path / "state")
-    assert set(config.QemuSpawner) <= set(QemuSpawner.class_traits(config=True))
-    QemuSpawner(config=config)
+    assert found.JupyterHub.spawner_class == "qemu"
+    assert found.QemuSpawner.state_dir == str(tmp_path / "state")
+    assert set(found.QemuSpawner) <= set(QemuSpawner.class_traits(config=True))
+    QemuSpawner(config=found)
 
 
 def test_the_configuration_has_the_folders_that_were_given(run: Run, tmp_path: Path) -> None:
@@ -55,6 +58,47 @@ def test_doctor_tells_programs_the_same(run: Run) -> None:
     assert {finding["level"] for finding in findings} <= {"ok", "warning", "error"}
     assert "The desktop's page has noVNC." in [finding["text"] for finding in findings]
     assert code == any(finding["level"] == "error" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("processor", "asked"), [("x86_64", "x86_64"), ("aarch64", "aarch64"), ("riscv64", "x86_64")]
+)
+def test_the_hosts_own_qemu_is_the_one_that_is_tried(
+    processor: str, asked: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ARM host needs none for PCs, where no machine is one."""
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    tried: list[str] = []
+
+    def note(qemu: Qemu, _probes: Path) -> bool:
+        tried.append(qemu.architecture)
+        return True
+
+    for module in (config, doctor):
+        monkeypatch.setattr(module, "kvm_works", note)
+
+    assert "allow_tcg = False" in run("config")[1]
+    told = [finding["text"] for finding in json.loads(run("doctor", "--json")[1])]
+    assert tried == [asked, asked]
+    assert [text for text in told if f"qemu-system-{asked}" in text]
+
+
+def test_a_machine_of_other_processors_needs_their_qemu(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    hubs.add_machine(tmp_path / "machines", tmp_path / "state", "mini")
+    doctored = ("--machines", str(tmp_path / "machines"), "doctor")
+    assert "ok       Machines of x86_64 are emulated." in run(*doctored)[1]
+
+    only = tmp_path / "bin"
+    only.mkdir()
+    (only / "qemu-system-aarch64").symlink_to(find_qemu("aarch64").program)
+    monkeypatch.setenv("PATH", str(only))
+
+    code, said = run(*doctored)
+    assert code == 1
+    assert "error    qemu-system-x86_64 was not found on this host." in said
 
 
 def test_a_page_without_novnc_is_an_error(tmp_path: Path) -> None:
