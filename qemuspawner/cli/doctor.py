@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from qemuspawner.cli.diagnosis import Finding
 from qemuspawner.cli.site import find_in_site
+from qemuspawner.cli.walls import WHAT_TO_DO
 from qemuspawner.errors import HostError
 from qemuspawner.gpus import find_gpus
 from qemuspawner.machine import Machine
-from qemuspawner.machines.catalogue import load_all_machines, missing_files
+from qemuspawner.machines.catalogue import Problem, load_all_machines, missing_files
 from qemuspawner.machines.warm import list_templates
 from qemuspawner.paths import StatePaths
 from qemuspawner.qemu.folders import check_binding
@@ -39,6 +40,11 @@ from qemuspawner.vfio import find_obstacles
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+_KVM = Path("/dev/kvm")
+_DISTRIBUTIONS_QEMU = (
+    "Install your distribution's QEMU 7.2 or later, below /usr; of two the first one on the PATH counts."
+)
 
 
 def add_command(commands: "_SubParsersAction[ArgumentParser]") -> None:
@@ -75,19 +81,12 @@ def _find_in_qemu(state: StatePaths) -> Iterator[Finding]:
     try:
         qemu = find_qemu(find_own_architecture())
     except HostError as exc:
-        yield _error(exc)
+        yield _error(exc, hint=_DISTRIBUTIONS_QEMU)
         return
     yield Finding(level="ok", text=f"QEMU {'.'.join(map(str, qemu.version))} is {qemu.program}.")
     if shutil.which("qemu-img") is None:
         yield Finding(level="error", text="qemu-img was not found.", hint="Install it (Debian: qemu-utils).")
-    if kvm_works(qemu, state.probes):
-        yield Finding(level="ok", text="KVM runs a guest.")
-    else:
-        yield Finding(
-            level="warning",
-            text="KVM does not run a guest; desktops are emulated, slowly.",
-            hint=_why_no_kvm(),
-        )
+    yield _find_kvm(qemu, state)
     yield from _find_walls(qemu)
     yield from _find_in_networks()
     yield _find_folders()
@@ -130,7 +129,7 @@ def _find_walls(qemu: Qemu) -> Iterator[Finding]:
         yield Finding(level="ok", text="The jail around QEMU can be built.")
         standing = try_walls(qemu)
     except HostError as exc:
-        yield _error(exc)
+        yield _error(exc, hint=_DISTRIBUTIONS_QEMU)
         return
     for wall in (*ALWAYS, *JAIL):
         if wall in standing:
@@ -138,8 +137,9 @@ def _find_walls(qemu: Qemu) -> Iterator[Finding]:
         else:
             yield Finding(
                 level="error",
-                text=f"The wall '{wall}' does not stand: {MEANINGS[wall]} would be open to QEMU.",
-                hint="No desktop starts without it.",
+                text=f"The wall '{wall}' does not stand, and no desktop starts: "
+                f"{MEANINGS[wall]} would be open to QEMU.",
+                hint=WHAT_TO_DO[wall],
             )
 
 
@@ -160,30 +160,48 @@ def _find_folders() -> Finding:
     return Finding(level="ok", text=f"Folders of the host come into desktops by virtiofs ({program}).")
 
 
+def _find_kvm(qemu: Qemu, state: StatePaths) -> Finding:
+    try:
+        if kvm_works(qemu, state.probes):
+            return Finding(level="ok", text="KVM runs a guest.")
+    except HostError as exc:
+        return _error(exc, hint=f"Give {state.probes} to the sessions' account, or delete it.")
+    return Finding(
+        level="warning", text="KVM does not run a guest; desktops are emulated, slowly.", hint=_why_no_kvm()
+    )
+
+
 def _why_no_kvm() -> str:
-    device = Path("/dev/kvm")
-    if not device.exists():
+    if not _KVM.exists():
         return (
             "There is no /dev/kvm: switch virtualization on in the firmware, or in the VM that this host is."
         )
-    if not os.access(device, os.R_OK | os.W_OK):
+    if not os.access(_KVM, os.R_OK | os.W_OK):
         return "This account may not open /dev/kvm: add it to the group kvm."
-    return "/dev/kvm opens, but a guest under it does not get to its first instruction."
+    return (
+        "/dev/kvm opens, but a guest under it does not get to its first instruction: 'dmesg' may say why. "
+        "Where this host is a VM, nested virtualization has to work in the one below."
+    )
 
 
 def _find_on_host(state: StatePaths) -> Iterator[Finding]:
     try:
         check_memory(1024)
         yield Finding(level="ok", text=f"{render_mib(available_memory_mib())} of memory are free.")
-    except HostError as exc:
-        yield Finding(level="warning", text=exc.message, hint=exc.hint)
+    except HostError:
+        yield Finding(
+            level="warning",
+            text=f"{render_mib(available_memory_mib())} of memory are free: too few for a small desktop.",
+            hint="End what else runs here ('qemuspawner sessions list' names desktops), or add memory.",
+        )
     folder = next(path for path in (state.root, *state.root.parents) if path.is_dir())
     try:
         check_disk(folder)
         free_mib = shutil.disk_usage(folder).free >> 20
         yield Finding(level="ok", text=f"{render_mib(free_mib)} are free in {folder}.")
     except HostError as exc:
-        yield _error(exc)
+        hint = f"Make room in {folder}, or choose another folder with --state and the hub's trait state_dir."
+        yield Finding(level="error", text=exc.message, hint=hint)
     yield from _find_in_gpus()
 
 
@@ -201,18 +219,29 @@ def _find_in_gpus() -> Iterator[Finding]:
 def _find_in_catalogue(state: StatePaths, folders: list[Path]) -> Iterator[Finding]:
     catalogue = load_all_machines(state, folders)
     for problem in catalogue.problems:
-        yield Finding(level="error", text=str(problem))
+        yield Finding(level="error", text=str(problem), hint=_what_to_do_about(problem))
     for machine in catalogue.machines.values():
         if missing_files(machine):
             if machine.hidden:
                 continue  # nobody is offered it, as the examples that wait for somebody who wants them
-            action = "build" if machine.build else "fetch"
-            hint = f"Run 'qemuspawner machines {action} {machine.id}'."
+            hint = f"Run 'qemuspawner machines {_image_action(machine)}'."
             yield Finding(level="warning", text=f"The image of '{machine.id}' is missing.", hint=hint)
         else:
             yield Finding(level="ok", text=f"'{machine.id}' can be started.")
     yield from _find_other_qemus(catalogue.machines)
     yield from _find_in_templates(state, catalogue.machines)
+
+
+def _what_to_do_about(problem: Problem) -> str:
+    if not problem.machine_id:
+        return "Make the folder readable for this account, or name another one with --machines."
+    return f"Change {problem.path}, or remove its folder; docs/machines.md describes every key."
+
+
+def _image_action(machine: Machine) -> str:
+    if machine.build:
+        return f"build {machine.id}"
+    return f"fetch {machine.id}" if machine.image.url else f"import {machine.id} FILE"
 
 
 def _find_other_qemus(machines: Mapping[str, Machine]) -> Iterator[Finding]:
@@ -227,7 +256,7 @@ def _find_other_qemus(machines: Mapping[str, Machine]) -> Iterator[Finding]:
             find_qemu(architecture)
             yield Finding(level="ok", text=f"Machines of {architecture} are emulated.")
         except HostError as exc:
-            yield _error(exc)
+            yield _error(exc, hint=_DISTRIBUTIONS_QEMU)
 
 
 def _find_in_templates(state: StatePaths, machines: Mapping[str, Machine]) -> Iterator[Finding]:
@@ -247,5 +276,6 @@ def _find_in_templates(state: StatePaths, machines: Mapping[str, Machine]) -> It
         )
 
 
-def _error(exc: HostError) -> Finding:
-    return Finding(level="error", text=exc.message, hint=exc.hint)
+def _error(exc: HostError, *, hint: str) -> Finding:
+    """`hint` is for an error that has none itself."""
+    return Finding(level="error", text=exc.message, hint=exc.hint or hint)

@@ -122,14 +122,13 @@ def folder_place(number: int) -> str:
 @cache
 def check_binding() -> None:
     """Raises HostError where this host's bubblewrap cannot show a folder by its descriptor."""
-    told = subprocess.run(
-        [shutil.which("bwrap") or "bwrap", "--help"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=10,
-    )
-    if "--bind-fd" not in told.stdout + told.stderr:
+    program, words = shutil.which("bwrap"), ""
+    if program is not None:
+        told = subprocess.run(
+            [program, "--help"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10
+        )
+        words = told.stdout + told.stderr
+    if "--bind-fd" not in words:
         raise HostError(
             Text("This host's bubblewrap is too old to show a desktop folders of the host."),
             hint=Text("The administrator installs one that knows '--bind-fd'."),
