@@ -5,9 +5,11 @@ import os
 import pwd
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qemuspawner.cli.diagnosis import Finding, Level
 from qemuspawner.cli.tables import print_table
 from qemuspawner.gpus import Gpu, find_gpus
 from qemuspawner.mediated import MediatedType, find_types
@@ -33,6 +35,7 @@ def add_commands(commands: "_SubParsersAction[ArgumentParser]") -> None:
     check = actions.add_parser(
         "check", help="say what keeps GPUs from desktops; exit 1 where one cannot be passed on"
     )
+    check.add_argument("--json", action="store_true", help="for programs")
     check.set_defaults(command=check_gpus)
 
 
@@ -102,34 +105,51 @@ def _describe_type(one: MediatedType) -> dict[str, object]:
     return {"of": one.parent, "model": one.name, "type": one.id, "made": one.made, "free": one.free}
 
 
-def check_gpus(_arguments: Namespace, *, state: "StatePaths", folders: list[Path]) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _GpuFinding(Finding):
+    gpu: str = ""  # its address; "" where it is of all
+
+
+def check_gpus(arguments: Namespace, *, state: "StatePaths", folders: list[Path]) -> int:
     """Print what is missing for each GPU, for the account that asks; 1 where something is."""
     del state, folders
+    findings = list(_find_all())
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        account = pwd.getpwuid(os.geteuid()).pw_name
+        print(f"For the account '{account}', whose sessions would use them:")
+        for finding in findings:
+            print(f"{finding.level:8} {finding.text}")
+            if finding.hint:
+                print(f"{'':8} {finding.hint}")
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _find_all() -> Iterator[_GpuFinding]:
     gpus = find_gpus()
     if not gpus:
-        print("This host has no GPUs.")
-        return 1
-    account = pwd.getpwuid(os.geteuid()).pw_name
-    print(f"For the account '{account}', whose sessions would use them:")
-    failed = False
+        yield _GpuFinding(
+            level="error",
+            text="This host has no GPUs.",
+            hint="'lspci' lists what the kernel sees: look whether they are switched on in the firmware.",
+        )
+        return
     for obstacle in _find_in_limits():
-        failed = True
-        _print("error", obstacle)
+        yield _GpuFinding(level="error", text=obstacle.text, hint=obstacle.hint)
     for gpu in gpus:
-        about = f"{gpu.address} ({gpu.model}): "
         obstacles = list(_find_in_gpu(gpu))
         for obstacle in obstacles:
-            failed = True
-            _print("error", obstacle, about=about)
+            yield _tell("error", gpu, obstacle)
         if not obstacles:
-            print(f"ok       {about}It can be passed on.")
+            yield _tell("ok", gpu, Obstacle(text="It can be passed on.", hint=""))
         for warning in _find_warnings(gpu):
-            _print("warning", warning, about=about)
-    return 1 if failed else 0
+            yield _tell("warning", gpu, warning)
 
 
-def _print(level: str, obstacle: Obstacle, *, about: str = "") -> None:
-    print(f"{level:8} {about}{obstacle.text}\n{'':8} {obstacle.hint}")
+def _tell(level: Level, gpu: Gpu, obstacle: Obstacle) -> _GpuFinding:
+    about = f"{gpu.address} ({gpu.model}): "
+    return _GpuFinding(level=level, text=f"{about}{obstacle.text}", hint=obstacle.hint, gpu=gpu.address)
 
 
 def _find_in_limits() -> Iterator[Obstacle]:

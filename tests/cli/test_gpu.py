@@ -78,6 +78,27 @@ def test_the_check_says_each_obstacle_with_what_to_do(
     assert "LimitMEMLOCK=infinity" in said
 
 
+def test_programs_are_told_what_the_check_finds(
+    host: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.add(GPU, group=17, can_reset=False)
+    host.add(OTHER, "0x038000", "0x1002", "0x740f", driver="amdgpu", group=18)
+    monkeypatch.setattr(gpu, "lockable_mib", lambda: 8)
+
+    code = run("check", "--json")
+
+    findings = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert [(found["level"], found["gpu"]) for found in findings] == [
+        ("error", ""),
+        ("ok", GPU),
+        ("warning", GPU),
+        ("error", OTHER),
+    ]
+    assert findings[1]["text"] == f"{GPU} (A100 PCIe 80GB): It can be passed on."
+    assert all(found["hint"] for found in findings if found["level"] != "ok")
+
+
 def test_a_host_that_is_ready_passes_and_is_warned(
     host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +114,10 @@ def test_a_host_that_is_ready_passes_and_is_warned(
 
 def test_a_host_without_gpus_says_so(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert (run("list"), run("check")) == (0, 1)
-    assert capsys.readouterr().out == "This host has no GPUs.\n" * 2
+    lists, heading, checks, hint = capsys.readouterr().out.splitlines()
+    assert (lists, checks) == ("This host has no GPUs.", "error    This host has no GPUs.")
+    assert heading.startswith("For the account ")
+    assert "lspci" in hint
 
 
 @pytest.mark.parametrize(
