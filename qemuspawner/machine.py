@@ -118,9 +118,7 @@ class Build(_Table, frozen=True, kw_only=True):
     exclude: tuple[Name, ...] = ()  # path globs that dpkg leaves out
     files: str = ""  # a folder beside machine.toml, laid over the new root folder before the packages come
     script: str = ""  # a file beside machine.toml, run on the host with the new root folder as its argument
-    first_boot: str = (
-        ""  # a file beside machine.toml, run by the image itself when it boots for the first time
-    )
+    first_boot: str = ""  # a file beside machine.toml, which the image itself runs at its first boot
     disk: Mib = Mib(4096)
 
 
