@@ -97,12 +97,12 @@ class Scene:
         return viewer
 
     @contextmanager
-    def listening(self, name: str, role: Role, *, least: Least) -> Iterator[Visitor]:
+    def listening(self, name: str, role: Role, *, least: Least, is_browser: bool = True) -> Iterator[Visitor]:
         """Somebody hears the desktop, for which the site asks for the role `least`."""
         listener = Visitor(name=name)
         with self.people.seated(
-            Person(name=name, role=role), Login(token=name, session_id=""), is_browser=True, least=least,
-            dismiss=listener.dismiss,
+            Person(name=name, role=role), Login(token=name, session_id=""), is_browser=is_browser,
+            least=least, dismiss=listener.dismiss,
         ):  # fmt: skip
             self.logins.models[name] = {"name": name, "kind": "user", "groups": [], "scopes": []}
             yield listener
@@ -296,6 +296,19 @@ async def test_what_becomes_of_others_when_the_owner_leaves(scene: MakeScene, ow
     assert (at.people.refuse_screen(Person(name="bob", role="control")) is not None) == (
         owner_away == "leave"
     )
+
+
+async def test_a_program_of_the_owners_stays_where_others_have_to_leave(scene: MakeScene) -> None:
+    """It is no guest, though it may not all that the owner may."""
+    at = scene(owner_away="leave")
+    hand = {"scopes": ["access:servers", "custom:qemuspawner:agent"]}
+    with at.listening("alice", "control", least="view", is_browser=False) as program:
+        at.logins.models["alice"] |= hand
+        await at.review(after_s=60)
+
+        assert not program.dismissed
+    assert at.people.refuse_screen(Person(name="alice", role="control")) is None
+    assert at.people.refuse_screen(Person(name="alice", role="control", is_staff=True)) is not None
 
 
 @pytest.mark.parametrize("owner_away", ["stay", "view", "leave"])

@@ -249,12 +249,16 @@ class People:
 
     def _dismiss_guests(self) -> None:
         for seat in self._seats:
-            if seat.is_inside and seat.person.role != "owner":
+            if seat.is_inside and self._is_guest(seat.person):
                 seat.dismiss(CloseCode.AWAY, Text("The owner has left; it opens again when they are back."))
 
-    def refuse_screen(self, person: Person) -> tuple[int, str] | None:
-        """Why somebody may not see the screen right now, as a close code and a reason."""
-        if person.role != "owner" and self._policy.owner_away == "leave" and self.owner_is_away:
+    def _is_guest(self, person: Person) -> bool:
+        """Whether somebody is neither the owner nor a program of theirs."""
+        return person.name != self._spec.user or person.is_staff
+
+    def refuse_screen(self, person: Person) -> tuple[int, Text] | None:
+        """Why somebody may not be at the desktop right now, as a close code and a reason."""
+        if self._is_guest(person) and self._policy.owner_away == "leave" and self.owner_is_away:
             return CloseCode.AWAY, Text("The owner is not here; it opens when they are back.")
         return None
 

@@ -68,6 +68,7 @@ class AgentHandler(Handler):
         person = await self.people.find(model, has_access=has_access, is_browser=False)
         if person is None or not person.may(self.least):
             raise web.HTTPError(403, f"{self.person.name} may not control this desktop any more.")
+        self.check_owner_is_here()
         self._token_id = model["token_id"]
 
     async def post(self) -> None:

@@ -55,6 +55,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
 
     hub_auth_class = Logins
     least: ClassVar[Role] = "view"
+    # Whether it tells itself that the owner is away: a websocket says it with a close code of its own.
+    tells_of_absence: ClassVar[bool] = False
     person: Person
 
     @functools.cached_property
@@ -104,6 +106,13 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
                     role=self.person.role,
                 ),
             )
+        if self.least != "waiting" and not self.tells_of_absence:
+            self.check_owner_is_here()
+
+    def check_owner_is_here(self) -> None:
+        """Raise Refusal 403 where this person may not be at the desktop while its owner is away."""
+        if refusal := self.people.refuse_screen(self.person):
+            raise Refusal(403, refusal[1])
 
     async def _find_person(self, model: dict[str, Any]) -> Person | None:
         has_access = self.hub_auth.lets_in(model)

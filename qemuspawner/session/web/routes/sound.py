@@ -10,6 +10,8 @@ from qemuspawner.texts import Text
 class SoundHandler(Handler):
     """Sound in binary messages, the first of which says in which form."""
 
+    tells_of_absence = True
+
     async def get(self) -> None:
         self.check_opener()
         spec = self.supervisor.spec
