@@ -23,6 +23,7 @@ from qemuspawner.session.people.logins import Logins
 from qemuspawner.session.people.people import People
 from qemuspawner.session.people.shares import Shares
 from qemuspawner.session.screen.agents import Agents
+from qemuspawner.session.screen.rates import Rates
 from qemuspawner.session.screen.relay import Relay, Viewer
 from qemuspawner.session.screen.rfb import Forward
 from qemuspawner.session.screen.sound import Sound
@@ -37,6 +38,9 @@ from qemuspawner.texts import Text
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
+# Of each person: a program that looks after everything that it does is not slowed down.
+_SCREENSHOTS_PER_S = 5.0
+_BURST_SCREENSHOTS = 20
 
 
 def make_app(
@@ -58,6 +62,7 @@ def make_app(
         sound=sound,
         files=Files(supervisor),
         thumbnails=Thumbnails(supervisor.screenshot),
+        screenshots=Rates(per_s=_SCREENSHOTS_PER_S, burst=_BURST_SCREENSHOTS),
         tickets=Tickets(),
         people=people,
         agents=Agents(

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 from asyncio import Future
 from typing import Any, ClassVar
 from urllib.parse import urlparse
@@ -48,6 +49,14 @@ class Refusal(web.HTTPError):
     def __init__(self, status_code: int, text: Text) -> None:
         super().__init__(status_code, str(text))
         self.text = text
+
+
+class TooFast(web.HTTPError):
+    """429 for a program, with the whole seconds to wait also in `Retry-After`."""
+
+    def __init__(self, message: str, *, wait_s: float) -> None:
+        self.wait_s = math.ceil(wait_s)
+        super().__init__(429, f"{message} Try again in {self.wait_s} s.")
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
@@ -166,6 +175,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
                 message = exc.text
             case web.HTTPError() as exc:
                 message = exc.get_message() or message
+                if isinstance(exc, TooFast):
+                    self.set_header("Retry-After", str(exc.wait_s))
         self.finish({"message": message, "hint": hint})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
