@@ -99,7 +99,7 @@ async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)
     audit = Audit(state.audit, spec)
-    audit.note("started", by=spec.user, proposal=spec.proposal.id if spec.proposal else "")
+    audit.note("started", by=spec.started_by, proposal=spec.proposal.id if spec.proposal else "")
     hub = Hub.from_environment()
     shares = Shares(hub, owner=spec.user, server_name=spec.server_name)
     people = People(spec, shares, Logins.instance(), audit=audit)
@@ -150,8 +150,9 @@ async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
     reporting = asyncio.create_task(report_activity(supervisor.clocks, spec, hub))
     await supervisor.run()
     reporting.cancel()
-    audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
-    await report_end(supervisor.end_report(), spec, hub)
+    end = supervisor.end_report()
+    audit.note(end.state, by=supervisor.ended_by, cause=end.cause, why=supervisor.status().message)
+    await report_end(end, spec, hub)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):
             await supervisor.released.wait()

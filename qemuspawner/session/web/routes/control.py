@@ -220,4 +220,5 @@ class PowerHandler(Handler):
         if action not in ("shutdown", "reset", "poweroff"):
             raise web.HTTPError(400, "'action' must be 'shutdown', 'reset' or 'poweroff'.")
         await self.supervisor.power(action, by=self.person.name)
+        self.audit("power", action=action)
         self.write_status()
