@@ -218,7 +218,7 @@ class Session:
         url = URL(f"{self.url}{path}", encoded=True)
         async with self.http.request(method, url, headers=headers, allow_redirects=False, **kwargs) as got:
             headers_got = [(name.decode(), value.decode("latin-1")) for name, value in got.raw_headers]
-            return Answer(status=got.status, text=await got.text(), headers=headers_got)
+            return Answer(status=got.status, text=await got.text(errors="replace"), headers=headers_got)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ class PolicyTraits(LoggingConfigurable):
         help="""What people see of a desktop who have access by a role of the hub, such as administrators.
 
         "ask": nothing, until its owner consents; "view" or "control": that, without being asked; "nobody":
-        they cannot even ask. Whatever they do is in the audit log, and the owner sees that they are there.
+        they cannot even ask. Whatever they do is in the audit log, and who has the desktop open is seen by
+        everybody there.
         """,
     ).tag(config=True)
     owner_away = Enum(

@@ -554,6 +554,7 @@ async def test_the_audit_log_tells_who_came_drove_copied_and_left(scene: MakeSce
     bob = at.come("bob", "control")
     for _ in range(3):
         at.people.note_forward(bob, rfb.Forward(data=b"", by_person=True, copied_in=11))
+    at.people.note_forward(bob, rfb.Forward(data=b"", by_person=False, copied_out=True))
     at.now += 7
     at.leave(bob)
 
@@ -565,12 +566,36 @@ async def test_the_audit_log_tells_who_came_drove_copied_and_left(scene: MakeSce
         "drove",
         "copied-in",
         "copied-in",
+        "copied-out",
         "left",
     ]
     assert {event["by"] for event in events} == {"bob"}
     assert (events[0]["role"], events[1]["bytes"], events[-1]["after_s"]) == ("control", 11, 7)
     assert {event["owner"] for event in events} == {"alice"}
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in at.audit_folder.iterdir())
+
+
+async def test_who_looks_by_pictures_alone_is_in_the_audit_log_once_at_a_stretch(scene: MakeScene) -> None:
+    """Not what the owner's own home page shows all the time."""
+    at = scene()
+    bob, admin = Person(name="bob", role="view"), Person(name="root", role="view", is_staff=True)
+    for _ in range(3):
+        at.people.note_look(ALICE, "thumbnail")
+        at.people.note_look(ALICE, "screenshot")
+        at.people.note_look(bob, "thumbnail")
+        at.people.note_look(admin, "thumbnail")
+        at.people.note_look(admin, "screenshot")
+        at.now += 50
+    at.now += 20
+    at.people.note_look(bob, "thumbnail")
+
+    assert [(line["event"], line["by"], line["staff"], line["picture"]) for line in at.events()] == [
+        ("looked", "alice", False, "screenshot"),
+        ("looked", "bob", False, "thumbnail"),
+        ("looked", "root", True, "thumbnail"),
+        ("looked", "root", True, "screenshot"),
+        ("looked", "bob", False, "thumbnail"),
+    ]
 
 
 async def test_no_name_breaks_a_line_of_the_audit_log(scene: MakeScene) -> None:

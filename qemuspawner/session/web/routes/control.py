@@ -50,6 +50,7 @@ class ScreenshotHandler(Handler):
                 wait_s=wait_s,
             )
         picture = await self.supervisor.screenshot()
+        self.people.note_look(self.person, "screenshot")
         self.set_header("Content-Type", "image/png")
         self.finish(picture)
 
@@ -60,6 +61,7 @@ class ThumbnailHandler(Handler):
     async def get(self) -> None:
         thumbnails: Thumbnails = self.settings["thumbnails"]
         picture = await thumbnails.newest()
+        self.people.note_look(self.person, "thumbnail")
         self.set_header("Content-Type", "image/jpeg")
         self.finish(picture)
 

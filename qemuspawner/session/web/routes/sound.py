@@ -40,4 +40,5 @@ class SoundHandler(Handler):
             if refusal := self.people.refuse_screen(person):
                 await websocket.close(*refusal)
             else:
+                self.audit("listened", staff=person.is_staff)
                 await sound.serve(websocket, listener)
