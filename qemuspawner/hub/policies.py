@@ -38,8 +38,8 @@ class PolicyTraits(LoggingConfigurable):
         help="""What becomes of others at a desktop that its owner has left.
 
         "stay": they go on; "view": they only look on; "leave": their windows are closed, and open again when
-        the owner is back; until then nothing else of the desktop is open to them either. Programs with tokens
-        of the owner's go on.
+        the owner is back; until then they see, hear and change nothing of it by the API either. Programs with
+        tokens of the owner's go on.
         """,
     ).tag(config=True)
     one_driver = Bool(
