@@ -154,6 +154,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     user: str
     server_name: str  # "" is the default server
+    started_by: str = ""  # who asked for this start, as sessions call people; "": nobody knows
     state_dir: str  # the host's state folder
     machine: Machine
     cpus: int

@@ -179,7 +179,10 @@ class Driver:
         }
 
     async def _see_screen(self, desktop: URL) -> model.Colour | None:
-        code, body = await _fetch(self._owner, "GET", desktop / "api/screenshot")
+        # As many as one person may take.
+        while (answer := await _fetch(self._owner, "GET", desktop / "api/screenshot"))[0] == 429:
+            await asyncio.sleep(0.2)
+        code, body = answer
         if code != 200:
             return None
         picture = Image.open(io.BytesIO(body)).convert("RGB")

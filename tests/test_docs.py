@@ -33,7 +33,7 @@ from qemuspawner.machine import Machine
 from qemuspawner.scopes import CUSTOM_SCOPES
 from qemuspawner.session.screen.visitors import CloseCode
 from qemuspawner.session.web.routes import ROUTES
-from qemuspawner.spec import SPEC_VARIABLE, SessionSpec, SessionStatus
+from qemuspawner.spec import SPEC_VARIABLE, SessionEnd, SessionSpec, SessionStatus
 
 PROJECT = Path(__file__).parent.parent
 MANUAL = PROJECT / "docs"
@@ -197,6 +197,36 @@ def test_every_metric_is_described(metric: str) -> None:
     table = (MANUAL / "administering.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
 
     assert re.search(rf"^\| [^|]*`{metric}`[^|]*\| [^|]+ \| [^|]+ \|$", table, re.MULTILINE)
+
+
+def audited_events() -> set[str]:
+    """All that is written to the audit log, as the code names it; how a session ends is its last state."""
+    events = set(get_args(SessionEnd.__annotations__["state"]))
+    for path in (PROJECT / "qemuspawner").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and is_note(node.func):
+                events |= {one.value for one in ast.walk(node.args[0]) if isinstance(one, ast.Constant)}
+    return events
+
+
+def is_note(called: ast.expr) -> bool:
+    """`self.audit(...)` of a route, or `audit.note(...)`."""
+    match called:
+        case ast.Attribute(attr="audit"):
+            return True
+        case ast.Attribute(attr="note", value=ast.Name(id=owner) | ast.Attribute(attr=owner)):
+            return owner in ("self", "audit", "_audit")
+    return False
+
+
+def test_every_event_of_the_audit_log_is_described_and_no_other() -> None:
+    """In a row of a table with its facts; several may share one."""
+    table = (
+        (MANUAL / "administering.md").read_text().partition("\n### The audit log\n")[2].partition("\n## ")[0]
+    )
+    cells = re.findall(r"^\| (`[^|]*`) \| [^|]+ \|$", table, re.MULTILINE)
+
+    assert {name for cell in cells for name in re.findall("`([a-z-]+)`", cell)} == audited_events()
 
 
 # What pages tell to do

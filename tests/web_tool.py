@@ -21,6 +21,7 @@ from yarl import URL
 
 from qemuspawner.paths import StatePaths
 from qemuspawner.policy import Policy, Role
+from qemuspawner.scopes import AGENT
 from qemuspawner.session.app import make_app
 from qemuspawner.session.people.audit import Audit
 from qemuspawner.session.people.logins import Logins
@@ -29,18 +30,28 @@ from qemuspawner.session.people.people import People
 PREFIX = "/user/alice/desk/"
 CLIENT_ID = "jupyterhub-user-alice-desk"
 # By token, who the hub says it is; alice is the owner.
-PEOPLE = {"alices": "alice", "bobs": "bob", "vivs": "viv", "eves": "eve"}
+PEOPLE = {
+    "alices": "alice",
+    "alices program's": "alice",
+    "bobs": "bob",
+    "bobs program's": "bob",
+    "vivs": "viv",
+    "eves": "eve",
+}
 SCOPE = "access:servers!server=alice/desk"
+HAND = f"{AGENT}!user=alice"
 
 
 class _HubUser(web.RequestHandler):
     """The hub's answer about a token."""
 
     def get(self) -> None:
-        name = PEOPLE.get(self.request.headers["Authorization"].removeprefix("token "))
-        if name is None:
+        token = self.request.headers["Authorization"].removeprefix("token ")
+        if token not in PEOPLE:
             raise web.HTTPError(403)
-        self.finish({"kind": "user", "name": name, "scopes": [SCOPE], "groups": [], "session_id": None})
+        scopes = [SCOPE, HAND] if "program" in token else [SCOPE]
+        about = {"groups": [], "session_id": None, "token_id": "a1"}
+        self.finish({"kind": "user", "name": PEOPLE[token], "scopes": scopes, **about})
 
 
 @dataclass
@@ -178,6 +189,9 @@ class Supervisor:
     async def screenshot(self) -> bytes:
         raise NotImplementedError
 
+    def steady(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
 
 @dataclass(kw_only=True)
 class Session:
@@ -204,7 +218,7 @@ class Session:
         url = URL(f"{self.url}{path}", encoded=True)
         async with self.http.request(method, url, headers=headers, allow_redirects=False, **kwargs) as got:
             headers_got = [(name.decode(), value.decode("latin-1")) for name, value in got.raw_headers]
-            return Answer(status=got.status, text=await got.text(), headers=headers_got)
+            return Answer(status=got.status, text=await got.text(errors="replace"), headers=headers_got)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,7 @@ def _make_spec(arguments: Namespace, machine: Machine, state: StatePaths, *, use
         session_id=session_id(user, f"\0terminal\0{machine.id}"),
         user=user,
         server_name="",
+        started_by=user,
         state_dir=str(state.root),
         machine=machine,
         cpus=cpus,

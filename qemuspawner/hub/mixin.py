@@ -216,6 +216,7 @@ class QemuSpawnerMixin(
             session_id=self.session_id,
             user=self.user.name,
             server_name=self.name,
+            started_by=self._find_asking(),
             state_dir=self.state_dir,
             # How its image was made, what it has and who may start it is long, and nothing to a session.
             machine=structs.replace(
@@ -276,6 +277,14 @@ class QemuSpawnerMixin(
                 status_code=500,
             )
         return spec
+
+    def _find_asking(self) -> str:
+        """Whose request JupyterHub answers with this start, as sessions call them; "" where there is none."""
+        person = getattr(self.handler, "current_user", None)
+        if person is None:
+            return ""
+        # A service may have a user's name.
+        return f"service {person.name}" if isinstance(person, orm.Service) else str(person.name)
 
     def get_env(self) -> dict[str, str]:
         env: dict[str, str] = super().get_env()

@@ -28,7 +28,8 @@ class PolicyTraits(LoggingConfigurable):
         help="""What people see of a desktop who have access by a role of the hub, such as administrators.
 
         "ask": nothing, until its owner consents; "view" or "control": that, without being asked; "nobody":
-        they cannot even ask. Whatever they do is in the audit log, and the owner sees that they are there.
+        they cannot even ask. Whatever they do is in the audit log, and who has the desktop open is seen by
+        everybody there.
         """,
     ).tag(config=True)
     owner_away = Enum(
@@ -37,7 +38,8 @@ class PolicyTraits(LoggingConfigurable):
         help="""What becomes of others at a desktop that its owner has left.
 
         "stay": they go on; "view": they only look on; "leave": their windows are closed, and open again when
-        the owner is back.
+        the owner is back; until then they see, hear and change nothing of it by the API either. Programs with
+        tokens of the owner's go on.
         """,
     ).tag(config=True)
     one_driver = Bool(

@@ -23,6 +23,7 @@ from qemuspawner.session.people.logins import Logins
 from qemuspawner.session.people.people import People
 from qemuspawner.session.people.shares import Shares
 from qemuspawner.session.screen.agents import Agents
+from qemuspawner.session.screen.rates import Rates
 from qemuspawner.session.screen.relay import Relay, Viewer
 from qemuspawner.session.screen.rfb import Forward
 from qemuspawner.session.screen.sound import Sound
@@ -37,6 +38,9 @@ from qemuspawner.texts import Text
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
+# Of each person: a program that looks after everything that it does is not slowed down.
+_SCREENSHOTS_PER_S = 5.0
+_BURST_SCREENSHOTS = 20
 
 
 def make_app(
@@ -58,6 +62,7 @@ def make_app(
         sound=sound,
         files=Files(supervisor),
         thumbnails=Thumbnails(supervisor.screenshot),
+        screenshots=Rates(per_s=_SCREENSHOTS_PER_S, burst=_BURST_SCREENSHOTS),
         tickets=Tickets(),
         people=people,
         agents=Agents(
@@ -94,7 +99,7 @@ async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
     spec = supervisor.spec
     state = StatePaths.of(spec.state_dir)
     audit = Audit(state.audit, spec)
-    audit.note("started", by=spec.user, proposal=spec.proposal.id if spec.proposal else "")
+    audit.note("started", by=spec.started_by, proposal=spec.proposal.id if spec.proposal else "")
     hub = Hub.from_environment()
     shares = Shares(hub, owner=spec.user, server_name=spec.server_name)
     people = People(spec, shares, Logins.instance(), audit=audit)
@@ -145,8 +150,9 @@ async def serve(supervisor: Supervisor, stop_signal: StopSignal) -> None:
     reporting = asyncio.create_task(report_activity(supervisor.clocks, spec, hub))
     await supervisor.run()
     reporting.cancel()
-    audit.note(supervisor.state, by=spec.user, why=supervisor.status().message)
-    await report_end(supervisor.end_report(), spec, hub)
+    end = supervisor.end_report()
+    audit.note(end.state, by=supervisor.ended_by, cause=end.cause, why=supervisor.status().message)
+    await report_end(end, spec, hub)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(supervisor.linger_s):
             await supervisor.released.wait()

@@ -97,12 +97,12 @@ class Scene:
         return viewer
 
     @contextmanager
-    def listening(self, name: str, role: Role, *, least: Least) -> Iterator[Visitor]:
+    def listening(self, name: str, role: Role, *, least: Least, is_browser: bool = True) -> Iterator[Visitor]:
         """Somebody hears the desktop, for which the site asks for the role `least`."""
         listener = Visitor(name=name)
         with self.people.seated(
-            Person(name=name, role=role), Login(token=name, session_id=""), is_browser=True, least=least,
-            dismiss=listener.dismiss,
+            Person(name=name, role=role), Login(token=name, session_id=""), is_browser=is_browser,
+            least=least, dismiss=listener.dismiss,
         ):  # fmt: skip
             self.logins.models[name] = {"name": name, "kind": "user", "groups": [], "scopes": []}
             yield listener
@@ -296,6 +296,19 @@ async def test_what_becomes_of_others_when_the_owner_leaves(scene: MakeScene, ow
     assert (at.people.refuse_screen(Person(name="bob", role="control")) is not None) == (
         owner_away == "leave"
     )
+
+
+async def test_a_program_of_the_owners_stays_where_others_have_to_leave(scene: MakeScene) -> None:
+    """It is no guest, though it may not all that the owner may."""
+    at = scene(owner_away="leave")
+    hand = {"scopes": ["access:servers", "custom:qemuspawner:agent"]}
+    with at.listening("alice", "control", least="view", is_browser=False) as program:
+        at.logins.models["alice"] |= hand
+        await at.review(after_s=60)
+
+        assert not program.dismissed
+    assert at.people.refuse_screen(Person(name="alice", role="control")) is None
+    assert at.people.refuse_screen(Person(name="alice", role="control", is_staff=True)) is not None
 
 
 @pytest.mark.parametrize("owner_away", ["stay", "view", "leave"])
@@ -541,6 +554,7 @@ async def test_the_audit_log_tells_who_came_drove_copied_and_left(scene: MakeSce
     bob = at.come("bob", "control")
     for _ in range(3):
         at.people.note_forward(bob, rfb.Forward(data=b"", by_person=True, copied_in=11))
+    at.people.note_forward(bob, rfb.Forward(data=b"", by_person=False, copied_out=True))
     at.now += 7
     at.leave(bob)
 
@@ -552,12 +566,36 @@ async def test_the_audit_log_tells_who_came_drove_copied_and_left(scene: MakeSce
         "drove",
         "copied-in",
         "copied-in",
+        "copied-out",
         "left",
     ]
     assert {event["by"] for event in events} == {"bob"}
     assert (events[0]["role"], events[1]["bytes"], events[-1]["after_s"]) == ("control", 11, 7)
     assert {event["owner"] for event in events} == {"alice"}
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in at.audit_folder.iterdir())
+
+
+async def test_who_looks_by_pictures_alone_is_in_the_audit_log_once_at_a_stretch(scene: MakeScene) -> None:
+    """Not what the owner's own home page shows all the time."""
+    at = scene()
+    bob, admin = Person(name="bob", role="view"), Person(name="root", role="view", is_staff=True)
+    for _ in range(3):
+        at.people.note_look(ALICE, "thumbnail")
+        at.people.note_look(ALICE, "screenshot")
+        at.people.note_look(bob, "thumbnail")
+        at.people.note_look(admin, "thumbnail")
+        at.people.note_look(admin, "screenshot")
+        at.now += 50
+    at.now += 20
+    at.people.note_look(bob, "thumbnail")
+
+    assert [(line["event"], line["by"], line["staff"], line["picture"]) for line in at.events()] == [
+        ("looked", "alice", False, "screenshot"),
+        ("looked", "bob", False, "thumbnail"),
+        ("looked", "root", True, "thumbnail"),
+        ("looked", "root", True, "screenshot"),
+        ("looked", "bob", False, "thumbnail"),
+    ]
 
 
 async def test_no_name_breaks_a_line_of_the_audit_log(scene: MakeScene) -> None:

@@ -13,6 +13,7 @@ import live
 import pytest
 import pytest_asyncio
 import vms
+from audit_log import audit_lines
 from chromium import LogIn
 from listening import FRAME_BYTES, NEAR_TONE, RATE_HZ, listen, loudest_hz
 from playwright.async_api import Page, expect
@@ -73,6 +74,8 @@ async def test_a_share_that_is_taken_back_is_heard_no_more(hub: live.LiveHub, de
                     pass
 
         assert socket.close_code == 4403
+    (line,) = [line for line in audit_lines(hub.state) if line["event"] == "listened" and line["by"] == "bob"]
+    assert (line["role"], line["staff"], line["server"]) == ("view", False, "tone")
 
 
 async def test_a_machine_without_a_card_has_no_sound(hub: live.LiveHub) -> None:

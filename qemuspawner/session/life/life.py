@@ -11,7 +11,7 @@ from collections.abc import (
     MutableMapping,
 )
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qemuspawner.errors import QemuSpawnerError, VmError
 from qemuspawner.languages import find_language
@@ -42,6 +42,8 @@ from qemuspawner.spec import (
 )
 from qemuspawner.texts import Text, join_sentences
 
+_T = TypeVar("_T")
+
 # After its end a session answers for so long, that pages and the hub can read why.
 _LINGER_S = 3
 _LINGER_FAILED_S = 60
@@ -53,6 +55,7 @@ class Ending:
 
     reason: str
     hint: str = ""
+    by: str = ""  # who asked for it on the desktop's page or by its API; "": a clock, the hub, the guest
     failed: bool = False
     graceful: bool = True  # ask the guest to shut down first
     cause: SuspendOn | None = None  # what may suspend the session instead
@@ -169,6 +172,11 @@ class Life:
         steps = self._guest.first_steps if self._guest else None
         return steps.script if steps else None
 
+    @property
+    def ended_by(self) -> str:
+        """Who ended it; "" where that was nobody, or nobody who is known here."""
+        return self._ending.by if self._ending else ""
+
     def end_report(self) -> SessionEnd:
         """What the hub is told of the end, once it has come."""
         return SessionEnd(
@@ -259,14 +267,14 @@ class Life:
             )
         )
 
-    async def _work(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _work(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do what must not stop half-way: who waits for it may be cancelled, and the session's end waits."""
         task = asyncio.create_task(work)
         self._works.add(task)
         task.add_done_callback(self._works.discard)
         # Asked for, so that nobody complains where the waiter is gone.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
 
 async def _dismiss_nobody(_reason: str) -> None:

@@ -68,11 +68,14 @@ class Saves(Life):
         """
         guest = self._ready_guest()
         try:
-            await self._work(self._suspend(guest, Text("{name} has put the desktop to sleep.", name=by)))
+            reason = Text("{name} has put the desktop to sleep.", name=by)
+            await self._work(self._suspend(guest, reason, by=by))
         except OSError as exc:
             raise _not_saved(exc) from exc
 
-    async def _suspend(self, guest: Guest, reason: str, *, cause: SuspendOn | None = None) -> None:
+    async def _suspend(
+        self, guest: Guest, reason: str, *, by: str = "", cause: SuspendOn | None = None
+    ) -> None:
         assert self.keeper is not None
         async with self.keeper.lock:
             self._check_still(guest)
@@ -92,7 +95,7 @@ class Saves(Life):
             await self.dismiss_viewers(self._message)
             await guest.stop()
             self._set_state("suspended")
-            self.end(Ending(reason=self._message, graceful=False, cause=cause))
+            self.end(Ending(reason=self._message, by=by, graceful=False, cause=cause))
             await asyncio.to_thread(self.keeper.tidy, saved)
 
     def _check_still(self, guest: Guest) -> None:
@@ -100,17 +103,17 @@ class Saves(Life):
         if self._guest is not guest or self._state != "running":
             raise VmError(Text("The desktop is being suspended, stopped or taken back already."))
 
-    async def save_checkpoint(self, *, title: str, by: str) -> None:
+    async def save_checkpoint(self, *, title: str, by: str) -> Saved:
         """Remember the desktop as it is now. Raises QemuSpawnerError where it cannot be saved."""
         guest = self._ready_guest()
         self.log.info("A checkpoint, asked for by %s", by)
-        await self._work(self._save_checkpoint(guest, title=title, automatic=False))
+        return await self._work(self._save_checkpoint(guest, title=title, automatic=False))
 
-    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> None:
+    async def _save_checkpoint(self, guest: Guest, *, title: str, automatic: bool) -> Saved:
         assert self.keeper is not None
         async with self.keeper.lock:
             self._check_still(guest)
-            await self._save(guest, title=title, automatic=automatic)
+            return await self._save(guest, title=title, automatic=automatic)
 
     async def _save(self, guest: Guest, *, title: str, automatic: bool, needed: str = "") -> Saved:
         assert self.keeper is not None

@@ -83,9 +83,9 @@ class Steers(Saves):
         self.log.info("Power: %s, asked for by %s", action, by)
         match action:
             case "shutdown":
-                self.end(Ending(reason=Text("The desktop was shut down.")))
+                self.end(Ending(reason=Text("The desktop was shut down."), by=by))
             case "poweroff":
-                self.end(Ending(reason=Text("The desktop was switched off."), graceful=False))
+                self.end(Ending(reason=Text("The desktop was switched off."), by=by, graceful=False))
             case "reset":
                 await qemu.reset()
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qemuspawner import scopes
 from qemuspawner.errors import SessionError
@@ -31,8 +31,8 @@ REVIEW_EVERY_S = 1.0
 _OWNER_EVERY_S = 20.0
 # Who loads the page anew has not left.
 _AWAY_AFTER_S = 10.0
-# Input after so long is a line of the audit log.
-_DRIVE_PAUSE_S = 60.0
+# What somebody does all the time is a line of the audit log again after so long without it.
+_PAUSE_S = 60.0
 _MAX_REQUESTS = 20
 _MAX_SEATS = 100
 # Of one who is not the owner: a few windows take a dozen, and as many web tools have as many again.
@@ -85,7 +85,7 @@ class People:
         self._requests: dict[str, Request] = {}
         self._owner_seen = time.monotonic()
         self._was_away = False
-        self._drove_at: dict[str, float] = {}
+        self._done_at: dict[tuple[str, str, str], float] = {}  # event, who, and in which way
 
     # Who may come in
 
@@ -249,12 +249,16 @@ class People:
 
     def _dismiss_guests(self) -> None:
         for seat in self._seats:
-            if seat.is_inside and seat.person.role != "owner":
+            if seat.is_inside and self._is_guest(seat.person):
                 seat.dismiss(CloseCode.AWAY, Text("The owner has left; it opens again when they are back."))
 
-    def refuse_screen(self, person: Person) -> tuple[int, str] | None:
-        """Why somebody may not see the screen right now, as a close code and a reason."""
-        if person.role != "owner" and self._policy.owner_away == "leave" and self.owner_is_away:
+    def _is_guest(self, person: Person) -> bool:
+        """Whether somebody is neither the owner nor a program of theirs."""
+        return person.name != self._spec.user or person.is_staff
+
+    def refuse_screen(self, person: Person) -> tuple[int, Text] | None:
+        """Why somebody may not be at the desktop right now, as a close code and a reason."""
+        if self._is_guest(person) and self._policy.owner_away == "leave" and self.owner_is_away:
             return CloseCode.AWAY, Text("The owner is not here; it opens when they are back.")
         return None
 
@@ -316,10 +320,24 @@ class People:
             self.note_drive(viewer.name)
 
     def note_drive(self, name: str) -> None:
-        now = time.monotonic()
-        if now - self._drove_at.get(name, float("-inf")) > _DRIVE_PAUSE_S:
+        if self._begins("drove", name):
             self._audit.note("drove", by=name)
-        self._drove_at[name] = now
+
+    def note_look(self, person: Person, picture: Literal["screenshot", "thumbnail"]) -> None:
+        """Somebody was given a picture of the screen, and is not among those who are seen at the desktop."""
+        # The hub's home page has thumbnails of its reader's own desktops as long as it is open.
+        is_own = picture == "thumbnail" and not self._is_guest(person)
+        if not is_own and self._begins("looked", person.name, picture):
+            self._audit.note(
+                "looked", by=person.name, role=person.role, staff=person.is_staff, picture=picture
+            )
+
+    def _begins(self, event: str, name: str, way: str = "") -> bool:
+        """Note that somebody does something now; whether they have not for a while."""
+        now, key = time.monotonic(), (event, name, way)
+        before = self._done_at.get(key, float("-inf"))
+        self._done_at[key] = now
+        return now - before > _PAUSE_S
 
     def point(self, who: str, x: int, y: int) -> None:
         """Show everybody else where somebody's pointer is, in pixels of the screen."""

@@ -1,4 +1,4 @@
-"""How fast programs may act: a bucket of tokens for each person, which fills by itself."""
+"""How fast somebody may do something: a bucket of tokens for each person, which fills by itself."""
 
 import time
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """The agent's hand: programs type, click and wait, with a token whose scope can be revoked by itself."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from qemuspawner.session.screen.hand import BETWEEN_KEYS_S, BUTTONS, Button, Wat
 from qemuspawner.session.screen.keyboard import Chord, parse_chord, parse_text
 from qemuspawner.session.screen.updates import Changes, Rect
 from qemuspawner.session.web.fields import Fields
-from qemuspawner.session.web.routes.base import Handler
+from qemuspawner.session.web.routes.base import Handler, TooFast
 
 _MAX_TEXT = 2000
 _MAX_CHORDS = 50
@@ -36,7 +35,6 @@ class AgentHandler(Handler):
 
     async def prepare(self) -> None:
         self._acting: asyncio.Task[dict[str, Any]] | None = None
-        self._retry_after_s = 0
         self._token_id = ""
         await super().prepare()
         await self.check_token()
@@ -68,6 +66,7 @@ class AgentHandler(Handler):
         person = await self.people.find(model, has_access=has_access, is_browser=False)
         if person is None or not person.may(self.least):
             raise web.HTTPError(403, f"{self.person.name} may not control this desktop any more.")
+        self.check_owner_is_here()
         self._token_id = model["token_id"]
 
     async def post(self) -> None:
@@ -106,23 +105,14 @@ class AgentHandler(Handler):
         self.supervisor.clocks.note_input()
 
     def charge(self, events: int) -> None:
-        """Raise HTTPError 429 where this person's programs act too fast."""
+        """Raises TooFast where this person's programs act too fast."""
         rates = self.agents.rates
         if wait_s := rates.spend(self.person.name, events):
-            self.refuse_for(
-                wait_s,
+            raise TooFast(
                 f"{events} keys and clicks are too many for now: you have {rates.burst} of them, and of used "
                 f"ones {rates.per_s:g} come back each second.",
+                wait_s=wait_s,
             )
-
-    def refuse_for(self, seconds: float, message: str) -> None:
-        self._retry_after_s = math.ceil(seconds)
-        raise web.HTTPError(429, f"{message} Try again in {self._retry_after_s} s.")
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        if self._retry_after_s:
-            self.set_header("Retry-After", str(self._retry_after_s))
-        super().write_error(status_code, **kwargs)
 
     def audit(self, event: str, **facts: object) -> None:
         super().audit(event, token=self._token_id, **facts)
@@ -268,9 +258,11 @@ class WaitHandler(AgentHandler):
 
     @asynccontextmanager
     async def _only_wait(self) -> AsyncIterator[None]:
-        """Raise HTTPError 429 where another program of this person waits already."""
+        """Raises TooFast where another program of this person waits already."""
         if self.person.name in self.agents.waiting:
-            self.refuse_for(1, "A program of yours waits at this desktop already, and one may at a time.")
+            raise TooFast(
+                "A program of yours waits at this desktop already, and one may at a time.", wait_s=1
+            )
         self.agents.waiting.add(self.person.name)
         try:
             yield

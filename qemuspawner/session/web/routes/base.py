@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 from asyncio import Future
 from typing import Any, ClassVar
 from urllib.parse import urlparse
@@ -50,11 +51,21 @@ class Refusal(web.HTTPError):
         self.text = text
 
 
+class TooFast(web.HTTPError):
+    """429 for a program, with the whole seconds to wait also in `Retry-After`."""
+
+    def __init__(self, message: str, *, wait_s: float) -> None:
+        self.wait_s = math.ceil(wait_s)
+        super().__init__(429, f"{message} Try again in {self.wait_s} s.")
+
+
 class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
     """A route of the session. `least` is the role it asks for."""
 
     hub_auth_class = Logins
     least: ClassVar[Role] = "view"
+    # Whether it tells itself that the owner is away: a websocket says it with a close code of its own.
+    tells_of_absence: ClassVar[bool] = False
     person: Person
 
     @functools.cached_property
@@ -104,6 +115,13 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
                     role=self.person.role,
                 ),
             )
+        if self.least != "waiting" and not self.tells_of_absence:
+            self.check_owner_is_here()
+
+    def check_owner_is_here(self) -> None:
+        """Raise Refusal 403 where this person may not be at the desktop while its owner is away."""
+        if refusal := self.people.refuse_screen(self.person):
+            raise Refusal(403, refusal[1])
 
     async def _find_person(self, model: dict[str, Any]) -> Person | None:
         has_access = self.hub_auth.lets_in(model)
@@ -157,6 +175,8 @@ class Handler(HubOAuthenticated, web.RequestHandler):  # type: ignore[misc]
                 message = exc.text
             case web.HTTPError() as exc:
                 message = exc.get_message() or message
+                if isinstance(exc, TooFast):
+                    self.set_header("Retry-After", str(exc.wait_s))
         self.finish({"message": message, "hint": hint})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

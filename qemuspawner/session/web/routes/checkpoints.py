@@ -25,7 +25,8 @@ class CheckpointsHandler(Handler):
         title = self.body().get("title", "")
         if not isinstance(title, str) or len(title) > _MAX_TITLE:
             raise web.HTTPError(400, f"'title' must be a text of at most {_MAX_TITLE} characters.")
-        await self.supervisor.save_checkpoint(title=title.strip(), by=self.person.name)
+        saved = await self.supervisor.save_checkpoint(title=title.strip(), by=self.person.name)
+        self.audit("checkpoint-saved", checkpoint=saved.name, title=saved.title)
         self.write_checkpoints()
 
     def write_checkpoints(self) -> None:
@@ -60,10 +61,12 @@ class CheckpointHandler(CheckpointsHandler):
     async def post(self, name: str) -> None:  # type: ignore[override]
         """Go back to it."""
         await self.supervisor.go_back(name, by=self.person.name)
+        self.audit("checkpoint-gone-back-to", checkpoint=name)
         self.write_status()
 
     async def delete(self, name: str) -> None:
         await asyncio.to_thread(self._keeper.delete, name)
+        self.audit("checkpoint-deleted", checkpoint=name)
         self.write_checkpoints()
 
     @property

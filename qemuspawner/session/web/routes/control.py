@@ -10,8 +10,9 @@ from qemuspawner.errors import printable
 from qemuspawner.given_texts import MAX_NAME, MAX_NOTES, Parse, text_of
 from qemuspawner.keyboards import KEYBOARDS
 from qemuspawner.session.people.access import Tickets
+from qemuspawner.session.screen.rates import Rates
 from qemuspawner.session.screen.thumbnails import Thumbnails
-from qemuspawner.session.web.routes.base import Handler, Refusal
+from qemuspawner.session.web.routes.base import Handler, Refusal, TooFast
 from qemuspawner.spec import Act
 from qemuspawner.texts import Text
 
@@ -38,8 +39,18 @@ class StatusHandler(Handler):
 
 
 class ScreenshotHandler(Handler):
+    """The screen as it is; so many for each person, as it is QEMU's main loop that draws them."""
+
     async def get(self) -> None:
+        rates: Rates = self.settings["screenshots"]
+        if wait_s := rates.spend(self.person.name, 1):
+            raise TooFast(
+                f"You have taken too many screenshots: at most {rates.burst} at once, and then "
+                f"{rates.per_s:g} each second.",
+                wait_s=wait_s,
+            )
         picture = await self.supervisor.screenshot()
+        self.people.note_look(self.person, "screenshot")
         self.set_header("Content-Type", "image/png")
         self.finish(picture)
 
@@ -48,10 +59,9 @@ class ThumbnailHandler(Handler):
     """The screen made small, as often as pages like; whoever looks at it is not at the desktop by that."""
 
     async def get(self) -> None:
-        if refusal := self.people.refuse_screen(self.person):
-            raise web.HTTPError(403, refusal[1])
         thumbnails: Thumbnails = self.settings["thumbnails"]
         picture = await thumbnails.newest()
+        self.people.note_look(self.person, "thumbnail")
         self.set_header("Content-Type", "image/jpeg")
         self.finish(picture)
 
@@ -212,4 +222,5 @@ class PowerHandler(Handler):
         if action not in ("shutdown", "reset", "poweroff"):
             raise web.HTTPError(400, "'action' must be 'shutdown', 'reset' or 'poweroff'.")
         await self.supervisor.power(action, by=self.person.name)
+        self.audit("power", action=action)
         self.write_status()

@@ -11,6 +11,8 @@ from qemuspawner.texts import Text
 class VncHandler(Handler):
     """Plain RFB, subprotocol `binary`."""
 
+    tells_of_absence = True
+
     async def get(self) -> None:
         self.check_opener()
         if self.supervisor.state not in ("booting", "running"):

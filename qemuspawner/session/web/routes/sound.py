@@ -10,6 +10,8 @@ from qemuspawner.texts import Text
 class SoundHandler(Handler):
     """Sound in binary messages, the first of which says in which form."""
 
+    tells_of_absence = True
+
     async def get(self) -> None:
         self.check_opener()
         spec = self.supervisor.spec
@@ -38,4 +40,5 @@ class SoundHandler(Handler):
             if refusal := self.people.refuse_screen(person):
                 await websocket.close(*refusal)
             else:
+                self.audit("listened", staff=person.is_staff)
                 await sound.serve(websocket, listener)
