@@ -50,6 +50,22 @@ def gpu_machine(machines_dir: Path, state_dir: Path) -> str:
     return "gpu"
 
 
+async def test_the_form_offers_gpus_and_says_that_there_are_few(
+    quick_hub: Start, gpu_machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        capacity, "find_units", lambda _allowed, _denied: (GpuUnit(model="A100", device=A100),)
+    )
+    capacity._look_for_gpus.cache_clear()
+    hub = await quick_hub(gpus=["*"])
+    alice = await hub.log_in("alice")
+
+    form = await hub.get_form(alice, query={"opt-machine": gpu_machine})
+    capacity._look_for_gpus.cache_clear()
+
+    assert "There are few: take none that you will not use." in form.text
+
+
 async def test_a_session_is_told_what_it_may_take(
     quick_hub: Start, gpu_machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
