@@ -21,7 +21,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.hub.records import Base, Records
 from qemuspawner.paths import StatePaths
-from qemuspawner.spec import SessionSpec, Usage
+from qemuspawner.spec import ChosenProposal, SessionSpec, Usage
 from qemuspawner.texts import Text, pack, unpack
 
 # A hub that is killed does not know to the second until when its desktops ran.
@@ -56,6 +56,8 @@ class Run(Base):
     memory_mib: Mapped[int]
     gpus: Mapped[int] = mapped_column(default=0, server_default="0")
     node: Mapped[str]  # the host
+    proposal: Mapped[str] = mapped_column(default="", server_default="")  # its id; "" where it is on none
+    proposal_title: Mapped[str] = mapped_column(default="", server_default="")
     way: Mapped[str] = mapped_column(default="")  # cold, restored or woken
     started: Mapped[float] = mapped_column(index=True)
     ready: Mapped[float | None]  # None: no desktop was seen yet
@@ -116,6 +118,8 @@ def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
             memory_mib=spec.memory_mib,
             gpus=spec.gpus.count if spec.gpus else 0,
             node=node,
+            proposal=spec.proposal.id if spec.proposal else "",
+            proposal_title=spec.proposal.title if spec.proposal else "",
             started=now,
             seen=now,
         )
@@ -240,6 +244,7 @@ class LastRun:
     end: str
     outcome: str  # an Outcome; "" while it runs
     first_started: float
+    proposal: ChosenProposal | None
 
 
 def last_runs(records: Records, user: str) -> dict[str, LastRun]:
@@ -268,6 +273,7 @@ def last_runs(records: Records, user: str) -> dict[str, LastRun]:
             end=run.why,
             outcome=run.outcome,
             first_started=first_started,
+            proposal=ChosenProposal(id=run.proposal, title=run.proposal_title) if run.proposal else None,
         )
         for run, first_started in rows
     }
