@@ -8,7 +8,7 @@ from msgspec import structs
 
 from qemuspawner.hub.runs.advice import Advice, give_advice
 from qemuspawner.machine import Gpu, Machine
-from qemuspawner.spec import Usage
+from qemuspawner.spec import Gpus, Usage
 
 BIG = vms.make_machine(
     id="big",
@@ -17,9 +17,16 @@ BIG = vms.make_machine(
     memory={"default": "2 GiB", "offered": ["2 GiB", "4 GiB", "8 GiB", "16 GiB"]},
 )
 
+A100 = Gpus(count=1, model="A100")
+
 
 def advise(
-    *, cpus: int = 8, memory_mib: int = 16384, gpus: int = 0, machine: Machine | None = BIG, **usage: Any
+    *,
+    cpus: int = 8,
+    memory_mib: int = 16384,
+    gpus: Gpus | None = None,
+    machine: Machine | None = BIG,
+    **usage: Any,
 ) -> Advice | None:
     """After an hour on 8 CPUs and 16 GiB without a GPU, unless said otherwise."""
     facts = {"span_s": 3600, "cpu_p95": 0.5, "cpu_peak": 4, "memory_by": "guest"} | usage
@@ -105,7 +112,7 @@ def with_gpu(need: str) -> Machine:
 
 def test_a_gpu_that_was_hardly_used_is_left_out_the_next_time() -> None:
     """Also where all the rest was needed."""
-    advice = advise(gpus=1, gpu_percent=3, used_mib=12000, machine=with_gpu("optional"))
+    advice = advise(gpus=A100, gpu_percent=3, used_mib=12000, machine=with_gpu("optional"))
 
     assert advice == Advice(
         used="The last time this desktop used at most 4 of 8 CPUs, 11.8 GiB of 16 GiB of memory "
@@ -117,13 +124,23 @@ def test_a_gpu_that_was_hardly_used_is_left_out_the_next_time() -> None:
 
 
 def test_a_gpu_that_was_used_is_told_and_no_more() -> None:
-    advice = advise(gpus=1, gpu_percent=40, machine=with_gpu("optional"))
+    advice = advise(gpus=A100, gpu_percent=40, machine=with_gpu("optional"))
 
     assert advice == Advice(used="The last time this desktop used at most 4 of 8 CPUs and 40 % of a GPU.")
 
 
+def test_gpus_that_were_used_are_chosen_again_with_another_size() -> None:
+    gpus = Gpus(count=2, model="A100")
+
+    advice = advise(gpus=gpus, gpu_percent=40, cpu_peak=1, machine=with_gpu("optional"))
+
+    assert advice is not None
+    assert advice.preset == {"machine": "big", "cpus": 2, "memory": 16384, "gpu": "A100:2"}
+    assert advice.label == "Use 2 CPUs and 16 GiB"
+
+
 def test_a_machine_that_needs_a_gpu_keeps_it() -> None:
-    advice = advise(gpus=1, gpu_percent=0, machine=with_gpu("required"))
+    advice = advise(gpus=A100, gpu_percent=0, machine=with_gpu("required"))
 
     assert advice is not None
     assert (advice.hints, advice.preset) == (("Its GPU was hardly used.",), None)
@@ -131,7 +148,7 @@ def test_a_machine_that_needs_a_gpu_keeps_it() -> None:
 
 def test_of_a_gpu_that_nobody_was_given_nothing_is_told() -> None:
     """The number is the guest's own word."""
-    advice = advise(gpus=0, gpu_percent=3, machine=with_gpu("optional"))
+    advice = advise(gpus=None, gpu_percent=3, machine=with_gpu("optional"))
 
     assert advice == Advice(used="The last time this desktop used at most 4 of 8 CPUs.")
 

@@ -84,10 +84,14 @@ async def test_a_session_is_told_what_it_may_take(
     answer = await hub.start(alice, {"machine": gpu_machine, "gpu": "A100"})
     spec = hub.spawner("alice").make_spec()
     of_parts = hub.spawner("alice").find_gpu_devices(Gpus(count=2, model="T4-1Q"))
+    await hub.wait_until_ready("alice")
+    run = hub.spawner("alice").find_run()
     capacity._look_for_gpus.cache_clear()
 
     assert answer.status in (201, 202)
     assert (spec.gpus, spec.gpu_devices) == (Gpus(count=1, model="A100"), (A100, OTHER_A100))
     assert of_parts == (PART, PART)
+    assert run is not None
+    assert run.promised_gpus == Gpus(count=1, model="A100")
     assert set(asked) == {(("*",), ("MI*",))}
     assert hub.spawner("alice").find_gpu_models() == {"A100": 2, "T4-1Q": 3}

@@ -171,7 +171,7 @@ class KeepsDesktops(ShowsCards, OffersMachines, KeepsRuns):
                 run.usage,
                 cpus=run.cpus,
                 memory_mib=run.memory_mib,
-                gpus=run.gpus,
+                gpus=run.promised_gpus,
                 machine=machines.get(run.machine),
             )
             for name, run in runs.items()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from qemuspawner.machine import Machine
-from qemuspawner.spec import Usage
+from qemuspawner.spec import Gpus, Usage
 from qemuspawner.texts import Text, join_sentences
 from qemuspawner.units import render_mib
 
@@ -42,7 +42,7 @@ class Advice:
 
 
 def give_advice(
-    usage: Usage, *, cpus: int, memory_mib: int, gpus: int, machine: Machine | None
+    usage: Usage, *, cpus: int, memory_mib: int, gpus: Gpus | None, machine: Machine | None
 ) -> Advice | None:
     """What to take the next time, after a run of this size; None where too little is known.
 
@@ -77,6 +77,8 @@ def give_advice(
     preset: dict[str, str | int] = {"machine": machine.id, "cpus": next_cpus, "memory": next_memory}
     size = {"cpus": say_cpus(next_cpus), "memory": render_mib(next_memory)}
     label = Text("Use {cpus} and {memory}", **size)
+    if gpus:
+        preset["gpu"] = str(gpus)
     if needs_no_gpu:
         preset["gpu"] = "none"
         label = Text("Use {cpus}, {memory} and no GPU", **size)
