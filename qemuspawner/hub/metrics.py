@@ -79,7 +79,11 @@ def _families() -> dict[str, GaugeMetricFamily]:
         GaugeMetricFamily("qemuspawner_sessions", "Desktops", labels=["state", "machine", "node"]),
         GaugeMetricFamily("qemuspawner_promised_cpus", "Virtual CPUs of desktops", labels=["node"]),
         GaugeMetricFamily("qemuspawner_promised_memory_bytes", "Memory of desktops", labels=["node"]),
+        GaugeMetricFamily("qemuspawner_promised_gpus", "GPUs of desktops", labels=["node", "model"]),
         GaugeMetricFamily("qemuspawner_used_cpus", "CPUs that desktops keep busy", labels=["node"]),
+        GaugeMetricFamily(
+            "qemuspawner_used_gpus", "GPUs that desktops keep busy, of each the busiest one", labels=["node"]
+        ),
         GaugeMetricFamily(
             "qemuspawner_disk_bytes_per_second", "Read and written by desktops", labels=["node"]
         ),
@@ -101,16 +105,21 @@ def _count(spawners: Iterable["QemuSpawnerMixin"], families: Mapping[str, GaugeM
     sessions: Tally[tuple[str, str, str]] = Tally()
     cpus: Tally[str] = Tally()
     memory: Tally[str] = Tally()
+    gpus: Tally[tuple[str, str]] = Tally()
     for spawner in spawners:
         known = spawner.known
         sessions[state_of(spawner), known.machine, known.node] += 1
         cpus[known.node] += known.cpus
         memory[known.node] += known.memory_mib
+        if (promise := spawner.promise) is not None and promise.gpus is not None:
+            gpus[known.node, promise.gpus.model] += promise.gpus.count
     for labels, count in sessions.items():
         families["qemuspawner_sessions"].add_metric(labels, count)
     for node in cpus:
         families["qemuspawner_promised_cpus"].add_metric([node], cpus[node])
         families["qemuspawner_promised_memory_bytes"].add_metric([node], memory[node] * 1024**2)
+    for place, count in gpus.items():
+        families["qemuspawner_promised_gpus"].add_metric(place, count)
 
 
 def _add_up(
@@ -132,6 +141,9 @@ def _add_up(
         if status.load is not None:
             # Tally's values are integers to its type only.
             sums["qemuspawner_used_cpus"][node] += (status.load.cpu_percent or 0) / 100  # type: ignore[assignment]
+            # None also where there is no GPU: such a host has no such number.
+            if status.load.gpu_percent is not None:
+                sums["qemuspawner_used_gpus"][node] += status.load.gpu_percent / 100  # type: ignore[assignment]
             for name, value, factor in (
                 ("disk_bytes_per_second", status.load.disk_kib_s, 1024),
                 ("used_memory_bytes", status.load.memory_mib, 1024**2),

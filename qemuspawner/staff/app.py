@@ -8,7 +8,7 @@ from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from jupyterhub.utils import url_path_join
 from tornado import web
 
-from qemuspawner.languages import Language, choose_language
+from qemuspawner.languages import Language, choose_language, list_choices, load_languages
 from qemuspawner.paths import STATIC
 from qemuspawner.staff.hub import Answer, SilentHubError, ask_hub
 from qemuspawner.texts import Text
@@ -118,12 +118,22 @@ class PageHandler(Handler):
         config = {
             "prefix": self.settings["prefix"],
             "hub": hub,
+            # A language that was chosen here counts on all pages of this hub.
+            "cookie_path": hub.removesuffix("hub/"),
             "user": self.current_user["name"],
             "xsrf": self.xsrf_token.decode(),
         }
         page = self.language.template("staff.html")
         self.set_header("Vary", "Accept-Language, Cookie")
-        self.finish(page.render(config=config, hub_static=url_path_join(hub, "static/")))
+        self.finish(
+            page.render(
+                config=config,
+                hub_static=url_path_join(hub, "static/"),
+                languages=list_choices(load_languages().values()),
+                # Of those that this login was lent; `needs_scope` of the pages that are led to decides.
+                scopes=self.current_user["scopes"],
+            )
+        )
 
 
 class RelayHandler(Handler):

@@ -9,7 +9,8 @@ const LOOK_EVERY_MS = 10_000;
 const PICTURE_EVERY_MS = 30_000;
 // So many questions to the hub at a time.
 const AT_ONCE = 6;
-const MAX_MESSAGE = 300;
+// As the hub and the session take.
+const MAX_MESSAGE = 1000;
 const MAX_REASON = 200;
 
 const STATES = {
@@ -616,6 +617,14 @@ byId("announce").addEventListener("submit", async (event) => {
     problem.hidden = false;
   }
   await lookAtAnnouncements();
+});
+
+// The language
+
+// The same choice as the hub's own pages have; see qemuspawner/languages.py.
+byId("language").addEventListener("change", ({ target: { value } }) => {
+  document.cookie = `qemuspawner-language=${value}; path=${config.cookie_path}; max-age=31536000; samesite=lax`;
+  location.reload();
 });
 
 // As long as somebody looks

@@ -1,4 +1,7 @@
-"""A stand-in for qemuspawner-session that is ready at once: for tests that start hundreds."""
+"""A stand-in for qemuspawner-session that is ready at once: for tests that start hundreds.
+
+QEMUSPAWNER_STANDIN_STATUS is JSON of more that its status says.
+"""
 
 import http.server
 import json
@@ -7,6 +10,7 @@ import socket
 
 SPEC = json.loads(os.environ["QEMUSPAWNER_SESSION"])
 STATUS = {"session_id": SPEC["session_id"], "state": "running", "way": "restored", "version": 1}
+STATUS |= json.loads(os.environ.get("QEMUSPAWNER_STANDIN_STATUS", "{}"))
 
 
 class Answer(http.server.BaseHTTPRequestHandler):

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import vms
+from msgspec import structs
 
 from qemuspawner.hub.runs.advice import Advice, give_advice
-from qemuspawner.machine import Machine
-from qemuspawner.spec import Usage
+from qemuspawner.machine import Gpu, Machine
+from qemuspawner.spec import Gpus, Usage
 
 BIG = vms.make_machine(
     id="big",
@@ -16,15 +17,22 @@ BIG = vms.make_machine(
     memory={"default": "2 GiB", "offered": ["2 GiB", "4 GiB", "8 GiB", "16 GiB"]},
 )
 
+A100 = Gpus(count=1, model="A100")
+
 
 def advise(
-    *, cpus: int = 8, memory_mib: int = 16384, machine: Machine | None = BIG, **usage: Any
+    *,
+    cpus: int = 8,
+    memory_mib: int = 16384,
+    gpus: Gpus | None = None,
+    machine: Machine | None = BIG,
+    **usage: Any,
 ) -> Advice | None:
-    """After an hour on 8 CPUs and 16 GiB, unless said otherwise."""
+    """After an hour on 8 CPUs and 16 GiB without a GPU, unless said otherwise."""
     facts = {"span_s": 3600, "cpu_p95": 0.5, "cpu_peak": 4, "memory_by": "guest"} | usage
     if "used_mib" in facts:
         facts["memory_mib"] = facts.pop("used_mib")
-    return give_advice(Usage(**facts), cpus=cpus, memory_mib=memory_mib, machine=machine)
+    return give_advice(Usage(**facts), cpus=cpus, memory_mib=memory_mib, gpus=gpus, machine=machine)
 
 
 def preset(**facts: Any) -> tuple[object, object] | None:
@@ -98,13 +106,51 @@ def test_where_there_is_no_more_there_is_only_the_hint() -> None:
     assert (advice.preset, advice.label, advice.query) == (None, "", "")
 
 
-def test_a_gpu_that_was_hardly_used_is_told() -> None:
-    idle, busy = advise(gpu_percent=3), advise(gpu_percent=40)
+def with_gpu(need: str) -> Machine:
+    return structs.replace(BIG, gpu=Gpu(need=need))  # type: ignore[arg-type]
 
-    assert idle is not None
-    assert busy is not None
-    assert idle.hints == ("Its GPU was hardly used, at most 3 %.",)
-    assert busy.hints == ()
+
+def test_a_gpu_that_was_hardly_used_is_left_out_the_next_time() -> None:
+    """Also where all the rest was needed."""
+    advice = advise(gpus=A100, gpu_percent=3, used_mib=12000, machine=with_gpu("optional"))
+
+    assert advice == Advice(
+        used="The last time this desktop used at most 4 of 8 CPUs, 11.8 GiB of 16 GiB of memory "
+        "and 3 % of a GPU.",
+        hints=("Its GPU was hardly used.",),
+        preset={"machine": "big", "cpus": 8, "memory": 16384, "gpu": "none"},
+        label="Use 8 CPUs, 16 GiB and no GPU",
+    )
+
+
+def test_a_gpu_that_was_used_is_told_and_no_more() -> None:
+    advice = advise(gpus=A100, gpu_percent=40, machine=with_gpu("optional"))
+
+    assert advice == Advice(used="The last time this desktop used at most 4 of 8 CPUs and 40 % of a GPU.")
+
+
+def test_gpus_that_were_used_are_chosen_again_with_another_size() -> None:
+    gpus = Gpus(count=2, model="A100")
+
+    advice = advise(gpus=gpus, gpu_percent=40, cpu_peak=1, machine=with_gpu("optional"))
+
+    assert advice is not None
+    assert advice.preset == {"machine": "big", "cpus": 2, "memory": 16384, "gpu": "A100:2"}
+    assert advice.label == "Use 2 CPUs and 16 GiB"
+
+
+def test_a_machine_that_needs_a_gpu_keeps_it() -> None:
+    advice = advise(gpus=A100, gpu_percent=0, machine=with_gpu("required"))
+
+    assert advice is not None
+    assert (advice.hints, advice.preset) == (("Its GPU was hardly used.",), None)
+
+
+def test_of_a_gpu_that_nobody_was_given_nothing_is_told() -> None:
+    """The number is the guest's own word."""
+    advice = advise(gpus=None, gpu_percent=3, machine=with_gpu("optional"))
+
+    assert advice == Advice(used="The last time this desktop used at most 4 of 8 CPUs.")
 
 
 def test_a_machine_that_is_not_offered_any_more_has_no_preset() -> None:

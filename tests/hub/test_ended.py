@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from qemuspawner import scopes
+from qemuspawner.hub.notices.notify import Event
 from qemuspawner.hub.records import Records
 from qemuspawner.hub.runs.runs import (
     Run,
@@ -117,6 +118,28 @@ async def test_a_session_that_is_killed_leaves_its_times(start_hub: Start) -> No
 
 
 # What the hub believes
+
+
+async def test_who_is_told_of_an_end_is_told_what_would_do_the_next_time(standin: Start) -> None:
+    """In its event; of a desktop that sleeps there is nothing to choose."""
+    told: list[Event] = []
+    hub = await standin(notify=told.append)
+    alice = await hub.log_in("alice")
+    for server, state in (("desk", "ended"), ("asleep", "suspended")):
+        await hub.start(alice, {"machine": "mini", "cpus": 2, "memory": "256 MiB"}, server_name=server)
+        session = await session_of(hub, await hub.wait_until_ready("alice", server_name=server))
+        usage = END["usage"] | {"cpu_p95": 0.2, "cpu_peak": 0.5}  # type: ignore[operator]
+        await ask(hub, session, f"{server}/ended", json=END | {"state": state, "usage": usage})
+    async with asyncio.timeout(10):
+        while len(told) < 4:
+            await asyncio.sleep(0.05)
+
+    events = {event.kind: event for event in told}
+    assert events["ended"].advice is not None
+    assert events["ended"].advice.label == "Use 1 CPU and 128 MiB"
+    link = "/hub/spawn/alice/desk?opt-machine=mini&opt-cpus=1&opt-memory=128"
+    assert events["ended"].advice_url.endswith(link)
+    assert (events["asleep"].advice, events["asleep"].advice_url) == (None, "")
 
 
 async def test_the_session_of_a_desktop_tells_its_end(hub: hubs.Hub) -> None:

@@ -50,6 +50,22 @@ def gpu_machine(machines_dir: Path, state_dir: Path) -> str:
     return "gpu"
 
 
+async def test_the_form_offers_gpus_and_says_that_there_are_few(
+    quick_hub: Start, gpu_machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        capacity, "find_units", lambda _allowed, _denied: (GpuUnit(model="A100", device=A100),)
+    )
+    capacity._look_for_gpus.cache_clear()
+    hub = await quick_hub(gpus=["*"])
+    alice = await hub.log_in("alice")
+
+    form = await hub.get_form(alice, query={"opt-machine": gpu_machine})
+    capacity._look_for_gpus.cache_clear()
+
+    assert "There are few: take none that you will not use." in form.text
+
+
 async def test_a_session_is_told_what_it_may_take(
     quick_hub: Start, gpu_machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,10 +84,14 @@ async def test_a_session_is_told_what_it_may_take(
     answer = await hub.start(alice, {"machine": gpu_machine, "gpu": "A100"})
     spec = hub.spawner("alice").make_spec()
     of_parts = hub.spawner("alice").find_gpu_devices(Gpus(count=2, model="T4-1Q"))
+    await hub.wait_until_ready("alice")
+    run = hub.spawner("alice").find_run()
     capacity._look_for_gpus.cache_clear()
 
     assert answer.status in (201, 202)
     assert (spec.gpus, spec.gpu_devices) == (Gpus(count=1, model="A100"), (A100, OTHER_A100))
     assert of_parts == (PART, PART)
+    assert run is not None
+    assert run.promised_gpus == Gpus(count=1, model="A100")
     assert set(asked) == {(("*",), ("MI*",))}
     assert hub.spawner("alice").find_gpu_models() == {"A100": 2, "T4-1Q": 3}

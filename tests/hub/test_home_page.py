@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import re
 import time
@@ -20,12 +21,22 @@ from PIL import Image
 from playwright.async_api import Page, Request, expect
 
 from qemuspawner import scopes
+from qemuspawner.spec import ChosenProposal
 
 HOSTILE = "<img src=x onerror=document.title='ran'>\"'& 😀"
 # For people to look at; not compared.
 SCREENSHOTS = live.PROJECT / "screenshots"
 MANY = 120
 PICTURE = re.compile("/(picture|thumbnail)")
+# All that is put where screen readers hear it, in `heard`.
+LISTEN = """
+window.heard = [];
+document.addEventListener("DOMContentLoaded", () => {
+    const place = document.getElementById("qs-desktops-said");
+    const hear = () => window.heard.push(place.textContent);
+    if (place) new MutationObserver(hear).observe(place, { childList: true });
+});
+"""
 
 
 @pytest.fixture
@@ -114,6 +125,85 @@ async def test_a_desktop_whose_system_has_crashed_says_so_on_its_card(
             await page.wait_for_load_state("networkidle")
 
     await expect(said).to_have_text("Its system has crashed. Open it to restart the machine.")
+
+
+async def test_an_end_that_is_near_is_emphasised_and_told_once(
+    start_hub: Callable[..., Awaitable[hubs.Hub]], log_in: LogIn, machines_dir: Path, state_dir: Path
+) -> None:
+    """From 10 min of lifetime and 5 min of idle time on, with what becomes of each; not the others."""
+    hubs.add_machine(machines_dir, state_dir, "idle", more='idle = "4 min"\n')
+    hubs.add_machine(machines_dir, state_dir, "patient", more='idle = "20 min"\n')
+    hub = await start_hub(suspend_on=["lifetime"])
+    alice = await hub.with_token("alice")
+    for server, options in (
+        ("brief", {"machine": "mini", "lifetime": "9 min"}),
+        ("idle", {"machine": "idle"}),
+        ("patient", {"machine": "patient"}),
+    ):
+        await hub.start(alice, options, server_name=server)
+        await hub.wait_until_ready("alice", server_name=server)
+
+    page = await log_in(hub, "alice", has_clock=True, init_script=LISTEN)
+    soon = page.locator(".qs-soon")
+    await expect(soon).to_have_count(2)
+    await expect(soon.first).to_have_text(re.compile(r"^Falls asleep in \d min"))
+    await expect(soon.last).to_have_text(re.compile(r"^Nobody uses it: it ends in \d min"))
+    await expect(page.get_by_role("article", name="“patient”")).to_contain_text(
+        "Nobody uses it: it ends in 1"
+    )
+    SCREENSHOTS.mkdir(exist_ok=True)
+    for theme in ("light", "dark"):
+        await page.evaluate(f"document.documentElement.setAttribute('data-bs-theme', '{theme}')")
+        await page.screenshot(path=SCREENSHOTS / f"home-soon-{theme}.png", full_page=True)
+        assert await find_barriers(page, within="main") == []
+    # The hub is asked again, and time has gone on.
+    async with page.expect_response("**/desktop-cards"):
+        await page.clock.run_for(16_000)
+    await page.clock.run_for(2_000)
+
+    (heard,) = await page.evaluate("window.heard")
+    assert re.fullmatch(r"“brief” falls asleep in \d min\. “idle” is not used and ends in \d min\.", heard)
+
+
+async def test_every_card_says_what_proposal_its_desktop_is_on(
+    start_hub: Callable[..., Awaitable[hubs.Hub]], log_in: LogIn, tmp_path: Path
+) -> None:
+    """Of one that runs, sleeps or has ended, as its session knew it; of one that has never run the number."""
+    (tmp_path / "proposals.toml").write_text(
+        f"[20260001]\ntitle = {json.dumps(HOSTILE, ensure_ascii=False)}\nmembers = ['alice']\n"
+    )
+    hub = await start_hub(
+        more={"TomlProposals": {"path": str(tmp_path / "proposals.toml")}}, proposal_source="toml"
+    )
+    alice = await hub.with_token("alice")
+    for server in ("running", "ended"):
+        await hub.start(alice, {"machine": "mini", "proposal": "20260001"}, server_name=server)
+        await hub.wait_until_ready("alice", server_name=server)
+    await hub.stop(alice, server_name="ended")
+    await hub.wait_until_stopped("alice", server_name="ended")
+    # A start that was refused is remembered by JupyterHub, and it sleeps on what it slept on.
+    add_server(hub, "asleep", {"machine": "mini", "proposal": "20260001"})
+    keeping.keep(hub, "alice", "asleep", proposal=ChosenProposal(id="20250002", title="Old <b>"))
+    earlier = ChosenProposal(id="20240003", title="Older")
+    keeping.keep(hub, "alice", "asleep", name="19a0000001", kind="checkpoint", proposal=earlier)
+    add_server(hub, "planned", {"machine": "mini", "proposal": "20260009"})
+    add_server(hub, "alone")
+
+    page = await log_in(hub, "alice")
+
+    cards = {name: page.get_by_role("article", name=f"“{name}”") for name in ("running", "ended")}
+    for card in cards.values():
+        await expect(card.get_by_text(f"Proposal 20260001: {HOSTILE}", exact=True)).to_be_visible()
+    asleep = page.get_by_role("article", name="“asleep”")
+    await expect(asleep.get_by_text("Proposal 20250002: Old <b>", exact=True)).to_be_visible()
+    await asleep.get_by_text("1 checkpoint").click()
+    await expect(asleep.get_by_text("Proposal 20240003: Older", exact=True)).to_be_visible()
+    await expect(asleep.get_by_text("Proposal")).to_have_count(2)
+    planned = page.get_by_role("article", name="“planned”")
+    await expect(planned.get_by_text("Proposal 20260009", exact=True)).to_be_visible()
+    await expect(page.get_by_role("article", name="“alone”")).not_to_contain_text("Proposal")
+    SCREENSHOTS.mkdir(exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / "home-proposals.png", full_page=True)
 
 
 async def test_a_new_desktop_has_a_name_and_is_started_by_the_form(hub: hubs.Hub, page: Page) -> None:

@@ -14,6 +14,7 @@ from traitlets import TraitError
 
 from qemuspawner.hub.notices.mail import Mailer
 from qemuspawner.hub.notices.notify import Event
+from qemuspawner.hub.runs.advice import Advice
 from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
@@ -92,6 +93,31 @@ async def test_each_kind_has_its_words(server: SmtpServer, event: Event, subject
 
     assert taken.message["Subject"] == subject
     assert words in taken.message.get_content()
+
+
+async def test_an_end_says_what_was_used_and_leads_to_a_start_that_would_do(server: SmtpServer) -> None:
+    advice = Advice(
+        used=Text(
+            "The last time this desktop used at most {used_cpus} of {cpus}.", used_cpus=1.6, cpus="8 CPUs"
+        ),
+        hints=(Text("Its GPU was hardly used."),),
+        preset={"machine": "debian"},
+        label=Text("Use {cpus}, {memory} and no GPU", cpus="2 CPUs", memory="4 GiB"),
+    )
+    link = "/hub/spawn/alice/desk?opt-machine=debian"
+
+    whole = await mail_of(
+        server, make_event(advice=advice, advice_url=link), hub_url="https://hub.example.org/"
+    )
+    alone = await mail_of(server, make_event(advice=advice, language="de"))
+
+    assert (
+        "The last time this desktop used at most 1.6 of 8 CPUs. Its GPU was hardly used.\n\n"
+        f"Use 2 CPUs, 4 GiB and no GPU: https://hub.example.org{link}\n" in whole.message.get_content()
+    )
+    german = alone.message.get_content()
+    assert "höchstens 1,6 von 8 CPUs genutzt. Seine GPU wurde kaum benutzt.\n" in german
+    assert "opt-" not in german
 
 
 async def test_a_mail_is_in_the_language_of_its_reader(server: SmtpServer) -> None:

@@ -5,12 +5,15 @@ import json
 import platform
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hubs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from qemuspawner.hub.admission import capacity
+from qemuspawner.hub.admission.gpu_units import GpuUnit
 from qemuspawner.paths import TEMPLATES
 
 StartHub = Callable[..., Awaitable[hubs.Hub]]
@@ -64,6 +67,42 @@ async def test_what_sessions_say_is_told_by_the_next_scrape(hub: hubs.Hub) -> No
 
     assert found["qemuspawner_viewers"] == {(platform.node(),): 0}
     assert found["qemuspawner_silent_sessions"] == {(platform.node(),): 0}
+
+
+async def test_gpus_are_told_as_they_were_promised_and_are_used(
+    quick_hub: StartHub, machines_dir: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By host and model; of a desktop without one nothing is said."""
+    hubs.add_machine(machines_dir, state_dir, "gpu", more='\n[gpu]\nneed = "optional"\n')
+    units = tuple(GpuUnit(model="A100", device=f"0000:6{number}:00.0") for number in range(3))
+    monkeypatch.setattr(capacity, "find_units", lambda _allowed, _denied: units)
+    capacity._look_for_gpus.cache_clear()
+    status = {"load": {"cpu_percent": 5, "gpu_percent": 75}}
+    hub = await quick_hub(gpus=["*"], environment={"QEMUSPAWNER_STANDIN_STATUS": json.dumps(status)})
+    alice = await hub.with_token("alice")
+    for server, gpu in (("one", "A100:2"), ("two", "A100"), ("none", "none")):
+        await hub.start(alice, {"machine": "gpu", "gpu": gpu}, server_name=server)
+        await hub.wait_until_ready("alice", server_name=server)
+
+    async with asyncio.timeout(20):
+        while "qemuspawner_used_gpus" not in (found := await scrape(hub)):
+            await asyncio.sleep(0.1)
+    capacity._look_for_gpus.cache_clear()
+
+    assert found["qemuspawner_promised_gpus"] == {("A100", platform.node()): 3}
+    assert found["qemuspawner_used_gpus"] == {(platform.node(),): 2.25}
+
+
+async def test_a_host_without_gpus_has_no_number_of_them(hub: hubs.Hub) -> None:
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {"machine": "mini"})
+    await hub.wait_until_ready("alice")
+
+    async with asyncio.timeout(20):
+        while "qemuspawner_viewers" not in (found := await scrape(hub)):
+            await asyncio.sleep(0.1)
+
+    assert not any("gpu" in name for name in found if name.startswith("qemuspawner"))
 
 
 async def test_what_was_refused_is_counted_by_its_reason(hub: hubs.Hub) -> None:

@@ -85,9 +85,16 @@ def pseudo_language(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def staff_page(browser: Browser) -> Page:
     """The page of staff; its service's answers are made up."""
-    config = {"prefix": "/desktops/", "hub": "/hub/", "user": "u1", "xsrf": "x"}
+    config = {"prefix": "/desktops/", "hub": "/hub/", "cookie_path": "/", "user": "u1", "xsrf": "x"}
     html = (
-        bracketed.make_pseudo_language().template("staff.html").render(config=config, hub_static="/static/")
+        bracketed.make_pseudo_language()
+        .template("staff.html")
+        .render(
+            config=config,
+            hub_static="/static/",
+            languages=[("fr", "L1")],
+            scopes=["admin:servers", "access:servers"],
+        )
     )
 
     async def answer(route: Route) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import platform
+import re
 import socket
 from base64 import b64decode
 from collections.abc import AsyncIterator
@@ -30,6 +31,10 @@ MORE = """
 from qemuspawner import staff
 c.JupyterHub.services.append(staff.service(url="http://127.0.0.1:{port}"))
 c.QemuSpawner.staff = {staff!r}
+# Of the site's staff, and may open nobody's desktop.
+c.JupyterHub.load_roles.append(
+    {{"name": "helper", "users": ["demo"], "scopes": ["admin:servers", "access:services!service=desktops"]}}
+)
 """
 
 ICON = b64decode(
@@ -156,6 +161,36 @@ async def test_the_service_and_the_hub_behind_it_speak_the_readers_language(hub:
 # The page
 
 
+@pytest.mark.parametrize(
+    ("name", "links"),
+    [
+        ("admin", ["Home", "Users", "Machines", "Statistics"]),
+        ("demo", ["Home", "Users", "Statistics"]),
+    ],
+)
+async def test_its_bar_leads_to_what_its_reader_may_see(
+    hub: live.LiveHub, log_in: LogIn, name: str, links: list[str]
+) -> None:
+    page = await log_in(name, to=hub.url / SERVICE)
+    bar = page.get_by_role("navigation")
+
+    assert await bar.get_by_role("link").filter(has_text=re.compile(r"\w")).all_inner_texts() == links
+    for link in ("Machines", "Statistics"):
+        if link in links:
+            await page.goto(str(hub.url / SERVICE))
+            await bar.get_by_role("link", name=link).click()
+            await expect(page.get_by_role("heading", level=1)).to_contain_text(link)
+
+
+async def test_the_language_that_is_chosen_is_that_of_the_hubs_pages(hub: live.LiveHub, page: Page) -> None:
+    await page.get_by_label("Language of this page").select_option("Deutsch")
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Desktops von allen")
+    await shoot(page, "staff-german")
+    await page.goto(str(hub.url / "hub/home"))
+    await expect(page.get_by_role("heading", name="Ihre Desktops")).to_be_visible()
+
+
 async def test_desktops_are_filtered_and_sorted(page: Page) -> None:
     await shoot(page, "staff-desktops")
     rows = page.locator("#rows tr")
@@ -209,6 +244,9 @@ async def test_a_message_reaches_the_chosen_desktop_only(hub: live.LiveHub, page
     await expect(dialog).to_contain_text("It belongs to alice.")
     await dialog.get_by_label("Message").fill("The host is <serviced> at noon.")
     await shoot(page, "staff-message")
+    # As long as the hub takes one, as if it was pasted there.
+    await dialog.get_by_label("Message").press("End")
+    await page.keyboard.insert_text(" " + "x" * 1000)
     await dialog.get_by_role("button", name="Send to 1 desktop").click()
     await expect(page.get_by_role("status")).to_have_text("The message is at 1 desktop.")
 
@@ -219,7 +257,7 @@ async def test_a_message_reaches_the_chosen_desktop_only(hub: live.LiveHub, page
             json.loads((await person.request("GET", hub.url / f"user/{path}/api/status")).text)
             for person, path in ((alice, "alice"), (bob, "bob/desk"))
         ]
-    assert read[0]["staff_message"]["text"] == "The host is <serviced> at noon."
+    assert read[0]["staff_message"]["text"] == "The host is <serviced> at noon. ".ljust(1000, "x")
     assert read[0]["staff_message"]["by"] == "admin"
     assert read[1]["staff_message"] is None
 

@@ -19,6 +19,7 @@ from qemuspawner.hub.runs.runs import LastRun, last_runs
 from qemuspawner.hub.sessions.running import describe_running
 from qemuspawner.paths import StatePaths, session_id
 from qemuspawner.saved import Saved, used_mib
+from qemuspawner.spec import ChosenProposal, SessionSpec
 from qemuspawner.units import render_mib, render_size
 
 # A clock that was set back, or a manifest that lies, is no reason for a page to fail.
@@ -113,6 +114,7 @@ class ShowsCards(LoggingConfigurable):
             ).rstrip("/"),
             "machine": (spec.machine.name if spec else "") or (run.machine_name if run else ""),
             "resources": _render_size(spec or run),
+            "proposal": _proposal_of(spawner, spec or run, options),
             "created_s": _since(run.first_started if run else None),
             "used_s": _since(_unix(server.last_activity if server is not None else None)),
             "end": _describe_end(run) if state in ("asleep", "off") else None,
@@ -130,6 +132,7 @@ class ShowsCards(LoggingConfigurable):
             "machine": saved.spec.machine.name if saved.spec else "",
             "machine_id": saved.machine_id,
             "resources": _render_size(saved.spec),
+            "proposal": _describe_proposal(saved.spec.proposal) if saved.spec else None,
             "disk": render_mib(max(1, saved.size_bytes >> 20)),
             "saved_s": _since(saved.saved_at),
             "expires_s": _bounded(saved.expires - time.time()) if saved.expires else None,
@@ -151,6 +154,24 @@ def _describe_end(run: LastRun | None) -> dict[str, object] | None:
     if run is None or run.ended is None:
         return None
     return {"why": run.end, "failed": run.ready is None, "ago_s": _since(run.ended)}
+
+
+def _proposal_of(
+    spawner: Any, known: SessionSpec | LastRun | None, options: Mapping[str, object]
+) -> dict[str, str] | None:
+    """The proposal of a desktop that runs, or of the last time that it did: as its session was told."""
+    if spawner is not None and spawner.active:
+        chosen: dict[str, str] | None = spawner.on_proposal["proposal"]
+        return chosen
+    if isinstance(known, SessionSpec) or (known is not None and known.proposal is not None):
+        return _describe_proposal(known.proposal)
+    # It has not run, or on none as far as is written down. What a start would be on has no title here.
+    proposal_id = _text(options.get("proposal"))
+    return {"id": proposal_id, "title": ""} if proposal_id else None
+
+
+def _describe_proposal(proposal: ChosenProposal | None) -> dict[str, str] | None:
+    return {"id": proposal.id, "title": proposal.title} if proposal else None
 
 
 def _render_size(size: Any) -> str:

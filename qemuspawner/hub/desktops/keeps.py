@@ -168,7 +168,11 @@ class KeepsDesktops(ShowsCards, OffersMachines, KeepsRuns):
         machines = self._my_machines(self._catalogue()) if runs else {}
         found = {
             name: give_advice(
-                run.usage, cpus=run.cpus, memory_mib=run.memory_mib, machine=machines.get(run.machine)
+                run.usage,
+                cpus=run.cpus,
+                memory_mib=run.memory_mib,
+                gpus=run.promised_gpus,
+                machine=machines.get(run.machine),
             )
             for name, run in runs.items()
             if run.usage is not None

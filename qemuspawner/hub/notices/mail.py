@@ -14,6 +14,7 @@ import smtplib
 import ssl
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid, parseaddr
 from pathlib import Path
@@ -25,7 +26,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.errors import printable
 from qemuspawner.hub.notices.notify import Event, Kind
-from qemuspawner.languages import load_languages
+from qemuspawner.languages import Language, load_languages
 from qemuspawner.texts import Text
 from qemuspawner.units import render_seconds
 
@@ -169,7 +170,6 @@ class Mailer(LoggingConfigurable):
         return str(self.address).replace("{username}", event.user).replace("{email}", event.email)
 
     def _make(self, event: Event, to: str) -> EmailMessage:
-        url = event.url if "://" in event.url or not self.hub_url else self.hub_url.rstrip("/") + event.url
         is_for_staff = event.kind == "more-time-asked"
         languages = load_languages()
         tag = "" if is_for_staff else event.language
@@ -179,7 +179,7 @@ class Mailer(LoggingConfigurable):
             "desktop": Text("Your desktop “{name}”", name=server) if server else Text("Your desktop"),
             "user": _line(event.user),
             "machine": _line(event.machine),
-            "url": _line(url, 2000),
+            "url": self._link(event.url),
             "reason": _line(language.say(event.reason), _MAX_REASON),
             "by": _line(event.by),
             "left": render_seconds(_whole_minutes(event.left_s)),
@@ -199,9 +199,23 @@ class Mailer(LoggingConfigurable):
         # Nobody's holiday is answered to it. Source: RFC 3834.
         message["Auto-Submitted"] = "auto-generated"
         footer = "" if is_for_staff else f"\n\n-- \n{language.say(_FOOTER)}"
-        message.set_content(f"{language.say(_TEXTS[event.kind].filled(facts))}{footer}\n")
+        paragraphs = [language.say(_TEXTS[event.kind].filled(facts)), *self._advise(event, language)]
+        message.set_content("\n\n".join(paragraphs) + f"{footer}\n")
         message["Content-Language"] = language.tag
         return message
+
+    def _advise(self, event: Event, language: Language) -> Iterator[str]:
+        """What the desktop used, and a link to a start that does with it, a paragraph each."""
+        if event.advice is None:
+            return
+        advice = language.say(event.advice)
+        yield " ".join((advice.used, *advice.hints))
+        if event.advice_url:
+            label, url = advice.label, self._link(event.advice_url)
+            yield language.say(Text("{what}: {which}", what=label, which=url))
+
+    def _link(self, url: str) -> str:
+        return _line(url if "://" in url or not self.hub_url else self.hub_url.rstrip("/") + url, 2000)
 
     def _send(self, message: EmailMessage) -> None:
         context = ssl.create_default_context(cafile=self.ca_file or None)

@@ -17,6 +17,7 @@ from traitlets.utils.importstring import import_item
 from qemuspawner.hub.notices.no_mail import wants_mail
 from qemuspawner.hub.notices.readings import find_reading, note_reading
 from qemuspawner.hub.records import Records
+from qemuspawner.hub.runs.advice import Advice
 from qemuspawner.hub.runs.runs import KeepsRuns, Outcome, Run
 from qemuspawner.spec import SessionEnd
 from qemuspawner.texts import Text
@@ -53,6 +54,8 @@ class Event:
     asked: bool = False  # somebody asked for this end: they know
     by: str = ""  # "more-time-asked": who asks
     asked_s: int = 0  # "more-time-asked": for so long
+    advice: Advice | None = None  # "ended": for the next start; None where too little is known
+    advice_url: str = ""  # a link to the form that is filled in so; "" where there is nothing to choose
     email: str = ""  # the user's, where the hub's authenticator knows it
     wants_mail: bool = True  # the user has not said no to mails
     language: str = ""  # the tag of what the user read last on the hub's pages; "": not known
@@ -134,6 +137,8 @@ class Notifies(KeepsRuns):
     # The spawner's
     name: Any
     active: Any
+    hub: Any
+    find_advice: Any
     _told_of_end = False
     _told_of_request: tuple[object, ...] = ()
     _reading = ""
@@ -174,8 +179,19 @@ class Notifies(KeepsRuns):
         if outcome == "lost":
             self._tell("ended", run, reason=_NO_REASON)
         else:
-            self._tell(outcome, run, reason=why, asked=outcome != "failed" and cause in ("", "stop"))
+            asked = outcome != "failed" and cause in ("", "stop")
+            self._tell(outcome, run, reason=why, asked=asked, **self._advise(run))
         return run
+
+    def _advise(self, run: Run) -> dict[str, object]:
+        """What an event says of the next start, after a run that has ended for good."""
+        if not self.notify or run.outcome != "ended" or run.usage is None:
+            return {}
+        advice: Advice | None = self.find_advice(server_name=self.name).get(self.name)
+        if advice is None or not advice.preset:
+            return {"advice": advice}
+        form = url_path_join(self.hub.base_url, "spawn", self.user.escaped_name, url_escape_path(self.name))
+        return {"advice": advice, "advice_url": self._public_url(f"{form.rstrip('/')}?{advice.query}")}
 
     def note_time_left(self, desktop: dict[str, Any]) -> None:
         """What `running.describe_running` says of this desktop; each warning comes once."""
@@ -202,9 +218,7 @@ class Notifies(KeepsRuns):
         if notifier is None:
             notifier = Notifier(_make_hook(self.notify, self), self.records, log=self.log)
             self.user.settings[_SETTING] = notifier
-        url = url_path_join(self.user.url, url_escape_path(self.name), "/")
-        if public := self.user.settings.get("public_url"):
-            url = f"{public.scheme}://{public.netloc}{url}"
+        url = self._public_url(url_path_join(self.user.url, url_escape_path(self.name), "/"))
         event = Event(
             kind=kind,
             user=self.user.name,
@@ -216,6 +230,11 @@ class Notifies(KeepsRuns):
             **facts,
         )
         notifier.tell(self.user, event)
+
+    def _public_url(self, path: str) -> str:
+        """As people open it, where JupyterHub.public_url is set."""
+        public = self.user.settings.get("public_url")
+        return f"{public.scheme}://{public.netloc}{path}" if public else path
 
 
 def find_email(auth_state: object) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from qemuspawner.machine import Machine
-from qemuspawner.spec import Usage
+from qemuspawner.spec import Gpus, Usage
 from qemuspawner.texts import Text, join_sentences
 from qemuspawner.units import render_mib
 
@@ -41,7 +41,9 @@ class Advice:
         return {"text": join_sentences(self.used, *self.hints), "label": self.label, "query": self.query}
 
 
-def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | None) -> Advice | None:
+def give_advice(
+    usage: Usage, *, cpus: int, memory_mib: int, gpus: Gpus | None, machine: Machine | None
+) -> Advice | None:
     """What to take the next time, after a run of this size; None where too little is known.
 
     `machine` is what the user may start again, None where that run's is not offered any more: then there is
@@ -64,19 +66,23 @@ def give_advice(usage: Usage, *, cpus: int, memory_mib: int, machine: Machine | 
             next_memory = _more(offered, memory_mib)
         else:
             next_memory = _less(offered, memory_mib, usage.memory_mib)
-    if usage.gpu_percent is not None and usage.gpu_percent < _GPU_IDLE_PERCENT:
-        hints.append(Text("Its GPU was hardly used, at most {percent} %.", percent=usage.gpu_percent))
-    preset: dict[str, str | int] | None = None
-    if machine is not None and (next_cpus, next_memory) != (cpus, memory_mib):
-        preset = {"machine": machine.id, "cpus": next_cpus, "memory": next_memory}
-    return Advice(
-        used=_say_used(usage, cpus, memory_mib),
-        hints=tuple(hints),
-        preset=preset,
-        label=Text("Use {cpus} and {memory}", cpus=say_cpus(next_cpus), memory=render_mib(next_memory))
-        if preset
-        else "",
-    )
+    gpu_percent = usage.gpu_percent if gpus else None
+    needs_no_gpu = False
+    if gpu_percent is not None and gpu_percent < _GPU_IDLE_PERCENT:
+        hints.append(Text("Its GPU was hardly used."))
+        needs_no_gpu = machine is not None and machine.gpu.need == "optional"
+    used = _say_used(usage, cpus, memory_mib, gpu_percent)
+    if machine is None or not (needs_no_gpu or (next_cpus, next_memory) != (cpus, memory_mib)):
+        return Advice(used=used, hints=tuple(hints))
+    preset: dict[str, str | int] = {"machine": machine.id, "cpus": next_cpus, "memory": next_memory}
+    size = {"cpus": say_cpus(next_cpus), "memory": render_mib(next_memory)}
+    label = Text("Use {cpus} and {memory}", **size)
+    if gpus:
+        preset["gpu"] = str(gpus)
+    if needs_no_gpu:
+        preset["gpu"] = "none"
+        label = Text("Use {cpus}, {memory} and no GPU", **size)
+    return Advice(used=used, hints=tuple(hints), preset=preset, label=label)
 
 
 def _less(offered: tuple[int, ...], had: int, used: float) -> int:
@@ -89,23 +95,34 @@ def _more(offered: tuple[int, ...], had: int) -> int:
     return min((size for size in offered if size > had), default=had)
 
 
-def _say_used(usage: Usage, cpus: int, memory_mib: int) -> str:
+def _say_used(usage: Usage, cpus: int, memory_mib: int, gpu_percent: int | None) -> str:
     # Never less than was used, nor more than there is.
-    used_cpus = min(math.ceil(usage.cpu_peak * 10) / 10, cpus)
-    of_cpus = say_cpus(cpus)
-    if usage.memory_mib is None:
-        return Text(
-            "The last time this desktop used at most {used_cpus} of {cpus}.",
-            used_cpus=used_cpus,
-            cpus=of_cpus,
-        )
-    return Text(
-        "The last time this desktop used at most {used_cpus} of {cpus} and {used} of {total} of memory.",
-        used_cpus=used_cpus,
-        cpus=of_cpus,
-        used=_render_used_mib(usage.memory_mib),
-        total=render_mib(memory_mib),
-    )
+    facts: dict[str, object] = {
+        "used_cpus": min(math.ceil(usage.cpu_peak * 10) / 10, cpus),
+        "cpus": say_cpus(cpus),
+    }
+    if usage.memory_mib is not None:
+        facts |= {"used": _render_used_mib(usage.memory_mib), "total": render_mib(memory_mib)}
+    if gpu_percent is not None:
+        facts["percent"] = gpu_percent
+    match (usage.memory_mib is not None, gpu_percent is not None):
+        case (False, False):
+            text = Text("The last time this desktop used at most {used_cpus} of {cpus}.")
+        case (True, False):
+            text = Text(
+                "The last time this desktop used at most {used_cpus} of {cpus} and {used} of {total} of "
+                "memory."
+            )
+        case (False, True):
+            text = Text(
+                "The last time this desktop used at most {used_cpus} of {cpus} and {percent} % of a GPU."
+            )
+        case _:
+            text = Text(
+                "The last time this desktop used at most {used_cpus} of {cpus}, {used} of {total} of memory "
+                "and {percent} % of a GPU."
+            )
+    return text.filled(facts)
 
 
 def _render_used_mib(size_mib: int) -> str:

@@ -21,7 +21,7 @@ from traitlets.config import LoggingConfigurable
 
 from qemuspawner.hub.records import Base, Records
 from qemuspawner.paths import StatePaths
-from qemuspawner.spec import SessionSpec, Usage
+from qemuspawner.spec import ChosenProposal, Gpus, SessionSpec, Usage
 from qemuspawner.texts import Text, pack, unpack
 
 # A hub that is killed does not know to the second until when its desktops ran.
@@ -55,7 +55,10 @@ class Run(Base):
     cpus: Mapped[int]
     memory_mib: Mapped[int]
     gpus: Mapped[int] = mapped_column(default=0, server_default="0")
+    gpu_model: Mapped[str] = mapped_column(default="", server_default="")
     node: Mapped[str]  # the host
+    proposal: Mapped[str] = mapped_column(default="", server_default="")  # its id; "" where it is on none
+    proposal_title: Mapped[str] = mapped_column(default="", server_default="")
     way: Mapped[str] = mapped_column(default="")  # cold, restored or woken
     started: Mapped[float] = mapped_column(index=True)
     ready: Mapped[float | None]  # None: no desktop was seen yet
@@ -79,6 +82,10 @@ class Run(Base):
     def why(self) -> str:
         """`end`, to be said in any language."""
         return unpack(json.loads(self.end_text)) if self.end_text else self.end
+
+    @property
+    def promised_gpus(self) -> Gpus | None:
+        return Gpus(count=self.gpus, model=self.gpu_model) if self.gpus else None
 
     @property
     def usage(self) -> Usage | None:
@@ -115,7 +122,10 @@ def begin_run(records: Records, spec: SessionSpec, *, node: str) -> int:
             cpus=spec.cpus,
             memory_mib=spec.memory_mib,
             gpus=spec.gpus.count if spec.gpus else 0,
+            gpu_model=spec.gpus.model if spec.gpus else "",
             node=node,
+            proposal=spec.proposal.id if spec.proposal else "",
+            proposal_title=spec.proposal.title if spec.proposal else "",
             started=now,
             seen=now,
         )
@@ -240,6 +250,7 @@ class LastRun:
     end: str
     outcome: str  # an Outcome; "" while it runs
     first_started: float
+    proposal: ChosenProposal | None
 
 
 def last_runs(records: Records, user: str) -> dict[str, LastRun]:
@@ -268,6 +279,7 @@ def last_runs(records: Records, user: str) -> dict[str, LastRun]:
             end=run.why,
             outcome=run.outcome,
             first_started=first_started,
+            proposal=ChosenProposal(id=run.proposal, title=run.proposal_title) if run.proposal else None,
         )
         for run, first_started in rows
     }

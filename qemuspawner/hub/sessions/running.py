@@ -88,6 +88,7 @@ def _describe(spawner: "QemuSpawnerMixin", status: SessionStatus) -> dict[str, A
         "suspend_obstacle": status.suspend_obstacle,
         "stop_sleeps": "stop" in status.suspends and not status.suspend_obstacle,
         "sleeps": "lifetime" in status.suspends and not status.suspend_obstacle,
+        "idle_sleeps": "idle" in status.suspends and not status.suspend_obstacle,
         "awake": list(status.awake),
         "trouble": status.trouble.kind if status.trouble else "",
         "viewers": status.viewers,
