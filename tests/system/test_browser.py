@@ -6,6 +6,7 @@ import re
 import guests
 import live
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from playwright.async_api import Browser, Locator, Page, expect
 
@@ -164,6 +165,11 @@ async def test_the_keyboard_alone_leads_from_the_login_to_a_desktop_and_back(
         page.on("dialog", lambda dialog: dialog.accept())
         await page.goto(str(hub.url / "hub/home"))
         await page.keyboard.type("carol")
+        await tab_to(page, page.get_by_label("Password"))
+        await page.keyboard.type("mistyped")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("Invalid username or password")).to_be_visible()
+        assert await find_barriers_in_both_looks(page) == []
         await tab_to(page, page.get_by_label("Password"))
         await page.keyboard.type(hub.password("carol"))
         await page.keyboard.press("Enter")
