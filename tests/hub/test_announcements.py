@@ -5,6 +5,7 @@ from typing import Any
 
 import hubs
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from playwright.async_api import Page, expect
 
@@ -141,8 +142,16 @@ async def page(hub: hubs.Hub, log_in: LogIn) -> Page:
     return await log_in(hub, "alice")
 
 
+async def test_several_keep_nobody_out(hub: hubs.Hub, page: Page) -> None:
+    await announce(hub, "The beam is back.")
+    await page.reload()
+    await expect(page.locator("[data-announcement]")).to_have_count(2)
+
+    assert await find_barriers_in_both_looks(page) == []
+
+
 async def test_it_is_acknowledged_by_the_keyboard_alone_and_stays_so(hub: hubs.Hub, page: Page) -> None:
-    announcement = page.get_by_role("region", name="Announcement")
+    announcement = page.get_by_role("group", name="Announcement")
     await expect(announcement).to_contain_text(HOSTILE)
 
     await announcement.get_by_role("button", name="I have read this").focus()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hubs
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from playwright.async_api import Page, ViewportSize, expect
 
@@ -86,7 +87,7 @@ async def open_form(hub: hubs.Hub, log_in: LogIn) -> Open:
 
 
 async def shoot(page: Page, name: str) -> None:
-    """A picture for people to look at, wide, on a phone, and in the dark."""
+    """Pictures for people to look at, wide, on a phone, and in the dark; and nothing keeps anybody out."""
     SCREENSHOTS.mkdir(exist_ok=True)
     for size, width in (("", 1280), ("-phone", 390)):
         await page.set_viewport_size({"width": width, "height": 900})
@@ -99,6 +100,8 @@ async def shoot(page: Page, name: str) -> None:
             await page.screenshot(path=SCREENSHOTS / f"{name}{size}{suffix}.png")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     await page.set_viewport_size({"width": 1280, "height": 900})
+    await page.evaluate("document.documentElement.dataset.bsTheme = 'light'")
+    assert await find_barriers_in_both_looks(page) == []
 
 
 async def started_with(hub: hubs.Hub, page: Page) -> dict[str, object]:
@@ -303,6 +306,7 @@ async def test_settings_are_saved_filled_in_and_deleted(hub: hubs.Hub, open_form
     await page.get_by_role("button", name="Save", exact=True).click()
     await expect(page.get_by_text("Saved as “Weekly run”")).to_be_visible()
     await page.reload()
+    assert await find_barriers_in_both_looks(page) == []
 
     await page.get_by_role("link", name="Weekly run").click()
     await expect(page.get_by_role("radio", name="Tomography: Large")).to_be_checked()

@@ -14,7 +14,7 @@ import hubs
 import keeping
 import live
 import pytest
-from axe import find_barriers
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from jupyterhub import orm
 from PIL import Image
@@ -237,13 +237,11 @@ async def test_a_start_that_is_refused_says_so_at_the_cards(hub: hubs.Hub, page:
     assert page.url.endswith("/home")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_the_page_keeps_nobody_out(hub: hubs.Hub, page: Page, theme: str) -> None:
+async def test_the_page_keeps_nobody_out(hub: hubs.Hub, page: Page) -> None:
     add_server(hub, "desk")
     keeping.keep(hub, "alice", "asleep", expires=time.time() + 3600)
     keeping.keep(hub, "alice", "asleep", name="19a0000001", kind="checkpoint", title="Before")
     await page.reload()
-    await page.evaluate(f"document.documentElement.setAttribute('data-bs-theme', '{theme}')")
     await page.get_by_text("1 checkpoint").click()
 
-    assert await find_barriers(page, within="main") == []
+    assert await find_barriers_in_both_looks(page) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import hubs
 import live
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from jupyterhub import orm
 from playwright.async_api import Page, expect
@@ -104,6 +105,7 @@ async def test_words_find_a_proposal_and_what_is_chosen_stays(page: Page) -> Non
     ]
     await expect(page.get_by_role("heading", name="Start a desktop")).to_be_visible()
     await shoot(page, "form-proposals-search")
+    assert await find_barriers_in_both_looks(page) == []
 
 
 async def test_a_star_is_kept_and_comes_first(hub: hubs.Hub, page: Page) -> None:

@@ -12,6 +12,9 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 import web_tool
+from axe import find_barriers_in_both_looks
+from pages import hurry
+from playwright.async_api import Browser, expect
 from web_tool import PREFIX, Flood, FloodSocket, Session
 
 from qemuspawner.policy import Policy
@@ -298,12 +301,30 @@ async def test_a_failure_is_a_page_for_people(session: Session) -> None:
     assert "<h1>The web tool &#39;closed&#39; does not answer" in answer.text
 
 
-async def test_a_page_that_fails_for_a_moment_tries_again_by_itself(session: Session) -> None:
-    """As right after the start, when the machine's services are not all there; not what stays wrong."""
+async def test_a_tool_that_is_not_there_yet_opens_by_itself_when_it_is(
+    session: Session, browser: Browser
+) -> None:
+    """As right after the start, when the machine's services are not all there; the page keeps nobody out."""
+    name, _, value = session.login().partition("=")
+    async with await browser.new_page() as page:
+        await page.context.add_cookies([{"name": name, "value": value, "url": str(session.url)}])
+        await page.clock.install()
+        await page.goto(f"{session.url}proxy/closed/")
+        await expect(page.get_by_role("heading", name="does not answer")).to_be_visible()
+        assert await find_barriers_in_both_looks(page) == []
+        async with page.expect_response(lambda answer: answer.request.method == "HEAD") as asked:
+            await page.clock.run_for(3000)
+        assert (await asked.value).status == 502
+
+        session.supervisor.ports["closed"] = session.supervisor.ports["tool"]
+        await hurry(page, expect(page.get_by_text('"uri": "/"')).to_be_visible())
+
+
+async def test_what_stays_wrong_is_not_asked_again(session: Session) -> None:
     headers = session.headers(Sec_Fetch_Dest="document")
 
-    assert 'http-equiv="refresh"' in (await session.ask("proxy/closed/", headers=headers)).text
-    assert "refresh" not in (await session.ask("proxy/babbler/", headers=headers)).text
+    assert "web_tool.js" in (await session.ask("proxy/closed/", headers=headers)).text
+    assert "web_tool.js" not in (await session.ask("proxy/babbler/", headers=headers)).text
 
 
 async def test_what_was_cut_off_does_not_look_whole(session: Session) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import re
 
+import guests
 import live
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -19,6 +21,8 @@ GREEN = (0, 255, 0)
 # Turns the terminal's background green: typed characters, run by a shell in the guest, drawn on its screen.
 # No character that needs Shift: Playwright types those without it, which no keyboard does.
 PAINT = r"clear; printf '\033]11;green\007'"
+# A keyboard is not asked to press Tab more often than this.
+MOST_TABS = 40
 
 
 async def shoot(page: Page, name: str) -> None:
@@ -139,6 +143,75 @@ async def test_from_the_login_to_work_on_the_desktop_and_back(hub: live.LiveHub,
     await shoot(page, "ended")
     await page.get_by_role("link", name="Back to the hub").last.click()
     await page.wait_for_url(re.compile("/hub/home"))
+
+
+async def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until it has the focus, and see that the focus shows."""
+    for _ in range(MOST_TABS):
+        await page.keyboard.press("Tab")
+        if await target.evaluate_all("found => found.includes(document.activeElement)"):
+            assert await target.evaluate("found => found.matches(':focus-visible')")
+            return
+    raise AssertionError(f"{MOST_TABS} times Tab did not lead to {target}.")
+
+
+async def test_the_keyboard_alone_leads_from_the_login_to_a_desktop_and_back(
+    hub: live.LiveHub, browser: Browser
+) -> None:
+    """From page to page with nothing but keys; nothing is given the focus by the test."""
+    problems: list[str] = []
+    async with await browser.new_page() as page:
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.goto(str(hub.url / "hub/home"))
+        await page.keyboard.type("carol")
+        await tab_to(page, page.get_by_label("Password"))
+        await page.keyboard.type("mistyped")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("Invalid username or password")).to_be_visible()
+        assert await find_barriers_in_both_looks(page) == []
+        await tab_to(page, page.get_by_label("Password"))
+        await page.keyboard.type(hub.password("carol"))
+        await page.keyboard.press("Enter")
+
+        # Past the hub's bar, on each of its pages
+        await page.wait_for_url("**/hub/home")
+        await tab_to(page, page.get_by_role("link", name="Skip to the page"))
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("main")).to_be_focused()
+        await tab_to(page, page.get_by_role("link", name="Start: Your default desktop"))
+        await page.keyboard.press("Enter")
+
+        await page.wait_for_url("**/hub/spawn/carol")
+        await tab_to(page, page.get_by_role("link", name="Skip to the page"))
+        await page.keyboard.press("Enter")
+        await tab_to(page, page.get_by_role("radio", checked=True))
+        painter = page.get_by_role("radio", name="Painter")
+        async with asyncio.timeout(30):
+            while not await painter.is_checked():
+                await page.keyboard.press("ArrowDown")
+        await tab_to(page, page.get_by_role("button", name="Start", exact=True))
+        await page.keyboard.press("Enter")
+
+        # The desktop has the keyboard as soon as it is there; a key turns it red
+        await page.wait_for_url("**/user/carol/", timeout=60_000)
+        await expect(page.locator("body")).to_have_attribute("data-phase", "connected", timeout=30_000)
+        await page.keyboard.press("Space")
+        async with asyncio.timeout(30):
+            while await share_of_pixels(page, guests.RED) < 0.9:
+                await asyncio.sleep(0.1)
+        await page.keyboard.press("Control+Alt+Shift+KeyM")
+        await expect(page.get_by_role("link", name="Back to the hub")).to_be_focused()
+        await page.keyboard.press("Enter")
+
+        await page.wait_for_url("**/hub/home")
+        await tab_to(page, page.get_by_role("button", name="Stop: Your default desktop"))
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("link", name="Start: Your default desktop")).to_be_visible(
+            timeout=30_000
+        )
+        assert await hub.servers("carol") == {}
+        assert problems == []
 
 
 async def test_a_refused_option_is_explained_and_what_was_typed_stays(

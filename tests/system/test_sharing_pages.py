@@ -6,6 +6,7 @@ import re
 import live
 import pytest
 import pytest_asyncio
+from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from playwright.async_api import Locator, Page, expect
 from yarl import URL
@@ -26,12 +27,13 @@ async def desktop(hub: live.LiveHub) -> URL:
 
 
 async def shoot(page: Page, name: str) -> None:
-    """A picture in a wide and in a narrow window."""
+    """A picture in a wide and in a narrow window; and nothing keeps anybody out."""
     SCREENSHOTS.mkdir(exist_ok=True)
     await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
     await page.set_viewport_size({"width": 390, "height": 800})
     await page.screenshot(path=SCREENSHOTS / f"{name}-narrow.png", full_page=True)
     await page.set_viewport_size({"width": 1280, "height": 800})
+    assert await find_barriers_in_both_looks(page) == []
 
 
 async def open_dialog(page: Page) -> Locator:

@@ -5,6 +5,7 @@ import re
 
 import live
 import pytest
+from axe import find_barriers_in_both_looks
 from chromium import MOMENT, LogIn
 from playwright.async_api import Page, expect
 from yarl import URL
@@ -18,6 +19,7 @@ async def shoot(page: Page, name: str) -> None:
     folder = live.PROJECT / "screenshots"
     folder.mkdir(exist_ok=True)
     await page.screenshot(path=folder / f"{name}.png")
+    assert await find_barriers_in_both_looks(page) == []
 
 
 async def status(hub: live.LiveHub, desktop: URL, token: str) -> dict[str, float]:
