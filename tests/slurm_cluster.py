@@ -101,6 +101,16 @@ class SlurmCluster:
             self.run("scontrol", "update", f"nodename=n{node}", "state=resume")
 
     @contextlib.contextmanager
+    def is_full(self) -> Iterator[list[str]]:
+        """Every node has a job that takes all of it; their numbers."""
+        fill = ("sbatch", "--parsable", "--output=/dev/null", f"-c{CPUS}", "-t5", "--wrap", "sleep 300")
+        jobs = [self.run(*fill).strip() for _ in range(NODES)]
+        try:
+            yield jobs
+        finally:
+            self.run("scancel", *jobs)
+
+    @contextlib.contextmanager
     def controller_is_down(self) -> Iterator[None]:
         """As for an upgrade: it has written down which jobs there are."""
         pid = int((self.folder / "slurmctld.pid").read_text())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemuspawner.hub.batch.qsub import Order, make_script, read_tag, tag_of
+from qemuspawner.hub.batch.qsub import Order, read_tag, tag_of
+from qemuspawner.hub.batch.script import make_script
 from qemuspawner.hub.gridengine import jobs as gridengine
 from qemuspawner.hub.gridengine.commands import GridEngine
 from qemuspawner.hub.torque import jobs as torque
