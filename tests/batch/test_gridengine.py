@@ -66,6 +66,8 @@ async def test_a_desktop_is_a_job_and_ends_with_its_server(
     # Every account of the host can read the script, and a list of processes.
     assert hub.spawner("alice").api_token not in script + cell.run("qstat", "-xml", "-j", job_id)
     assert list((state_dir / "jobs").iterdir()) == []
+    # Other hosts have its folder, too.
+    assert len(list((state_dir / "sessions" / hub.spawner("alice").session_id).glob("lease-*"))) == 1
 
     await hub.stop(alice)
     await hub.wait_until_stopped("alice")

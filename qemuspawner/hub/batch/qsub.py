@@ -7,6 +7,7 @@ from traitlets import List, Unicode
 
 from qemuspawner.batch import SPARE_S, job_memory_mib
 from qemuspawner.hub.batch.engine import Engine
+from qemuspawner.hub.batch.shared import SharesStorage
 from qemuspawner.hub.batch.spawner import QemuBatchSpawner
 from qemuspawner.spec import SessionSpec
 
@@ -41,7 +42,7 @@ def read_tag(name: str, hub: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-class QsubSpawner(QemuBatchSpawner):
+class QsubSpawner(SharesStorage, QemuBatchSpawner):
     """Sessions are jobs that `qsub` is given."""
 
     queue = Unicode("", help="""The queue of the desktops; "" lets the engine choose.""").tag(config=True)

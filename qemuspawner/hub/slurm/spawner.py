@@ -16,6 +16,7 @@ from qemuspawner.hub.admission.capacity import HostCapacity
 from qemuspawner.hub.admission.partitions import OfferedPartition, OfferedReservation
 from qemuspawner.hub.batch.engine import Job, tag
 from qemuspawner.hub.batch.reaper import ListOwners
+from qemuspawner.hub.batch.shared import SharesStorage
 from qemuspawner.hub.batch.spawner import QemuBatchSpawner
 from qemuspawner.hub.sessions import account
 from qemuspawner.hub.slurm import jobs
@@ -25,7 +26,6 @@ from qemuspawner.hub.slurm.offers import JobOwner, OffersCluster, count_gpus, fi
 from qemuspawner.hub.slurm.owners import Owners, list_owners
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.script import make_arguments
-from qemuspawner.hub.slurm.shared import SharesStorage
 from qemuspawner.hub.slurm.warming import WarmsOnNodes
 from qemuspawner.spec import SessionSpec
 from qemuspawner.texts import Text
