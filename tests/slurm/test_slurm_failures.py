@@ -199,6 +199,30 @@ async def test_while_slurm_does_not_answer_nothing_is_taken_for_gone(
     assert len(desktop.qemus) == 1
 
 
+async def test_what_the_cluster_can_never_run_fails_at_once_and_leaves_the_queue(
+    desktop: SlurmDesktop, hub: hubs.Hub, cluster: SlurmCluster
+) -> None:
+    """Also where a partition was changed since the hub looked, so that its own checks let it through."""
+    user, limit = hub.user("alice"), ("scontrol", "update", "partitionname=desktop")
+    await desktop.spawner._queue.cluster(max_age_s=0)
+    cluster.run(*limit, "maxtime=15")
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(SpawnException) as caught:
+                await user.spawn()
+        left = cluster.run("squeue", "-h", "-t", "running,pending", "-o", "%i").split()
+    finally:
+        cluster.run(*limit, "maxtime=4:00:00")
+
+    # Slurm says the first until it has looked closer.
+    assert re.match(
+        r"The cluster can never run this desktop as it was asked for \(Partition(Config|TimeLimit)\)\.",
+        caught.value.message,
+    )
+    assert left == []
+    assert list((hub.state_dir / "jobs").iterdir()) == []
+
+
 async def test_forty_that_wait_ask_slurm_no_more_often_than_one(
     hub: hubs.Hub, cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
