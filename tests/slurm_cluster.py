@@ -255,6 +255,17 @@ def _link(path: Path) -> str:
         return ""
 
 
+def find_obstacle() -> str:
+    """Why no node can be made here; "" where it can."""
+    if os.geteuid() != 0:
+        return "Nodes are network namespaces of their own, which root makes."
+    name = f"qs{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    # In many containers not even root may.
+    return f"Nodes are network namespaces of their own: {made.stderr.strip()}" if made.returncode else ""
+
+
 @contextlib.contextmanager
 def running_cluster() -> Iterator[SlurmCluster]:
     """Three idle nodes; everything of it is gone afterwards."""
