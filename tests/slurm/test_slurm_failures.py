@@ -44,6 +44,22 @@ async def test_what_slept_on_one_node_wakes_on_another(
     assert (way, desktop.node != first) == ("woken", True)
 
 
+async def test_a_checkpoint_of_one_node_is_gone_back_to_on_another(
+    hub: hubs.Hub, desktop: SlurmDesktop, cluster: SlurmCluster
+) -> None:
+    await desktop.start()
+    first = desktop.node
+    code, answer = await desktop.spawner.ask_session("POST", "api/checkpoints", {"title": "Before"})
+    await hub.stop(desktop.person)
+    await hub.wait_until_stopped("alice")
+
+    with cluster.is_drained(first):
+        way = await desktop.start(sleeping=answer["checkpoints"][0]["name"])
+
+    assert code == 200, answer
+    assert (way, desktop.node != first) == ("woken", True)
+
+
 async def test_a_desktop_on_a_node_that_is_cut_off_goes_on_elsewhere_and_never_twice(
     desktop: SlurmDesktop, cluster: SlurmCluster
 ) -> None:
