@@ -215,6 +215,31 @@ async def test_while_slurm_does_not_answer_nothing_is_taken_for_gone(
     assert len(desktop.qemus) == 1
 
 
+async def test_a_desktop_that_the_cluster_has_paused_says_so_and_goes_on(
+    desktop: SlurmDesktop, cluster: SlurmCluster
+) -> None:
+    """As where Slurm suspends who has to give way (`PreemptMode=SUSPEND`)."""
+    await desktop.start()
+    spawner = desktop.spawner
+
+    async def look() -> tuple[str, bool, bool]:
+        """Slurm's word, whether the hub takes it for alive, and what its card has."""
+        await spawner._queue.find_job(spawner.job_id, max_age_s=0)
+        is_alive = await spawner.poll() is None
+        (card,) = (await spawner.desktop_cards())["cards"]
+        return desktop.job_state(spawner.job_id), is_alive, card["is_paused"]
+
+    cluster.run("scontrol", "suspend", spawner.job_id)
+    frozen = await look()
+    cluster.run("scontrol", "resume", spawner.job_id)
+    later = await look()
+    _, status = await spawner.ask_session("GET", "api/status")
+
+    assert frozen == ("SUSPENDED", True, True)
+    assert later == ("RUNNING", True, False)
+    assert status["state"] == "running"
+
+
 async def test_what_the_cluster_can_never_run_fails_at_once_and_leaves_the_queue(
     desktop: SlurmDesktop, hub: hubs.Hub, cluster: SlurmCluster
 ) -> None:

@@ -38,6 +38,10 @@ class Job(Protocol):
     def phase(self) -> Phase: ...
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it has begun and stands still until the engine lets it go on."""
+
+    @property
     def never_runs(self) -> bool:
         """Whether it waits for something that will not happen."""
 

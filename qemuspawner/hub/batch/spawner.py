@@ -150,6 +150,7 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         super().clear_state()
         self._resumes_start = False
         self._document = ""
+        self.is_paused = False
 
     # Start
 
@@ -316,6 +317,7 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         except BatchError as exc:
             self.log.warning("%s: %s", self.session_id, exc.text)
             return JobStatus.UNKNOWN
+        self.is_paused = job is not None and job.is_paused
         if job is None or job.phase == "over":
             if job is not None:
                 # Unless the session itself has said why.
