@@ -123,7 +123,7 @@ class StatePaths:
 
     @property
     def jobs(self) -> Path:
-        """`jobs/ID`: what a session is given that is a job of Grid Engine or Torque, until it takes it."""
+        """`jobs/NAME`: what a session is given that is a batch system's job, until it takes it."""
         return self.root / "jobs"
 
     def session(self, session_id: str) -> "SessionPaths":

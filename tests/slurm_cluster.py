@@ -101,6 +101,16 @@ class SlurmCluster:
             self.run("scontrol", "update", f"nodename=n{node}", "state=resume")
 
     @contextlib.contextmanager
+    def is_full(self) -> Iterator[list[str]]:
+        """Every node has a job that takes all of it; their numbers."""
+        fill = ("sbatch", "--parsable", "--output=/dev/null", f"-c{CPUS}", "-t5", "--wrap", "sleep 300")
+        jobs = [self.run(*fill).strip() for _ in range(NODES)]
+        try:
+            yield jobs
+        finally:
+            self.run("scancel", *jobs)
+
+    @contextlib.contextmanager
     def controller_is_down(self) -> Iterator[None]:
         """As for an upgrade: it has written down which jobs there are."""
         pid = int((self.folder / "slurmctld.pid").read_text())
@@ -243,6 +253,17 @@ def _link(path: Path) -> str:
         return str(path.readlink())
     except OSError:  # it has ended
         return ""
+
+
+def find_obstacle() -> str:
+    """Why no node can be made here; "" where it can."""
+    if os.geteuid() != 0:
+        return "Nodes are network namespaces of their own, which root makes."
+    name = f"qs{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    # In many containers not even root may.
+    return f"Nodes are network namespaces of their own: {made.stderr.strip()}" if made.returncode else ""
 
 
 @contextlib.contextmanager

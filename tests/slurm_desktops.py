@@ -19,9 +19,9 @@ class SlurmDesktop:
         self._hub, self._cluster, self.person = hub, cluster, person
         self.most_at_once = 0  # of its QEMUs, as often as somebody looked
 
-    async def start(self, *, timeout_s: float = 60) -> str:
+    async def start(self, *, timeout_s: float = 60, **options: str) -> str:
         """Start it, and wait until it is there; how it came up."""
-        asked = asyncio.create_task(self._hub.start(self.person, {}))
+        asked = asyncio.create_task(self._hub.start(self.person, options))
         async with asyncio.timeout(timeout_s):
             while not asked.done() or self.spawner.pending:
                 self.most_at_once = max(self.most_at_once, len(self.qemus))

@@ -112,6 +112,8 @@ class QemuSpawnerMixin(
         help="""How large an image may be that an administrator adds on the hub: MiB, or "64 GiB".""",
     ).tag(config=True)
 
+    # Whether what runs the session makes it stand still, as far as the hub has seen.
+    is_paused = False
     _session: dict[str, object]
     _progress: Progress
     _made_token: tuple[str, float] = ("", float("-inf"))  # until when, by time.monotonic

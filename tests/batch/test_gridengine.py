@@ -66,6 +66,8 @@ async def test_a_desktop_is_a_job_and_ends_with_its_server(
     # Every account of the host can read the script, and a list of processes.
     assert hub.spawner("alice").api_token not in script + cell.run("qstat", "-xml", "-j", job_id)
     assert list((state_dir / "jobs").iterdir()) == []
+    # Other hosts have its folder, too.
+    assert len(list((state_dir / "sessions" / hub.spawner("alice").session_id).glob("lease-*"))) == 1
 
     await hub.stop(alice)
     await hub.wait_until_stopped("alice")
@@ -74,7 +76,7 @@ async def test_a_desktop_is_a_job_and_ends_with_its_server(
 
 
 async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
-    hub: hubs.Hub, cell: GridEngineCell
+    hub: hubs.Hub, cell: GridEngineCell, state_dir: Path
 ) -> None:
     blocker = cell.run("qsub", "-terse", "-b", "y", "-pe", "smp", str(SLOTS), "/bin/sleep", "300").strip()
     alice = await hub.log_in("alice")
@@ -86,7 +88,7 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
                 said = str(event["message"])
                 if said.startswith("Waiting"):
                     break
-        waiting = cell.jobs()
+        waiting, keys = cell.jobs(), list((state_dir / "jobs").iterdir())
 
         await hub.stop(alice)
         await hub.wait_until_stopped("alice")
@@ -96,6 +98,7 @@ async def test_why_it_waits_is_said_and_a_waiting_start_can_be_cancelled(
 
     assert said == "Waiting for free CPUs and memory on the cluster"
     assert (len(waiting), left) == (2, [blocker])
+    assert (len(keys), list((state_dir / "jobs").iterdir())) == (1, [])
 
 
 async def test_a_job_that_is_deleted_on_the_cluster_is_gone_from_the_hub(

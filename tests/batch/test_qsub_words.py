@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemuspawner.hub.batch.qsub import Order, make_script, read_tag, tag_of
+from qemuspawner.hub.batch.qsub import Order, read_tag, tag_of
+from qemuspawner.hub.batch.script import make_script
 from qemuspawner.hub.gridengine import jobs as gridengine
 from qemuspawner.hub.gridengine.commands import GridEngine
 from qemuspawner.hub.torque import jobs as torque
@@ -100,6 +101,7 @@ def test_jobs_of_grid_engine_are_told_apart_by_what_becomes_of_them() -> None:
         "6": ("pending", ""),
     }
     assert [number for number, job in jobs.items() if job.never_runs] == ["6"]
+    assert [number for number, job in jobs.items() if job.is_paused] == ["3"]
     assert jobs["1"].name == "desktop-aa-bb"
     assert str(jobs["5"].wait).startswith("The job is held")
     assert jobs["6"].ending == "The cluster could not start the desktop's job (Eqw)."
@@ -114,6 +116,9 @@ def test_jobs_of_torque_are_told_apart_by_what_becomes_of_them() -> None:
         "9.head": ("over", "n1", "bob"),
         "10.head": ("unknown", "", "svc"),
     }
+    assert [job.is_paused for job in torque.parse_jobs(QSTAT_X.replace(">R<", ">S<")).values()] == [
+        *(True, False, False, False)
+    ]
     assert jobs["9.head"].ending == "The desktop's job ended on the cluster (271)."
 
 

@@ -61,6 +61,8 @@ async def test_a_desktop_is_a_job_and_ends_with_its_server(hub: hubs.Hub, state_
     # Torque keeps scripts, and tells them to whoever it sends mails to.
     assert spawner.api_token not in script.read_text()
     assert list((state_dir / "jobs").iterdir()) == []
+    # Other hosts have its folder, too.
+    assert len(list((state_dir / "sessions" / spawner.session_id).glob("lease-*"))) == 1
 
     await hub.stop(alice)
     await hub.wait_until_stopped("alice")

@@ -207,6 +207,18 @@ async def test_every_card_says_what_proposal_its_desktop_is_on(
     await page.screenshot(path=SCREENSHOTS / "home-proposals.png", full_page=True)
 
 
+async def test_a_desktop_that_its_cluster_has_paused_says_so_on_its_card(hub: hubs.Hub, page: Page) -> None:
+    alice = await hub.with_token("alice")
+    await hub.start(alice, {}, server_name="desk")
+    await hub.wait_until_ready("alice", server_name="desk")
+    hub.spawner("alice", "desk").is_paused = True
+
+    await page.reload()
+
+    said = page.get_by_role("article", name="“desk”").get_by_text("The cluster has paused")
+    await expect(said).to_have_text("The cluster has paused the desktop; it goes on by itself.")
+
+
 async def test_a_new_desktop_has_a_name_and_is_started_by_the_form(hub: hubs.Hub, page: Page) -> None:
     """Nothing starts by that alone."""
     await page.get_by_label("Name of a new desktop").fill("Fit of Run 7")

@@ -1,12 +1,11 @@
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import hubs
 import pytest
-from slurm_cluster import SlurmCluster, running_cluster
+from slurm_cluster import SlurmCluster, find_obstacle, running_cluster
 from slurm_hubs import prepare_state, slurm_config
 
 from qemuspawner.hub.slurm.queue import queue_of
@@ -15,8 +14,8 @@ from qemuspawner.hub.slurm.queue import queue_of
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
     """One for all tests: three nodes that are idle."""
-    if os.geteuid() != 0:
-        pytest.skip("Nodes are network namespaces of their own, which root makes.")
+    if why := find_obstacle():
+        pytest.skip(why)
     with running_cluster() as cluster:
         yield cluster
 

@@ -117,3 +117,22 @@ async def test_a_job_without_a_number_was_not_submitted(say: Say) -> None:
 
     with pytest.raises(SlurmError, match="no number"):
         await Slurm().submit([], "#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("squat", ["nothing to write to", "a file", "a link"])
+async def test_what_a_job_is_given_is_written_nowhere_else(tmp_path: Path, squat: str) -> None:
+    path = tmp_path / "jobs" / "name"
+    if squat != "nothing to write to":
+        path.parent.mkdir()
+    if squat == "a file":
+        path.write_text("another's")
+    if squat == "a link":
+        path.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(SlurmError, match="cannot be laid down") as caught:
+        await Slurm().store(path, "secret")
+
+    assert "secret" not in caught.value.text
+    assert caught.value.hint.startswith("The administrator lets")
+    assert not (tmp_path / "elsewhere").exists()
+    assert squat != "a file" or path.read_text() == "another's"

@@ -44,6 +44,22 @@ async def test_what_slept_on_one_node_wakes_on_another(
     assert (way, desktop.node != first) == ("woken", True)
 
 
+async def test_a_checkpoint_of_one_node_is_gone_back_to_on_another(
+    hub: hubs.Hub, desktop: SlurmDesktop, cluster: SlurmCluster
+) -> None:
+    await desktop.start()
+    first = desktop.node
+    code, answer = await desktop.spawner.ask_session("POST", "api/checkpoints", {"title": "Before"})
+    await hub.stop(desktop.person)
+    await hub.wait_until_stopped("alice")
+
+    with cluster.is_drained(first):
+        way = await desktop.start(sleeping=answer["checkpoints"][0]["name"])
+
+    assert code == 200, answer
+    assert (way, desktop.node != first) == ("woken", True)
+
+
 async def test_a_desktop_on_a_node_that_is_cut_off_goes_on_elsewhere_and_never_twice(
     desktop: SlurmDesktop, cluster: SlurmCluster
 ) -> None:
@@ -197,6 +213,55 @@ async def test_while_slurm_does_not_answer_nothing_is_taken_for_gone(
         assert re.match(r"'\w+' of Slurm ", refused.message), refused.message
     assert await spawner.poll() is None
     assert len(desktop.qemus) == 1
+
+
+async def test_a_desktop_that_the_cluster_has_paused_says_so_and_goes_on(
+    desktop: SlurmDesktop, cluster: SlurmCluster
+) -> None:
+    """As where Slurm suspends who has to give way (`PreemptMode=SUSPEND`)."""
+    await desktop.start()
+    spawner = desktop.spawner
+
+    async def look() -> tuple[str, bool, bool]:
+        """Slurm's word, whether the hub takes it for alive, and what its card has."""
+        await spawner._queue.find_job(spawner.job_id, max_age_s=0)
+        is_alive = await spawner.poll() is None
+        (card,) = (await spawner.desktop_cards())["cards"]
+        return desktop.job_state(spawner.job_id), is_alive, card["is_paused"]
+
+    cluster.run("scontrol", "suspend", spawner.job_id)
+    frozen = await look()
+    cluster.run("scontrol", "resume", spawner.job_id)
+    later = await look()
+    _, status = await spawner.ask_session("GET", "api/status")
+
+    assert frozen == ("SUSPENDED", True, True)
+    assert later == ("RUNNING", True, False)
+    assert status["state"] == "running"
+
+
+async def test_what_the_cluster_can_never_run_fails_at_once_and_leaves_the_queue(
+    desktop: SlurmDesktop, hub: hubs.Hub, cluster: SlurmCluster
+) -> None:
+    """Also where a partition was changed since the hub looked, so that its own checks let it through."""
+    user, limit = hub.user("alice"), ("scontrol", "update", "partitionname=desktop")
+    await desktop.spawner._queue.cluster(max_age_s=0)
+    cluster.run(*limit, "maxtime=15")
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(SpawnException) as caught:
+                await user.spawn()
+        left = cluster.run("squeue", "-h", "-t", "running,pending", "-o", "%i").split()
+    finally:
+        cluster.run(*limit, "maxtime=4:00:00")
+
+    # Slurm says the first until it has looked closer.
+    assert re.match(
+        r"The cluster can never run this desktop as it was asked for \(Partition(Config|TimeLimit)\)\.",
+        caught.value.message,
+    )
+    assert left == []
+    assert list((hub.state_dir / "jobs").iterdir()) == []
 
 
 async def test_forty_that_wait_ask_slurm_no_more_often_than_one(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import hubs
@@ -28,6 +29,19 @@ async def hub_process(
     cluster.run("scancel", "--user", hubs.sessions_account())
 
 
+async def kill_while_waiting(hub_process: HubProcess) -> dict[str, Any]:
+    """Kill the hub while a job waits; what it knew of the server."""
+    start = asyncio.create_task(hub_process.ask("POST", "/users/alice/server"))
+    async with asyncio.timeout(20):
+        while "job_id" not in ((await hub_process.server()).get("state") or {}):
+            await asyncio.sleep(0.05)
+    pending = await hub_process.server()
+    hub_process.kill()
+    with contextlib.suppress(aiohttp.ClientError):
+        await start
+    return pending
+
+
 async def test_a_desktop_outlives_its_killed_hub(hub_process: HubProcess) -> None:
     await hub_process.ask("POST", "/users/alice/server")
     before = await hub_process.wait_for_server("ready", True)
@@ -42,24 +56,27 @@ async def test_a_desktop_outlives_its_killed_hub(hub_process: HubProcess) -> Non
 async def test_a_hub_that_was_killed_while_a_job_waits_takes_the_start_up_again(
     hub_process: HubProcess, cluster: SlurmCluster
 ) -> None:
-    blockers = [
-        cluster.run("sbatch", "--parsable", "--output=/dev/null", "-c4", "-t5", "--wrap", "sleep 300").strip()
-        for _ in "123"
-    ]
-    start = asyncio.create_task(hub_process.ask("POST", "/users/alice/server"))
-    try:
-        async with asyncio.timeout(20):
-            while "job_id" not in ((await hub_process.server()).get("state") or {}):
-                await asyncio.sleep(0.05)
-        pending = await hub_process.server()
-        hub_process.kill()
-        with contextlib.suppress(aiohttp.ClientError):
-            await start
-    finally:
-        cluster.run("scancel", *blockers)
+    with cluster.is_full():
+        pending = await kill_while_waiting(hub_process)
     await hub_process.start()
     after = await hub_process.wait_for_server("ready", True)
 
     assert pending["pending"] == "spawn"
     assert after["state"]["job_id"] == pending["state"]["job_id"]
     assert after["state"]["node"].startswith("n")
+
+
+async def test_keys_of_a_job_that_was_cancelled_while_no_hub_was_there_are_taken_back(
+    hub_process: HubProcess, cluster: SlurmCluster, state_dir: Path
+) -> None:
+    with cluster.is_full():
+        pending = await kill_while_waiting(hub_process)
+        left = list((state_dir / "jobs").iterdir())
+        cluster.run("scancel", pending["state"]["job_id"])
+        await hub_process.start()
+
+        async with asyncio.timeout(60):
+            while list((state_dir / "jobs").iterdir()):
+                await asyncio.sleep(0.1)
+
+    assert len(left) == 1

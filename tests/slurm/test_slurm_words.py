@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemuspawner.batch import JobDocument, read_document, write_document
-from qemuspawner.hub.batch.script import make_script
 from qemuspawner.hub.slurm.jobs import (
     Place,
     describe_end,
@@ -89,6 +88,59 @@ def test_jobs_are_told_apart_by_what_becomes_of_them() -> None:
     assert jobs["8"].node == ""
     assert describe_wait(jobs["8"]) == "Waiting: other jobs come first"
     assert describe_end(jobs["10"]) == "The cluster lost the node n2 that the desktop ran on."
+
+
+@pytest.mark.parametrize(
+    ("phase", "states"),
+    [
+        ("pending", "PENDING CONFIGURING RESV_DEL_HOLD SPECIAL_EXIT REQUEUE_FED"),
+        ("running", "RUNNING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING COMPLETING"),
+        (
+            "over",
+            "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REQUEUED"
+            " REQUEUE_HOLD REVOKED TIMEOUT",
+        ),
+        ("unknown", "POWER_UP_NODE LAUNCH_FAILED"),
+    ],
+)
+def test_every_state_of_the_manual_has_its_meaning(phase: str, states: str) -> None:
+    listed = "".join(f"{n}|{state}|n1|Priority|N/A|N/A\n" for n, state in enumerate(states.split(), start=1))
+
+    assert {job.state: job.phase for job in parse_jobs(listed).values()} == dict.fromkeys(
+        states.split(), phase
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "sentence"),
+    [
+        ("NODE_FAIL", "NodeDown", "The cluster lost the node n1 that the desktop ran on."),
+        ("BOOT_FAIL", "None", "The cluster lost the node n1 that the desktop ran on."),
+        ("OUT_OF_MEMORY", "OutOfMemory", "The desktop's job took more memory than it may, and was ended."),
+        ("TIMEOUT", "TimeLimit", "The time that the cluster gave the desktop is over."),
+        ("DEADLINE", "DeadLine", "The time that the cluster gave the desktop is over."),
+        ("PREEMPTED", "None", "The cluster needed the desktop's place for a job that comes first."),
+        ("REQUEUED", "None", "The cluster needed the desktop's place for a job that comes first."),
+        ("REQUEUE_HOLD", "None", "The cluster needed the desktop's place for a job that comes first."),
+        ("CANCELLED", "None", "The desktop's job was cancelled on the cluster."),
+        ("FAILED", "NonZeroExitCode", "The desktop's job ended on the cluster (FAILED)."),
+        (
+            "PENDING",
+            "PartitionTimeLimit",
+            "The cluster can never run this desktop as it was asked for (PartitionTimeLimit).",
+        ),
+        (
+            "PENDING",
+            "QOSMaxMemoryPerJob",
+            "The cluster can never run this desktop as it was asked for (QOSMaxMemoryPerJob).",
+        ),
+    ],
+)
+def test_why_a_job_is_over_is_said(state: str, reason: str, sentence: str) -> None:
+    job = parse_jobs(f"7|{state}|n1|{reason}|N/A|N/A\n")["7"]
+
+    assert job.ending == sentence
+    assert (job.phase == "over") != job.never_runs
 
 
 def test_each_partition_has_a_queue_of_its_own() -> None:
@@ -181,8 +233,7 @@ def test_any_other_answer_is_refused_or_empty(text: str) -> None:
         assert not text.strip("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029") or "|" in text
 
 
-def test_a_job_is_given_nothing_that_a_shell_could_read() -> None:
-    document = JobDocument(environment={"NAME": "$(id)\n'END'\nEND\n`id`", "TOKEN": "secret"})
+def test_what_a_job_asks_for_is_a_list_of_arguments() -> None:
     arguments = make_arguments(
         session_id="abc",
         comment="x",
@@ -193,11 +244,7 @@ def test_a_job_is_given_nothing_that_a_shell_could_read() -> None:
         gres="gpu:t4:1",
         log="/x",
     )
-    lines = make_script(["/bin/a b", "--x"], document).splitlines()
 
-    assert lines[:2] == ["#!/bin/sh", "exec '/bin/a b' --x --job 3 3<<'END'"]
-    assert lines[3:] == ["END"]
-    assert "secret" not in " ".join(arguments)
     assert {"--mem=4608M", "--time=70", "--no-requeue", "--export=NONE"} <= set(arguments)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import ClassVar, Literal, Protocol
 
 from qemuspawner.errors import QemuSpawnerError
@@ -37,6 +38,10 @@ class Job(Protocol):
     def phase(self) -> Phase: ...
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it has begun and stands still until the engine lets it go on."""
+
+    @property
     def never_runs(self) -> bool:
         """Whether it waits for something that will not happen."""
 
@@ -66,6 +71,12 @@ class Engine(Protocol):
 
     async def stop(self, job_id: str) -> None:
         """Ask a job's session to end in order."""
+
+    async def store(self, path: PurePath, text: str) -> None:
+        """Write a file that is not there yet, and that only the jobs' account can read."""
+
+    async def remove(self, path: PurePath) -> None:
+        """Delete such a file, where its job has not done so."""
 
 
 def tag(hub: str, session_id: str) -> str:

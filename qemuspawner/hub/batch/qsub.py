@@ -1,15 +1,13 @@
 """QsubSpawner: what Grid Engine and Torque have in common, which are both spoken to by `qsub`."""
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Protocol
 
 from traitlets import List, Unicode
 
-from qemuspawner.batch import SPARE_S, job_memory_mib, write_document
-from qemuspawner.hub.batch.engine import Commands, Engine
+from qemuspawner.batch import SPARE_S, job_memory_mib
+from qemuspawner.hub.batch.engine import Engine
+from qemuspawner.hub.batch.shared import SharesStorage
 from qemuspawner.hub.batch.spawner import QemuBatchSpawner
 from qemuspawner.spec import SessionSpec
 
@@ -32,19 +30,6 @@ class Qsub(Engine, Protocol):
     async def submit(self, order: Order, script: str) -> str:
         """Submit a job; its id. Raises BatchError, which has the engine's own words."""
 
-    async def store(self, path: PurePath, text: str) -> None:
-        """Write a file that only the jobs' account can read. Raises BatchError."""
-
-
-class StoresDocuments(Commands):
-    """Part of an engine: files for its jobs, on the storage that hub and nodes share."""
-
-    async def store(self, path: PurePath, text: str) -> None:
-        # By the account itself: the hub may be another that cannot give files away. One that a link could
-        # name is not written to.
-        writer = 'umask 077; rm -f -- "$1"; set -C; cat > "$1"'
-        await self._run("sh", "-c", writer, "sh", str(path), given=text.encode())
-
 
 def tag_of(hub: str, session_id: str) -> str:
     """A job's name: engines list it, and take no other mark that they would list."""
@@ -57,16 +42,7 @@ def read_tag(name: str, hub: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def make_script(command: Sequence[str], document: PurePath) -> str:
-    """A script that becomes `command`, with the file `document` on its descriptor 3 and nowhere else.
-
-    These engines keep scripts where every account reads them.
-    """
-    path = shlex.quote(str(document))
-    return f"#!/bin/sh\nexec 3<{path} && rm -f -- {path} && exec {shlex.join(command)} --job 3\n"
-
-
-class QsubSpawner(QemuBatchSpawner):
+class QsubSpawner(SharesStorage, QemuBatchSpawner):
     """Sessions are jobs that `qsub` is given."""
 
     queue = Unicode("", help="""The queue of the desktops; "" lets the engine choose.""").tag(config=True)
@@ -92,9 +68,7 @@ class QsubSpawner(QemuBatchSpawner):
     def _jobs_user(self) -> str:
         return str(self.qsub_user)
 
-    async def _submit(self, spec: SessionSpec) -> str:
-        document = self._state_paths.jobs / spec.session_id
-        await self._qsub.store(document, write_document(self._make_document()))
+    async def _submit(self, spec: SessionSpec, script: str) -> str:
         order = Order(
             tag=tag_of(self._hub_id, spec.session_id),
             cpus=spec.cpus,
@@ -103,4 +77,4 @@ class QsubSpawner(QemuBatchSpawner):
             queue=self.queue,
             log=self.qsub_log,
         )
-        return await self._qsub.submit(order, make_script(self.cmd, document))
+        return await self._qsub.submit(order, script)

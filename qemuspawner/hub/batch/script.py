@@ -2,14 +2,14 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import PurePath
 
-from qemuspawner.batch import JobDocument, write_document
 
+def make_script(command: Sequence[str], document: PurePath) -> str:
+    """A script that becomes `command`, with the file `document` on its descriptor 3 and nowhere else.
 
-def make_script(command: Sequence[str], document: JobDocument) -> str:
-    """A script that becomes `command`, with the document on its descriptor 3.
-
-    Engines signal the job's first process, so it has to be the session itself. No line of the document can
-    end it: it is one line of JSON.
+    Engines store scripts, some where every account reads them, so nothing that is secret stands in it. They
+    signal the job's first process, so that has to be the session itself.
     """
-    return f"#!/bin/sh\nexec {shlex.join(command)} --job 3 3<<'END'\n{write_document(document)}\nEND\n"
+    path = shlex.quote(str(document))
+    return f"#!/bin/sh\nexec 3<{path} && rm -f -- {path} && exec {shlex.join(command)} --job 3\n"

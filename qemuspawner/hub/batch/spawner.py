@@ -3,21 +3,24 @@
 import asyncio
 import contextlib
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jupyterhub.spawner import SpawnException
 from traitlets import Integer, default
 
-from qemuspawner.batch import JobDocument
+from qemuspawner.batch import JobDocument, write_document
 from qemuspawner.errors import HostError
 from qemuspawner.hub.batch import port_api  # noqa: F401 - for its route, and the one that it takes out
 from qemuspawner.hub.batch.engine import BatchError, Engine, Job
 from qemuspawner.hub.batch.queue import JobQueue, queue_of
 from qemuspawner.hub.batch.reaper import ListOwners, begin_reaping
+from qemuspawner.hub.batch.script import make_script
 from qemuspawner.hub.mixin import QemuSpawnerMixin
+from qemuspawner.hub.sessions import account
 from qemuspawner.hub.sessions.follow import desktop_answers
 from qemuspawner.internal_tls import VARIABLES
 from qemuspawner.spec import SessionSpec
@@ -52,6 +55,8 @@ class QemuBatchSpawner(QemuSpawnerMixin):
     _submitted_at = float("-inf")
     _port: asyncio.Future[int] | None = None
     _resumes_start = False
+    # The name of a file in `jobs/` that its job may not have taken yet.
+    _document = ""
 
     # What an engine is
 
@@ -65,7 +70,12 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         """The account that owns this user's jobs, as the engine knows it. Raises HostError."""
         raise NotImplementedError
 
-    async def _submit(self, spec: SessionSpec) -> str:
+    @property
+    def _jobs_are_users(self) -> bool:
+        """Whether each user's jobs are an account's of their own."""
+        return False
+
+    async def _submit(self, spec: SessionSpec, script: str) -> str:
         """Submit the session's job; its id. Raises BatchError."""
         raise NotImplementedError
 
@@ -78,8 +88,14 @@ class QemuBatchSpawner(QemuSpawnerMixin):
 
         return list_owners
 
-    def _prepare_folders(self, session_id: str) -> None:
-        """Make what of a session's folders has to be there before its job. Raises HostError."""
+    def _prepare_folders(self) -> None:
+        """Make what of the session's folders has to be there before its job. Raises HostError."""
+        try:
+            account.prepare_jobs(self._state_paths, self._jobs_user, shared=self._jobs_are_users)
+        except (OSError, KeyError) as exc:
+            # Of an account that only nodes know, or on storage where this host's root is nobody, it is the
+            # administrator's to make.
+            self.log.warning("%s is not made here: %s", self._state_paths.jobs, exc)
 
     @property
     def _queue(self) -> JobQueue:
@@ -122,13 +138,19 @@ class QemuBatchSpawner(QemuSpawnerMixin):
 
     # State
 
+    def get_state(self) -> dict[str, object]:
+        return {**super().get_state(), **({"document": self._document} if self._document else {})}
+
     def load_state(self, state: Mapping[str, object]) -> None:
         super().load_state(state)
         self._resumes_start = "starting" in state
+        self._document = str(state.get("document", ""))
 
     def clear_state(self) -> None:
         super().clear_state()
         self._resumes_start = False
+        self._document = ""
+        self.is_paused = False
 
     # Start
 
@@ -137,11 +159,12 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         spec = self.make_spec()
         self.begin_session(spec, node="")
         try:
-            await asyncio.to_thread(self._prepare_folders, spec.session_id)
+            await asyncio.to_thread(self._prepare_folders)
             await self._end_forgotten(spec.session_id)
+            script = make_script(self.cmd, await self._store_document())
             # Before it is submitted: a session may be quicker than the answer with its job's id.
             with self._expecting_port():
-                self.job_id = await self._submit(spec)
+                self.job_id = await self._submit(spec, script)
                 # From now on a list without it is one from which it is gone.
                 self._submitted_at = time.monotonic()
                 self.save_state()
@@ -173,6 +196,8 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         self.server.ip, self.server.port = await self._find_address(node), await self._wait_for_port()
         self.server.proto = "https" if self.internal_ssl else "http"
         self._session["node"] = node
+        # The session has it.
+        self._document = ""
         self.save_state()
 
     @property
@@ -194,6 +219,25 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         # The nodes need not see the hub's files.
         files = {name: Path(environment.pop(name)).read_text() for name in VARIABLES if name in environment}
         return JobDocument(environment=environment, files=files)
+
+    async def _store_document(self) -> PurePath:
+        """Lay down what the session is to know, by a name that nobody guesses. Raises BatchError."""
+        # Noted first: a hub that is killed meanwhile takes it back when it is there again.
+        self._document = secrets.token_hex(16)
+        self.save_state()
+        path = self._state_paths.jobs / self._document
+        await self._engine.store(path, write_document(self._make_document()))
+        return path
+
+    async def _withdraw_document(self) -> None:
+        """Take back what no job has taken, nor will."""
+        if not self._document:
+            return
+        try:
+            await self._engine.remove(self._state_paths.jobs / self._document)
+        except (BatchError, HostError) as exc:
+            self.log.warning("%s: its job's file %s stays: %s", self.session_id, self._document, exc.text)
+        self._document = ""
 
     async def _wait_for_node(self) -> str:
         """Wait until the job runs; the name of its node. A port that is told ends the wait: it runs."""
@@ -266,16 +310,19 @@ class QemuBatchSpawner(QemuSpawnerMixin):
         from batchspawner.batchspawner import JobStatus
 
         if not self.job_id:
+            await self._withdraw_document()
             return JobStatus.NOTFOUND
         try:
             job = await self._find_job(WAITING_S if self.pending else _LOOKING_S)
         except BatchError as exc:
             self.log.warning("%s: %s", self.session_id, exc.text)
             return JobStatus.UNKNOWN
+        self.is_paused = job is not None and job.is_paused
         if job is None or job.phase == "over":
             if job is not None:
                 # Unless the session itself has said why.
                 self.end_run(outcome="lost", why=job.ending)
+            await self._withdraw_document()
             return JobStatus.NOTFOUND
         return {"pending": JobStatus.PENDING, "running": JobStatus.RUNNING}.get(job.phase, JobStatus.UNKNOWN)
 
@@ -320,6 +367,7 @@ class QemuBatchSpawner(QemuSpawnerMixin):
                 await self._wait_until_over(_STOP_S)
             await self._cancel()
             await self._wait_until_over(_CANCEL_S)
+            await self._withdraw_document()
         except (BatchError, HostError) as exc:
             raise self.failure(
                 exc.message, Text("The desktop may run on; try again when the cluster answers.")

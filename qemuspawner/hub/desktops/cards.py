@@ -106,6 +106,7 @@ class ShowsCards(LoggingConfigurable):
             "notes": _text(options.get("notes")),
             "state": state,
             "is_known": server is not None,
+            "is_paused": spawner is not None and bool(spawner.active and spawner.is_paused),
             "is_ready": spawner is not None and bool(spawner.ready),
             "can_repeat": bool(options.get("machine")),
             "url": url_path_join(user.url, url_escape_path(name), "/"),

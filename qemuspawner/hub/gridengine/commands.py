@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from qemuspawner.hub.batch.documents import KeepsDocuments
 from qemuspawner.hub.batch.engine import BatchError
-from qemuspawner.hub.batch.qsub import Order, StoresDocuments, read_tag
+from qemuspawner.hub.batch.qsub import Order, read_tag
 from qemuspawner.hub.gridengine.jobs import Job, parse_jobs
 from qemuspawner.texts import Text
 
@@ -12,7 +13,7 @@ _NOTICE_S = 300
 
 
 @dataclass(frozen=True)
-class GridEngine(StoresDocuments):
+class GridEngine(KeepsDocuments):
     """One cell's commands; `memory` is the resource by which it is asked for, `parallel` who gives CPUs."""
 
     memory: str = ""

@@ -26,6 +26,11 @@ class Job:
         return "running" if self.node else "pending"
 
     @property
+    def is_paused(self) -> bool:
+        # By somebody, by its queue, or by a threshold of its queue.
+        return self.phase == "running" and not {"s", "S", "T"}.isdisjoint(self.state)
+
+    @property
     def never_runs(self) -> bool:
         """It was tried and failed ("E"): somebody has to look."""
         return self.phase == "pending" and "E" in self.state

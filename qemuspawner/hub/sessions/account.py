@@ -69,6 +69,24 @@ def prepare_folders(state: StatePaths, account: Account, *, session_id: str, sha
         _make_private(folder, account)
 
 
+def prepare_jobs(state: StatePaths, name: str, *, shared: bool) -> None:
+    """Make the folder of what jobs are given: the account `name`'s; `shared`: of jobs of several accounts.
+
+    Raises:
+        OSError: It cannot be made here.
+        KeyError: This host has no such account.
+    """
+    if shared:
+        owner, mode = _own_account(), _SHARED_MODE
+    elif state.jobs.is_dir():
+        return
+    else:
+        owner, mode = pwd.getpwnam(name), _PRIVATE_MODE
+    # Who can neither give it away nor be its owner leaves it to the administrator.
+    if os.geteuid() in (0, owner.pw_uid):
+        _make_folder(state.jobs, owner, mode)
+
+
 def give_certificates(files: dict[str, str], folder: Path, account: Account) -> dict[str, str]:
     """Move a session's key and certificate, and copy the authority's, to where only `account` reads them."""
     remove_certificates(folder)

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qemuspawner.hub.batch.engine import BatchError, Commands, tag
+from qemuspawner.hub.batch.documents import KeepsDocuments
+from qemuspawner.hub.batch.engine import BatchError, tag
 from qemuspawner.hub.slurm import jobs, nodes, rules
 from qemuspawner.texts import Text
 
@@ -16,7 +17,7 @@ class SlurmError(BatchError):
 
 
 @dataclass(frozen=True)
-class Slurm(Commands):
+class Slurm(KeepsDocuments):
     """One cluster's commands."""
 
     name = "Slurm"

@@ -11,9 +11,9 @@ from traitlets import default
 from qemuspawner.errors import QemuSpawnerError
 from qemuspawner.hub.admission.admission import Admission, Shortage, ShortageError
 from qemuspawner.hub.admission.capacity import HostCapacity
+from qemuspawner.hub.batch.shared import SharesStorage
 from qemuspawner.hub.form.fields import quote
 from qemuspawner.hub.form.options import Options
-from qemuspawner.hub.slurm.shared import SharesStorage
 from qemuspawner.hub.slurm.spawner import QemuSlurmSpawner
 from qemuspawner.hub.spawner import QemuSpawner
 from qemuspawner.texts import Text

@@ -82,6 +82,10 @@ class Job:
         return _PHASES.get(self.state, "unknown")
 
     @property
+    def is_paused(self) -> bool:
+        return self.state in ("SUSPENDED", "STOPPED")
+
+    @property
     def never_runs(self) -> bool:
         return self.phase == "pending" and self.reason in _NEVER
 

@@ -16,7 +16,7 @@ from qemuspawner.hub.admission.capacity import HostCapacity
 from qemuspawner.hub.admission.partitions import OfferedPartition, OfferedReservation
 from qemuspawner.hub.batch.engine import Job, tag
 from qemuspawner.hub.batch.reaper import ListOwners
-from qemuspawner.hub.batch.script import make_script
+from qemuspawner.hub.batch.shared import SharesStorage
 from qemuspawner.hub.batch.spawner import QemuBatchSpawner
 from qemuspawner.hub.sessions import account
 from qemuspawner.hub.slurm import jobs
@@ -26,7 +26,6 @@ from qemuspawner.hub.slurm.offers import JobOwner, OffersCluster, count_gpus, fi
 from qemuspawner.hub.slurm.owners import Owners, list_owners
 from qemuspawner.hub.slurm.queue import Queue, queue_of
 from qemuspawner.hub.slurm.script import make_arguments
-from qemuspawner.hub.slurm.shared import SharesStorage
 from qemuspawner.hub.slurm.warming import WarmsOnNodes
 from qemuspawner.spec import SessionSpec
 from qemuspawner.texts import Text
@@ -141,26 +140,31 @@ class QemuSlurmSpawner(SharesStorage, WarmsOnNodes, OffersCluster, QemuBatchSpaw
     def find_gpu_models(self) -> dict[str, int]:
         return count_gpus(self.find_partitions() or ()) if self.gpus else {}
 
-    def _prepare_folders(self, session_id: str) -> None:
+    @property
+    def _jobs_are_users(self) -> bool:
+        return self._owners.are_users
+
+    def _prepare_folders(self) -> None:
         """Make the session's folder its user's own, where others could else make one of that name first.
 
         Raises:
             HostError: The user has no account of their own.
         """
-        if not self._owners.are_users or os.geteuid() != 0:
+        super()._prepare_folders()
+        if not self._jobs_are_users or os.geteuid() != 0:
             return
         owner = pwd.getpwnam(self._owners.name_of(self.user.name))
         try:
-            account.prepare_folders(self._state_paths, owner, session_id=session_id, shared=True)
+            account.prepare_folders(self._state_paths, owner, session_id=self.session_id, shared=True)
         except OSError as exc:
             # On storage where this host's root is nobody, they are made by the job.
-            self.log.warning("%s: its folder is not made here: %s", session_id, exc)
+            self.log.warning("%s: its folder is not made here: %s", self.session_id, exc)
 
     @property
     def _chosen_partition(self) -> str:
         return self._options.partition if self._options is not None else self.partition
 
-    async def _submit(self, spec: SessionSpec) -> str:
+    async def _submit(self, spec: SessionSpec, script: str) -> str:
         self._stood = None
         chosen = self._options.reservation if self._options is not None else ""
         arguments = make_arguments(
@@ -175,7 +179,7 @@ class QemuSlurmSpawner(SharesStorage, WarmsOnNodes, OffersCluster, QemuBatchSpaw
             gres=self.write_gres(spec.gpus),
             log=self.slurm_log,
         )
-        return await self._slurm.submit(arguments, make_script(self.cmd, self._make_document()))
+        return await self._slurm.submit(arguments, script)
 
     async def _find_address(self, node: str) -> str:
         cluster = await self._queue.cluster(max_age_s=_NODES_S)

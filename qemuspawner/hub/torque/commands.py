@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from qemuspawner.hub.batch.documents import KeepsDocuments
 from qemuspawner.hub.batch.engine import BatchError
-from qemuspawner.hub.batch.qsub import Order, StoresDocuments, read_tag
+from qemuspawner.hub.batch.qsub import Order, read_tag
 from qemuspawner.hub.torque.jobs import Job, parse_jobs
 from qemuspawner.texts import Text
 
@@ -12,7 +13,7 @@ _JOB_ID = re.compile(r"\d{1,18}(?:\.[\w.-]{1,250})?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Torque(StoresDocuments):
+class Torque(KeepsDocuments):
     """One server's commands."""
 
     name = "Torque"

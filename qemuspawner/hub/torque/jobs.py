@@ -37,6 +37,10 @@ class Job:
         return _PHASES.get(self.state, "unknown")
 
     @property
+    def is_paused(self) -> bool:
+        return self.state == "S"
+
+    @property
     def never_runs(self) -> bool:
         # Torque refuses what it never can run.
         return False

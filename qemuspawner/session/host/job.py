@@ -1,16 +1,12 @@
 """A session that is a job of a batch system: it is given its environment, takes a port, and tells the hub."""
 
-import atexit
 import json
 import os
-import shutil
 import socket
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import quote
 
 from qemuspawner.batch import read_document
@@ -41,14 +37,19 @@ def become_job(descriptor: int) -> None:
 
 
 def _write_files(files: Mapping[str, str]) -> dict[str, str]:
-    """Files that nobody else may read, for as long as this process is there; their paths by their names."""
-    if not files:
-        return {}
-    folder = Path(tempfile.mkdtemp(prefix="qemuspawner-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    return {name: str(folder / name) for name in files}
+    """Files in memory, whose paths are this process's own; the paths by the files' names.
+
+    On a disk they would outlive a session that is killed.
+    """
+    return {name: f"/proc/self/fd/{_keep_in_memory(name, text)}" for name, text in files.items()}
+
+
+def _keep_in_memory(name: str, text: str) -> int:
+    """A descriptor that stays open; programs that are started do not have it."""
+    descriptor = os.memfd_create(name)
+    with os.fdopen(descriptor, "w", closefd=False) as file:
+        file.write(text)
+    return descriptor
 
 
 def _tell(port: int) -> None:

@@ -10,7 +10,7 @@ from qemuspawner.texts import Text
 
 
 class SharesStorage(QemuSpawnerMixin):
-    """Part of `QemuSlurmSpawner`: sessions whose state folder other nodes have too."""
+    """Part of the spawners of clusters: sessions whose state folder other nodes have too."""
 
     lease = Integer(
         30,
