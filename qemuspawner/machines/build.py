@@ -287,12 +287,20 @@ def _stage_files(files: Path, work: Path) -> Path:
     return hook
 
 
+def _date_back(root: Path, run: _Steps) -> None:
+    dates.date_back(root)
+    # What is known of fonts goes by the dates of their folders; else each desktop would look for it anew.
+    if (root / "usr/bin/fc-cache").exists():
+        run.run(["chroot", str(root), "fc-cache", "--system-only"])
+        dates.date_back(root / "var/cache/fontconfig")
+
+
 def _make_disk(root: Path, recipe: Recipe, work: Path, run: _Steps, *, digest: str) -> Path:
     """The root folder as a file system without partitions, in a qcow2."""
     for path in (root / "boot").iterdir():
         # QEMU is given them; in the image they would only be in the way.
         shutil.move(path, work / path.name)
-    dates.date_back(root)
+    _date_back(root, run)
     raw = work / "disk.raw"
     with raw.open("wb") as file:
         file.truncate(recipe.build.disk << 20)

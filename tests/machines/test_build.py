@@ -348,6 +348,25 @@ def test_no_date_in_an_image_tells_when_it_was_built(
     assert ask_debugfs(raw, "cat /etc/told") == f"{dates.LATEST_S}\n"
 
 
+def test_what_is_known_of_fonts_is_found_anew_when_their_folders_have_their_dates(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    """It goes by these, and is worth nothing with others."""
+    use_mmdebstrap(
+        DATING_MMDEBSTRAP
+        + 'mkdir -p "$root/usr/bin" "$root/var/cache/fontconfig"\ntouch "$root/usr/bin/fc-cache"\n'
+    )
+    chroot = tmp_path / "bin/chroot"
+    chroot.write_text('#!/bin/sh\n(echo "$2 $3"; stat -c %Y "$1/etc") > "$1/var/cache/fontconfig/known"\n')
+    chroot.chmod(0o755)
+
+    build_machine(find_recipe(machine, {}), images=images, progress=silent)
+
+    raw, known = as_raw(machine, tmp_path), "/var/cache/fontconfig/known"
+    assert ask_debugfs(raw, f"cat {known}") == f"fc-cache --system-only\n{dates.LATEST_S}\n"
+    assert set(inode_dates(raw, known).values()) == {dates.LATEST_S}
+
+
 def as_raw(machine: Machine, folder: Path) -> Path:
     raw = folder / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", machine.image.file, raw], check=True)
