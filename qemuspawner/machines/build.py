@@ -26,6 +26,7 @@ from qemuspawner.machines.recipe import Recipe
 from qemuspawner.machines.software import list_software, write_software
 from qemuspawner.machines.writing import locked_folder, make_folder
 from qemuspawner.qemu.digests import note_digest, read_digest
+from qemuspawner.qemu.jail import tie_to_parent
 from qemuspawner.units import render_mib
 
 Progress = Callable[[str], None]
@@ -36,6 +37,8 @@ LOG = "build.log"
 _WORK_PREFIX = ".build-"
 _QUIET_S = 10  # no step stays silent for longer
 _TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+# What a tool mounts and starts ends with it, however that ends: remains are deleted, and must lead nowhere.
+_APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # sudo and cron may leave the administrator's folders out.
 _TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
@@ -193,7 +196,7 @@ class _Steps:
         with self._log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
             process = subprocess.Popen(
-                command,
+                tie_to_parent([*_APART, *command], parent_pid=os.getpid()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -209,8 +212,10 @@ class _Steps:
                         last = line.strip() or last
                         self._tell_line(line.strip())
                 except BaseException:
-                    # Asked to end, mmdebstrap tidies up after itself; leaving this block waits for it.
-                    process.terminate()
+                    process.kill()
+                    # Until the last of them has ended, they write.
+                    while process.stdout and process.stdout.read():
+                        pass
                     raise
         if process.returncode != 0:
             raise MachineError(

@@ -231,6 +231,30 @@ def test_an_interrupted_build_leaves_nothing(
     assert content_of(images / "tiny") == ["build.log"]
 
 
+def test_what_an_interrupted_build_had_mounted_is_away_before_its_folder_is_deleted(
+    machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None], tmp_path: Path
+) -> None:
+    """Else what lies behind would be deleted with it, and it could never be."""
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    (behind / "file").touch()
+    use_mmdebstrap(
+        FAKE_MMDEBSTRAP + f'mount --bind {behind} "$root/boot"\necho "I: started"\nexec sleep 1234.5\n'
+    )
+
+    def interrupt(text: str) -> None:
+        if text == "Started":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_machine(find_recipe(machine, {}), images=images, progress=interrupt)
+
+    assert content_of(images / "tiny") == ["build.log"]
+    assert content_of(behind) == ["file"]
+    assert str(images) not in Path("/proc/mounts").read_text()
+    assert subprocess.run(["pgrep", "-f", "^sleep 1234.5$"]).returncode == 1
+
+
 def test_remains_of_a_killed_build_go_with_the_next(
     machine: Machine, images: Path, use_mmdebstrap: Callable[[str], None]
 ) -> None:
