@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +52,25 @@ class Bait:
         return found
 
 
+def _start_watching() -> int:
+    """The descriptor of a new inotify instance."""
+    for _ in range(100):
+        watch = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if watch >= 0 or ctypes.get_errno() != errno.EMFILE:
+            break
+        # Each account has 128 of them, and those that were closed count until the kernel comes to free them.
+        time.sleep(0.1)
+    assert watch >= 0, os.strerror(ctypes.get_errno())
+    return int(watch)
+
+
 @contextlib.contextmanager
 def laid_bait(folder: Path) -> Iterator[Bait]:
     """`folder` is made, and holds nothing else."""
     folder.mkdir()
     file = folder / "secret"
     file.write_bytes(b"The secret of this host. ".ljust(512) * 2048)
-    watch = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    assert watch >= 0, os.strerror(ctypes.get_errno())
+    watch = _start_watching()
     try:
         watched = _libc.inotify_add_watch(watch, os.fsencode(file), _IN_OPEN | _IN_ACCESS)
         assert watched >= 0, os.strerror(ctypes.get_errno())
