@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from recipes import recipe
 
 from qemuspawner.cli import doctor, main
 from qemuspawner.paths import StatePaths
@@ -19,17 +20,7 @@ from qemuspawner.qemu.walls import ALWAYS, JAIL
 from qemuspawner.spec import Wall
 
 MACHINE = 'name = "Rocky 9"\n[image]\nfile = "disk.raw"\nformat = "raw"\n'
-BUILT = """
-name = "Built"
-firmware = "direct"
-[image]
-file = "disk.qcow2"
-format = "qcow2"
-kernel = "vmlinuz"
-[build]
-suite = "bookworm"
-packages = ["linux-image-amd64"]
-"""
+BUILT = recipe("Built")
 
 Patch = pytest.MonkeyPatch
 

@@ -10,6 +10,7 @@ import pytest
 from axe import find_barriers_in_both_looks
 from chromium import LogIn
 from playwright.async_api import Page, ViewportSize, expect
+from recipes import recipe
 
 from qemuspawner.hub.form.settings import save_setting
 from qemuspawner.hub.records import Records
@@ -171,17 +172,7 @@ async def test_machines_are_found_by_their_software(open_form: Open) -> None:
     await expect(page).to_have_url(re.compile("/spawn$"))
 
 
-BUILT = """
-name = "Beamline"
-firmware = "direct"
-[image]
-file = "disk.qcow2"
-format = "qcow2"
-kernel = "vmlinuz"
-[build]
-suite = "bookworm"
-packages = ["silx"]
-"""
+BUILT = recipe("Beamline", packages='"silx"')
 
 
 async def test_a_built_machine_is_found_by_what_its_packages_say(hub: hubs.Hub, open_form: Open) -> None:

@@ -38,6 +38,14 @@ async def scrape(hub: hubs.Hub) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
+async def scrape_until(hub: hubs.Hub, metric: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """The first that has this metric: one scrape asks sessions, and a later one tells what they say."""
+    async with asyncio.timeout(20):
+        while metric not in (found := await scrape(hub)):
+            await asyncio.sleep(0.1)
+    return found
+
+
 async def test_desktops_are_counted_with_what_they_were_promised(hub: hubs.Hub) -> None:
     alice = await hub.with_token("alice")
     before = await scrape(hub)
@@ -61,9 +69,7 @@ async def test_what_sessions_say_is_told_by_the_next_scrape(hub: hubs.Hub) -> No
     await hub.start(alice, {"machine": "mini"})
     await hub.wait_until_ready("alice")
 
-    async with asyncio.timeout(20):
-        while "qemuspawner_viewers" not in (found := await scrape(hub)):
-            await asyncio.sleep(0.1)
+    found = await scrape_until(hub, "qemuspawner_viewers")
 
     assert found["qemuspawner_viewers"] == {(platform.node(),): 0}
     assert found["qemuspawner_silent_sessions"] == {(platform.node(),): 0}
@@ -84,9 +90,7 @@ async def test_gpus_are_told_as_they_were_promised_and_are_used(
         await hub.start(alice, {"machine": "gpu", "gpu": gpu}, server_name=server)
         await hub.wait_until_ready("alice", server_name=server)
 
-    async with asyncio.timeout(20):
-        while "qemuspawner_used_gpus" not in (found := await scrape(hub)):
-            await asyncio.sleep(0.1)
+    found = await scrape_until(hub, "qemuspawner_used_gpus")
     capacity._look_for_gpus.cache_clear()
 
     assert found["qemuspawner_promised_gpus"] == {("A100", platform.node()): 3}
@@ -98,9 +102,7 @@ async def test_a_host_without_gpus_has_no_number_of_them(hub: hubs.Hub) -> None:
     await hub.start(alice, {"machine": "mini"})
     await hub.wait_until_ready("alice")
 
-    async with asyncio.timeout(20):
-        while "qemuspawner_viewers" not in (found := await scrape(hub)):
-            await asyncio.sleep(0.1)
+    found = await scrape_until(hub, "qemuspawner_viewers")
 
     assert not any("gpu" in name for name in found if name.startswith("qemuspawner"))
 

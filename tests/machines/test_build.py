@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipes import recipe
 
 from qemuspawner.errors import HostError, MachineError
 from qemuspawner.machine import Machine
@@ -19,21 +20,9 @@ from qemuspawner.machines.recipe import Recipe, find_recipe
 from qemuspawner.machines.software import Program, list_software, load_software, write_software
 from qemuspawner.paths import EXAMPLE_MACHINES
 
-RECIPE = """
-name = "Tiny"
-firmware = "direct"
-[image]
-file = "disk.qcow2"
-format = "qcow2"
-kernel = "vmlinuz"
-[build]
-suite = "bookworm"
-packages = ["linux-image-amd64"]
-script = "customize.sh"
-first_boot = "first.sh"
-files = "files"
-disk = "16 MiB"
-"""
+RECIPE = recipe(
+    "Tiny", 'script = "customize.sh"', 'first_boot = "first.sh"', 'files = "files"', 'disk = "16 MiB"'
+)
 
 # Leaves behind what mmdebstrap would, in no time; the root folder is the last argument.
 FAKE_MMDEBSTRAP = """#!/bin/sh

@@ -8,25 +8,14 @@ from typing import Any
 
 import oci
 import pytest
+from recipes import recipe
 
 from qemuspawner.errors import MachineError
 from qemuspawner.machines.build import build_machine, find_image_state
 from qemuspawner.machines.catalogue import load_catalogue, load_machine
 from qemuspawner.machines.recipe import Recipe, find_recipe
 
-RECIPE = """
-name = "Web"
-firmware = "direct"
-[image]
-file = "disk.qcow2"
-format = "qcow2"
-kernel = "vmlinuz"
-[build]
-suite = "bookworm"
-packages = ["linux-image-amd64"]
-container = "image:web"
-disk = "64 MiB"
-"""
+RECIPE = recipe("Web", 'container = "image:web"', 'disk = "64 MiB"')
 SERVE = ("/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www")
 
 # Leaves what mmdebstrap would, and what came of it can be looked at afterwards.

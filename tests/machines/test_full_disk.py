@@ -15,6 +15,7 @@ import guests
 import hubs
 import published
 import pytest
+from recipes import recipe
 
 from qemuspawner.cli import main
 from qemuspawner.machines import image_files, take_home
@@ -30,18 +31,7 @@ name = "Mini"
 file = "disk.qcow2"
 format = "qcow2"
 """
-RECIPE = """
-name = "Tiny"
-firmware = "direct"
-[image]
-file = "disk.qcow2"
-format = "qcow2"
-kernel = "vmlinuz"
-[build]
-suite = "bookworm"
-packages = ["linux-image-amd64"]
-disk = "16 MiB"
-"""
+RECIPE = recipe("Tiny", 'disk = "16 MiB"')
 # In mmdebstrap's place; the root folder is the last argument.
 PACKAGES = """#!/bin/sh -e
 for root; do :; done
